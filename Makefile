@@ -1,0 +1,31 @@
+# make demo   sets up an environment and erases a concept from the embedded model (prompts to report)
+# make test   sets up an environment, checks lint and types, and runs the tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test setup lint results
+
+setup: $(VENV)/ready
+
+# Ray starts dozens of Python processes: bytecode that lies ready saves each of them half its imports
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: setup
+	$(BIN)/vce-ray demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# the table of the README: three concepts, two methods, five hundred judged images each and more kept ones
+results: setup
+	$(BIN)/python -m benchmarks.emoji_world
