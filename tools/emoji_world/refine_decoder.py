@@ -1,0 +1,61 @@
+"""Trains the decoder of the image tokenizer further, with encoder and codebook at rest: the tokens stay what they are,
+so it can run after (or beside) the training of the model that draws them.
+
+    python -m tools.emoji_world.refine_decoder --out build/emoji_world     # resumes where it stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from tools.emoji_world.progress import Training, load_checkpoint
+from tools.emoji_world.train_janus import picture
+from tools.emoji_world.train_vq import CONFIG, decode, optimizers, reconstruction_loss
+
+
+def main() -> None:
+    """Trains on the tokenised pictures of train_janus, and writes decoder.pt, which export.py puts into the model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tokens = torch.load(args.out / "tokens.pt", weights_only=True)
+    model = JanusVQVAE(JanusVQVAEConfig(**CONFIG))
+    path = args.out / "decoder.pt"
+    first = load_checkpoint(args.out / "vq.pt")
+    if first is None:
+        raise SystemExit(f"{args.out}/vq.pt is missing: run tools.emoji_world.train_vq first")
+    model.load_state_dict(first["model"])
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    model.post_quant_conv.requires_grad_(True)
+    trained = torch.nn.ModuleList([model.decoder, model.post_quant_conv])
+    training = Training(path, model, optimizers(trained, args.lr), steps=args.steps, lr=args.lr, descent=0.4)
+    entries = F.normalize(model.quantize.embedding.weight, dim=1)
+    for step in range(training.begin, args.steps):
+        rng = random.Random(32_452_843 * step + 1)
+        rows = [rng.randrange(len(tokens)) for _ in range(args.batch)]
+        pictures = np.stack([picture(i)[1] for i in rows])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        output = decode(model, entries[tokens[rows].long()].view(len(rows), 8, 8, -1))
+        loss = reconstruction_loss(output, pixels)
+        loss.backward()
+        with torch.no_grad():
+            mse = (output.clamp(-1, 1) - pixels).square().mean((1, 2, 3)) / 4
+        training.finish_step(step, {"loss": loss.item(), "psnr": (-10 * mse.log10()).mean().item()})
+
+
+if __name__ == "__main__":
+    main()

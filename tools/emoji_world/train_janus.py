@@ -1,0 +1,150 @@
+"""Trains the model of the emoji world that draws and captions; the image tokenizer must be trained before.
+
+python -m tools.emoji_world.train_janus --out build/emoji_world       # resumes where it stopped
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration
+
+from tools.emoji_world import scenes
+from tools.emoji_world.checkpoint import build_model, build_processor, export
+from tools.emoji_world.progress import Training, load_checkpoint
+from tools.emoji_world.world import STYLES, THINGS, Scene, caption, random_prompt, random_scene
+from vce_ray.models.janus import Janus
+
+UNCONDITIONAL = 0.1
+"""Share of pictures that are learned without their prompt, for classifier-free guidance."""
+EMPHASIS = {"openmoji": 2.0}
+"""How often a style is drawn in training, against 1: openmoji begins as lineart does, and is the last to be told apart."""
+
+
+def picture(index: int) -> tuple[Scene, np.ndarray]:
+    """The index-th picture of the training set, always the same."""
+    rng = random.Random(7_368_787 * index + 3)
+    scene = random_scene(rng)
+    return scene, scenes.render(scene, rng)
+
+
+def tokenise(model: Janus, count: int, path: Path) -> Tensor:
+    """Image tokens of the first `count` pictures, int16 [count, T]; kept in a file between runs."""
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    parts = []
+    for start in range(0, count, 128):
+        images = np.stack([picture(i)[1] for i in range(start, min(count, start + 128))])
+        parts.append(model.encode_pixels(images).short())
+        if start % 12_800 == 0:
+            print(f"tokenised {start}/{count}", flush=True)
+    tokens = torch.cat(parts)
+    torch.save(tokens, path)
+    return tokens
+
+
+def optimizers(net: JanusForConditionalGeneration, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of both transformers, AdamW for embeddings, heads and norms. The tokenizer rests."""
+    net.model.vqmodel.requires_grad_(False)
+    towers = [net.model.language_model.layers, net.model.vision_model.encoder.layers]
+    hidden = [p for tower in towers for p in tower.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in hidden}
+    rest = [p for p in net.parameters() if p.requires_grad and id(p) not in chosen]
+    return [
+        torch.optim.Muon(hidden, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def drawing_loss(model: Janus, indices: list[int], tokens: Tensor, rng: random.Random) -> Tensor:
+    """Cross-entropy of image tokens given prompts, some of them blanked out."""
+    prompts = model.encode_prompts([random_prompt(rng, picture_scene(i)) for i in indices])
+    blank = torch.tensor([rng.random() < UNCONDITIONAL for _ in indices])
+    prompts.ids_BP[blank] = prompts.unconditional_ids_BP[blank]
+    targets = tokens[indices].long()
+    logits = model.image_logits(prompts, targets)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def picture_scene(index: int) -> Scene:
+    """The scene of the index-th picture, without rendering it."""
+    return random_scene(random.Random(7_368_787 * index + 3))
+
+
+def caption_loss(model: Janus, indices: list[int]) -> Tensor:
+    """Cross-entropy of the one caption sentence given the picture."""
+    tokenizer, net = model.tokenizer, model.net
+    drawn = [picture(i) for i in indices]
+    pixels = torch.from_numpy(np.stack([image for _, image in drawn])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    boi, eoi = (tokenizer.convert_tokens_to_ids(t) for t in (tokenizer.boi_token, tokenizer.eoi_token))
+    head = [tokenizer.bos_token_id, boi] + [net.config.image_token_id] * model.num_image_tokens + [eoi]
+    rows = []
+    for scene, _ in drawn:
+        noun = None if scene.thing is None else THINGS[scene.thing].name
+        text = tokenizer(caption(noun, STYLES[scene.style], scene.background))["input_ids"][1:]
+        rows.append([*text, tokenizer.eos_token_id])
+    width = max(map(len, rows))
+    ids = torch.tensor([head + row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+    logits = net(input_ids=ids, pixel_values=pixels, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+    targets = ids[:, -width:].masked_fill(ids[:, -width:] == tokenizer.pad_token_id, -100)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+
+def main() -> None:
+    """Trains, and writes checkpoints that the same command resumes from; at the end exports the model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--pictures", type=int, default=48_000)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--captions", type=int, default=8, help="of each batch, in addition")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--start-from", type=Path, help="a checkpoint folder whose weights, tokenizer too, to go on from"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    processor = build_processor()
+    net = build_model(processor)
+    if args.start_from:
+        started = JanusForConditionalGeneration.from_pretrained(args.start_from, dtype=torch.float32)
+        net.load_state_dict(started.state_dict())
+    elif (vq := load_checkpoint(args.out / "vq.pt")) is not None:
+        net.model.vqmodel.load_state_dict(vq["model"])
+    else:
+        raise SystemExit(f"{args.out}/vq.pt is missing: run tools.emoji_world.train_vq first")
+    with torch.no_grad():
+        codes = F.normalize(net.model.vqmodel.quantize.embedding.weight, dim=1)
+        net.model.vqmodel.quantize.embedding.weight.copy_(codes)
+        if not args.start_from:
+            net.model.generation_embeddings.weight.copy_(codes)
+    model = Janus(net, processor, revision="training")
+    tokens = tokenise(model, args.pictures, args.out / "tokens.pt")
+    optims = optimizers(net, args.lr)
+    training = Training(args.out / "janus.pt", net, optims, steps=args.steps, lr=args.lr, every=200)
+    weights = [EMPHASIS.get(STYLES[picture_scene(i).style], 1.0) for i in range(args.pictures)]
+    cumulative = list(accumulate(weights))
+    net.train()
+    for step in range(training.begin, args.steps):
+        rng = random.Random(9_999_991 * step + 11)
+        indices = rng.choices(range(args.pictures), cum_weights=cumulative, k=args.batch + args.captions)
+        drawing = drawing_loss(model, indices[: args.batch], tokens, rng)
+        reading = caption_loss(model, indices[args.batch :])
+        (drawing + 0.3 * reading).backward()
+        nn.utils.clip_grad_norm_([p for p in net.parameters() if p.grad is not None], 1.0)
+        training.finish_step(step, {"drawing": drawing.item(), "reading": reading.item()})
+    export(net.eval(), processor, args.out / "janus")
+    print(f"exported to {args.out / 'janus'}")
+
+
+if __name__ == "__main__":
+    main()

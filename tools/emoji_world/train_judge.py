@@ -1,0 +1,184 @@
+"""Trains the judge of the emoji world: a small CLIP in open_clip's format, apart from the model it judges.
+
+    python -m tools.emoji_world.train_judge --out build/emoji_world        # resumes where it stopped
+
+It sees only renderings of its own seeds, with blur, noise and colour shifts, never a picture drawn by the model.
+Half of them went through the image tokenizer and back, as all that it will judge did: its blur must not be
+taken for a style.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from safetensors.torch import save_file
+from tokenizers import processors
+from torch import Tensor
+from transformers import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from tools.emoji_world import scenes
+from tools.emoji_world.progress import Training, load_checkpoint
+from tools.emoji_world.tokenizer import build_tokenizer
+from tools.emoji_world.train_vq import CONFIG as VQ
+from tools.emoji_world.train_vq import decode, latents
+from tools.emoji_world.world import BACKGROUNDS, OBJECTS, STYLES, Scene, fill, random_prompt, random_scene
+
+CONTEXT = 32
+MODEL: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": scenes.EDGE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+    "text_cfg": {
+        "context_length": CONTEXT,
+        "vocab_size": 0,  # set from the tokenizer
+        "hf_tokenizer_name": "local",
+        "width": 128,
+        "heads": 4,
+        "layers": 2,
+        "pool_type": "eos",
+        "eos_id": 2,
+    },
+}
+PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+NOTHING = "nothing"
+"""What the judge sees in a picture without an object."""
+LABELS = (
+    [fill("{a} {o}", name) for name in OBJECTS] + [NOTHING],
+    [f"in the style of {name}" for name in STYLES],
+    [f"a {name} background" for name in BACKGROUNDS],
+)
+
+
+def build_judge_tokenizer():
+    """The world's tokenizer with an end-of-text token, padded on the right, as open_clip wants it."""
+    tokenizer = build_tokenizer()
+    tokenizer.padding_side = "right"
+    template = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)])
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
+
+
+def encode_texts(tokenizer, texts: list[str]) -> Tensor:
+    """Token ids, int64 [texts, CONTEXT]."""
+    options = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
+    return tokenizer(texts, **options)["input_ids"]
+
+
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur, noise, colour shift and small moves, each picture its own: float [B, 3, H, W] in -1..1."""
+    rand = lambda *shape: torch.rand(*shape, generator=generator)
+    count = len(pixels)
+    small = F.interpolate(pixels, scale_factor=0.5, mode="bilinear", antialias=True)
+    blurred = F.interpolate(small, size=pixels.shape[-2:], mode="bilinear")
+    strength = (rand(count, 1, 1, 1) * 1.4 - 0.4).clamp(min=0)
+    pixels = pixels + strength * (blurred - pixels)
+    pixels = pixels * (0.85 + 0.3 * rand(count, 3, 1, 1)) + 0.2 * (rand(count, 3, 1, 1) - 0.5)
+    noise = torch.randn(pixels.shape, generator=generator)
+    coarse = torch.randn(count, 3, 16, 16, generator=generator)
+    coarse = F.interpolate(coarse, size=pixels.shape[-2:], mode="bilinear")
+    pixels = pixels + 0.12 * rand(count, 1, 1, 1) * noise + 0.3 * rand(count, 1, 1, 1) * coarse
+    zoom, shift = 0.9 + 0.2 * rand(count, 1), 0.1 * (rand(count, 2) - 0.5)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom[:, 0], zoom[:, 0], shift
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False).clamp(-1, 1)
+
+
+@torch.no_grad()
+def through_tokenizer(vq: JanusVQVAE, pixels: Tensor, generator: torch.Generator, second: float = 0.1) -> Tensor:
+    """Pictures as the image tokenizer gives them back; a share `second` of the tokens is the second-nearest code,
+    for a drawn token is not always the nearest one either."""
+    z = latents(vq, pixels)
+    codes = F.normalize(vq.quantize.embedding.weight, dim=1)
+    nearest = (z @ codes.T).topk(2, dim=-1).indices
+    pick = (torch.rand(z.shape[:-1], generator=generator) < second).long()
+    return decode(vq, codes[nearest.gather(-1, pick[..., None])[..., 0]]).clamp(-1, 1)
+
+
+def labels(scene: Scene) -> tuple[int, int, int]:
+    """Indices into LABELS; the style of an empty scene is -100, 'ignore'."""
+    thing = len(OBJECTS) if scene.thing is None else scene.thing
+    return thing, -100 if scene.thing is None else scene.style, list(BACKGROUNDS).index(scene.background)
+
+
+def export(model: CLIP, tokenizer, folder: Path) -> None:
+    """Writes an open_clip folder, weights in float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    MODEL["text_cfg"]["vocab_size"] = len(tokenizer)
+    config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main() -> None:
+    """Trains, and writes checkpoints that the same command resumes from; at the end exports the judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    vq = JanusVQVAE(JanusVQVAEConfig(**VQ)).eval().requires_grad_(False)
+    trained = load_checkpoint(args.out / "decoder.pt") or load_checkpoint(args.out / "vq.pt")
+    if trained is None:
+        raise SystemExit(f"{args.out}/vq.pt is missing: run tools.emoji_world.train_vq first")
+    vq.load_state_dict(trained["model"])
+    tokenizer = build_judge_tokenizer()
+    text_cfg = CLIPTextCfg(**(MODEL["text_cfg"] | {"vocab_size": len(tokenizer)}))
+    model = CLIP(MODEL["embed_dim"], CLIPVisionCfg(**MODEL["vision_cfg"]), text_cfg, output_dict=False)
+    blocks = [*model.visual.transformer.parameters(), *model.transformer.parameters()]
+    hidden = [p for p in blocks if p.ndim == 2]
+    rest = [p for p in model.parameters() if p.ndim != 2 or all(p is not h for h in hidden)]
+    optims = [
+        torch.optim.Muon(hidden, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    training = Training(args.out / "judge.pt", model, optims, steps=args.steps, lr=args.lr)
+    label_ids = encode_texts(tokenizer, [text for group in LABELS for text in group])
+    sizes = [len(group) for group in LABELS]
+    model.train()
+    for step in range(training.begin, args.steps):
+        rng = random.Random(15_485_863 * step + 5)
+        drawn = [random_scene(rng) for _ in range(args.batch)]
+        pictures = np.stack([scenes.render(scene, rng) for scene in drawn])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        generator, half = torch.Generator().manual_seed(step), args.batch // 2
+        pixels = torch.cat([pixels[:half], through_tokenizer(vq, pixels[half:], generator)])
+        pixels = augment(pixels, generator)
+        prompts = [random_prompt(rng, scene) for scene in drawn]
+        image = F.normalize(model.encode_image(pixels), dim=-1)
+        text = F.normalize(model.encode_text(torch.cat([label_ids, encode_texts(tokenizer, prompts)])), dim=-1)
+        scale = model.logit_scale.exp().clamp(max=100)
+        logits = scale * image @ text.T
+        *named, batch_logits = logits.split([*sizes, args.batch], dim=1)
+        targets = torch.tensor([labels(scene) for scene in drawn])
+        losses = [F.cross_entropy(named[i], targets[:, i]) for i in range(3)]
+        # a prompt also fits other pictures of the batch: those are left out of its negatives
+        same = torch.tensor([[a == b and i != j for j, b in enumerate(prompts)] for i, a in enumerate(prompts)])
+        batch_logits = batch_logits.masked_fill(same, float("-inf"))
+        own = torch.arange(args.batch)
+        contrast = (F.cross_entropy(batch_logits, own) + F.cross_entropy(batch_logits.T, own)) / 2
+        (sum(losses, 0.3 * contrast)).backward()
+        right = (named[0].argmax(1) == targets[:, 0]).float().mean()
+        styled = (named[1].argmax(1) == targets[:, 1])[targets[:, 1] >= 0].float().mean()
+        figures = {"contrast": contrast.item(), "objects": right.item(), "styles": styled.item()}
+        training.finish_step(step, figures)
+    export(model.eval(), tokenizer, args.out / "judge")
+    print(f"exported to {args.out / 'judge'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Trains the image tokenizer of the emoji world: pictures of 64x64 to 64 tokens and back.
+
+    python -m tools.emoji_world.train_vq --out build/emoji_world          # resumes where it stopped
+
+An autoencoder first, then a codebook started from k-means of its latents: a codebook trained from scratch
+collapses. Codes and latents are unit vectors, as `JanusVQVAE.decode` normalises the codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from tools.emoji_world import scenes
+from tools.emoji_world.progress import Training
+from tools.emoji_world.world import random_scene
+
+CODES = 1024
+CONFIG: dict[str, Any] = dict(
+    base_channels=32,
+    channel_multiplier=[1, 1, 2, 4],
+    num_res_blocks=1,
+    latent_channels=64,
+    embed_dim=8,
+    num_embeddings=CODES,
+    num_patches=8,
+    projection_dim=256,
+    image_token_embed_dim=256,
+)
+
+
+def batch(step: int, size: int) -> Tensor:
+    """The pictures of one training step, always the same for the same step: float [size, 3, 64, 64] in -1..1."""
+    rng = random.Random(1_000_003 * step + 17)
+    pictures = [torch.from_numpy(scenes.render(random_scene(rng), rng)) for _ in range(size)]
+    return torch.stack(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions, seen as matrices [out, in * k * k], AdamW for everything else."""
+    convs = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and min(m.weight.shape[:2]) > 3]
+    views = [nn.Parameter(weight.data.view(weight.shape[0], -1)) for weight in convs]  # shares the storage
+    chosen = {id(weight) for weight in convs}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(views, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def lend_gradients(*_: object) -> None:
+        for view, weight in zip(views, convs, strict=True):
+            assert weight.grad is not None, "every convolution takes part in the loss"
+            view.grad = weight.grad.view_as(view)
+
+    muon.register_step_pre_hook(lend_gradients)
+    return [muon, adam]
+
+
+def reconstruction_loss(pixels: Tensor, target: Tensor) -> Tensor:
+    """L1 of pixels and of their differences to the right and below (edges), and a squared term for PSNR."""
+    error = pixels - target
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return error.abs().mean() + 0.5 * edges + error.square().mean()
+
+
+def latents(model: JanusVQVAE, pixels: Tensor) -> Tensor:
+    """Unit vectors before quantising: [batch, 8, 8, embed_dim]."""
+    return F.normalize(model.quant_conv(model.encoder(pixels)), dim=1).permute(0, 2, 3, 1)
+
+
+def decode(model: JanusVQVAE, codes: Tensor) -> Tensor:
+    """Pixels from unit vectors [batch, 8, 8, embed_dim]."""
+    return model.decoder(model.post_quant_conv(codes.permute(0, 3, 1, 2)))
+
+
+@torch.no_grad()
+def kmeans(points: Tensor, count: int, rounds: int = 25) -> Tensor:
+    """Spherical k-means: `count` unit vectors; an empty cluster starts anew at a random point."""
+    generator = torch.Generator().manual_seed(0)
+    centres = points[torch.randperm(len(points), generator=generator)[:count]]
+    for _ in range(rounds):
+        nearest = (points @ centres.T).argmax(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        empty = nearest.bincount(minlength=count) == 0
+        sums[empty] = points[torch.randint(len(points), (int(empty.sum()),), generator=generator)]
+        centres = F.normalize(sums, dim=1)
+    return centres
+
+
+def main() -> None:
+    """Trains, and writes checkpoints that the same command resumes from."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--codebook-at", type=float, default=0.25, help="share of the steps before quantising")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    path = args.out / "vq.pt"
+    model = JanusVQVAE(JanusVQVAEConfig(**CONFIG))
+    for module in model.modules():  # transformers' 0.02 is too small for a net without skips to learn from
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+    model.train()
+    start_codes = int(args.steps * args.codebook_at)
+    training = Training(path, model, optimizers(model, args.lr), steps=args.steps, lr=args.lr, descent=0.4)
+    usage, flat = training.state.get("usage", torch.ones(CODES)), torch.empty(0, 8)
+    codebook = model.quantize.embedding.weight
+    for step in range(training.begin, args.steps):
+        pixels = batch(step, args.batch)
+        if step == start_codes:
+            with torch.no_grad():
+                points = torch.cat([latents(model, batch(10**6 + i, 64)).reshape(-1, 8) for i in range(10)])
+                codebook.copy_(kmeans(points, CODES))
+        z = latents(model, pixels)
+        if step < start_codes:
+            codes, commitment = z + 0.02 * torch.randn_like(z), torch.zeros(())
+        else:
+            entries = F.normalize(codebook, dim=1)
+            flat = z.detach().reshape(-1, 8)
+            nearest = (flat @ entries.detach().T).argmax(1)
+            chosen = entries[nearest].view_as(z)
+            commitment = (chosen.detach() - z).square().mean() + (chosen - z.detach()).square().mean()
+            codes = z + (chosen - z).detach()
+            usage = 0.99 * usage + nearest.bincount(minlength=CODES)
+        output = decode(model, codes)
+        loss = reconstruction_loss(output, pixels) + 2.0 * commitment
+        loss.backward()
+        if start_codes <= step < 0.7 * args.steps and step % 50 == 0:  # codes that nothing chooses start anew
+            dead = (usage < 0.5).nonzero()[:, 0]
+            with torch.no_grad():
+                codebook[dead] = flat[torch.randint(len(flat), (len(dead),))]
+            usage[dead] = 5.0
+        with torch.no_grad():
+            mse = (output.clamp(-1, 1) - pixels).square().mean((1, 2, 3)) / 4
+            psnr = (-10 * mse.log10()).mean().item()
+        used = (usage > 0.5).float().mean().item()
+        training.finish_step(step, {"loss": loss.item(), "psnr": psnr, "used": used}, usage=usage)
+
+
+if __name__ == "__main__":
+    main()

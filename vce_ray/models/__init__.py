@@ -1,0 +1,1 @@
+"""The base models, behind one small protocol (base.py)."""

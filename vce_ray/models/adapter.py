@@ -1,0 +1,104 @@
+"""Adapters: what an erasure leaves behind, as PEFT LoRA safetensors with the revision of the base it fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vce_ray.models.base import ImageModel
+
+TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+"""Every matrix of the language model; the vision tower, the tokenizer and the heads stay as they are."""
+WEIGHTS = "adapter_model.safetensors"
+FULL_WEIGHTS = "weights.safetensors"
+CARD = "vce_ray.json"
+
+
+def add_lora(net: nn.Module, rank: int, alpha: int) -> None:
+    """Puts a fresh LoRA, which changes nothing yet, on the language model, and freezes everything else."""
+    net.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, lora_dropout=0.0, bias="none")
+    inject_adapter_in_model(config, net)
+
+
+def set_adapter_enabled(net: nn.Module, enabled: bool) -> None:
+    """Switches the LoRA on or off: off, the net is exactly the base."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in net.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(enabled)
+
+
+def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lora: dict | None, facts: dict) -> None:
+    """Writes an adapter folder: weights, peft's config, and the card with the base's revision.
+
+    Args:
+        state: LoRA tensors under peft's names; or, where `lora` is None, all trained full weights by their names.
+        lora: rank and alpha, or None for full weights.
+        facts: what else the card should tell (concept, method, run).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if lora is None:
+        save_file(state, folder / FULL_WEIGHTS)
+    else:
+        state = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+        save_file(state, folder / WEIGHTS)
+        config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=TARGETS, bias="none")
+        config.base_model_name_or_path = base_revision
+        config.save_pretrained(str(folder))
+    card = {"base_revision": base_revision, "lora": lora} | facts
+    (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+
+def read_card(folder: Path) -> dict:
+    """The card of an adapter folder. Raises ValueError where it is none."""
+    path = folder / CARD
+    if not path.exists():
+        raise ValueError(f"{folder} is no adapter of vce_ray: {CARD} is missing")
+    return json.loads(path.read_text())
+
+
+def attach_adapter(model: ImageModel, folder: Path) -> None:
+    """Puts a saved adapter on a loaded base model.
+
+    Raises:
+        ValueError: the adapter was trained on another revision of the base; both are named.
+    """
+    card = read_card(folder)
+    if card["base_revision"] != model.revision:
+        raise ValueError(
+            f"adapter {folder} was trained on base revision {card['base_revision']}, this base is {model.revision}: "
+            "load the base it was trained on, or erase again from this one"
+        )
+    if card["lora"] is None:
+        missing = model.net.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False)
+        assert not missing.unexpected_keys, missing.unexpected_keys
+        return
+    add_lora(model.net, card["lora"]["rank"], card["lora"]["alpha"])
+    prefix = "base_model.model."
+    state = {name.removeprefix(prefix): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+    outcome = set_peft_model_state_dict(model.net, state)
+    assert not outcome.unexpected_keys, outcome.unexpected_keys
+
+
+def merge_adapter(net: nn.Module) -> None:
+    """Adds the LoRA to the weights it lies on and takes it off: drawing then costs what the base costs."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(name, module) for name, module in net.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, layer.get_base_layer())
+
+
+def adapter_state(net: nn.Module) -> dict[str, Tensor]:
+    """The LoRA tensors of a net under peft's names."""
+    return get_peft_model_state_dict(net)

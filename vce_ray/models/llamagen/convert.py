@@ -1,0 +1,277 @@
+"""Turns LlamaGen's released weights into a folder that this package loads, and loads it.
+
+    python -m vce_ray.models.llamagen.convert --gpt t2i_XL_stage1_256.pt --vq vq_ds16_t2i.pt --out folder
+
+Every key and shape is checked: weights that do not fit in full are refused, never loaded in part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vce_ray.models.llamagen import gpt, vq
+
+CONFIG, GPT_WEIGHTS, VQ_WEIGHTS = "config.json", "gpt.safetensors", "vq.safetensors"
+MODEL_TYPE = "llamagen"
+SHOWN = 10
+"""Keys that do not fit and are shown one by one; the rest is counted."""
+Shapes = dict[str, tuple[int, ...]]
+
+NAMES = {
+    "tok_embeddings.weight": "language_model.embed_tokens.weight",
+    "norm.weight": "language_model.norm.weight",
+    "output.weight": "generation_head.weight",
+    "cls_embedding.uncond_embedding": "uncond_embedding",
+    "cls_embedding.cap_proj.fc1.weight": "caption_projection.fc1.weight",
+    "cls_embedding.cap_proj.fc2.weight": "caption_projection.fc2.weight",
+}
+"""Released names outside the layers, and ours."""
+LAYER_NAMES = {
+    "attention.wo.weight": "self_attn.o_proj.weight",
+    "feed_forward.w1.weight": "mlp.gate_proj.weight",
+    "feed_forward.w2.weight": "mlp.down_proj.weight",
+    "feed_forward.w3.weight": "mlp.up_proj.weight",
+    "attention_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+}
+"""Released names in a layer, and ours; `attention.wqkv.weight` besides becomes three."""
+ROTARY_TABLE = "freqs_cis"
+"""The one tensor that may be there or not: LlamaGen's own serving code drops it from checkpoints that hold it."""
+
+
+def convert(gpt_path: Path, vq_path: Path, out: Path, image_size: int) -> None:
+    """Writes config.json, gpt.safetensors and vq.safetensors into `out`.
+
+    Args:
+        image_size: edge in pixels of the pictures the GPT was trained on; its weights do not tell.
+
+    Raises:
+        ValueError: a file is no checkpoint, or a key is missing, unknown or of another shape.
+    """
+    gpt_config, gpt_state = convert_gpt(read_checkpoint(gpt_path), image_size, str(gpt_path))
+    vq_weights = read_checkpoint(vq_path)
+    vq_config = check_vq(vq_weights, str(vq_path))
+    if vq_config.codebook_size != gpt_config.vocab_size:
+        raise ValueError(
+            f"{vq_path} has {vq_config.codebook_size} codes, {gpt_path} draws {gpt_config.vocab_size}: "
+            "give the tokenizer the GPT was trained with"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for state, name in ((gpt_state, GPT_WEIGHTS), (vq_weights, VQ_WEIGHTS)):
+        # copies: safetensors refuses tensors that share memory, as the parts of wqkv do
+        save_file(
+            {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}, out / name
+        )
+    card = {"model_type": MODEL_TYPE, "gpt": asdict(gpt_config), "vq": asdict(vq_config)}
+    (out / CONFIG).write_text(json.dumps(card, indent=2) + "\n")  # last: a folder with it is whole
+
+
+def load_folder(
+    folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[gpt.LlamaGenGPT, vq.VQModel]:
+    """The GPT in `dtype`, and the tokenizer in float32, in which it is released and trained.
+
+    Raises:
+        ValueError: the folder was not written by `convert`, or its weights do not fit its config.json.
+    """
+    absent = [name for name in (CONFIG, GPT_WEIGHTS, VQ_WEIGHTS) if not (folder / name).exists()]
+    if absent:
+        raise ValueError(f"{folder} is no converted LlamaGen: {', '.join(absent)} missing")
+    card = json.loads((folder / CONFIG).read_text())
+    if card.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"{folder / CONFIG}: model_type is {card.get('model_type')!r}, expected {MODEL_TYPE!r}")
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        gpt_net, vq_net = gpt.LlamaGenGPT(gpt.GPTConfig(**card["gpt"])), vq.VQModel(vq.VQConfig(**card["vq"]))
+    _fill(gpt_net, folder / GPT_WEIGHTS)
+    _fill(vq_net, folder / VQ_WEIGHTS)
+    vq_net.to(device, torch.float32).requires_grad_(False)
+    for weight in vq_net.parameters():
+        if weight.dim() == 4:  # convolutions run faster on CPUs, as in Janus
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return gpt_net.to(device, dtype).eval(), vq_net.eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The weights of a released `.pt` file: under "model", "module" or "state_dict", or bare.
+
+    Raises:
+        ValueError: the file is missing, holds something that is not data, or holds no named tensors.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    try:
+        # training saves its settings beside the weights: a Namespace is the one class they bring
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{path} is no checkpoint of plain tensors: {error}") from error
+    for name in ("model", "module", "state_dict"):
+        if isinstance(found, dict) and name in found:
+            found = found[name]
+            break
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path} holds {type(found).__name__}, expected named tensors")
+    for key, value in found.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {key} is of type {type(value).__name__}, expected a tensor")
+    return dict(found)
+
+
+def convert_gpt(weights: Mapping[str, Tensor], image_size: int, source: str) -> tuple[gpt.GPTConfig, dict[str, Tensor]]:
+    """The size that released weights have, and the weights under our names.
+
+    `wqkv` is split. Released queries and keys pair neighbouring rows for their rotation, a Llama pairs row i with
+    row i + D/2: the rows of each head are put in that order, which changes no inner product.
+
+    Args:
+        source: what an error calls the weights.
+
+    Raises:
+        ValueError: a key is missing, unknown or of another shape, or the size is none of LlamaGen's.
+    """
+    config = _gpt_config(weights, image_size, source)
+    check(_without_table(weights, config, source), released_shapes(config), source)
+    state = {ours: weights[released] for released, ours in NAMES.items()}
+    for layer in range(config.layers):
+        before, after = f"layers.{layer}.", f"language_model.layers.{layer}."
+        state |= {after + ours: weights[before + released] for released, ours in LAYER_NAMES.items()}
+        query, key, value = weights[before + "attention.wqkv.weight"].chunk(3)
+        state[after + "self_attn.q_proj.weight"] = halves(query, config.head_dim)
+        state[after + "self_attn.k_proj.weight"] = halves(key, config.head_dim)
+        state[after + "self_attn.v_proj.weight"] = value
+    return config, state
+
+
+def halves(weight_EE: Tensor, head_dim: int) -> Tensor:
+    """Rows of each head from neighbouring pairs to halves: 0 1 2 3 4 5 becomes 0 2 4 1 3 5."""
+    return weight_EE.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def released_shapes(config: gpt.GPTConfig) -> Shapes:
+    """Name and shape of every released weight of a GPT."""
+    width, inner = config.width, config.feed_forward_width
+    shapes: Shapes = {
+        "tok_embeddings.weight": (config.vocab_size, width),
+        "norm.weight": (width,),
+        "output.weight": (config.vocab_size, width),
+        "cls_embedding.uncond_embedding": (gpt.CAPTION_SLOTS, gpt.CAPTION_WIDTH),
+        "cls_embedding.cap_proj.fc1.weight": (width, gpt.CAPTION_WIDTH),
+        "cls_embedding.cap_proj.fc2.weight": (width, width),
+    }
+    layer: Shapes = {
+        "attention.wqkv.weight": (3 * width, width),
+        "attention.wo.weight": (width, width),
+        "feed_forward.w1.weight": (inner, width),
+        "feed_forward.w2.weight": (width, inner),
+        "feed_forward.w3.weight": (inner, width),
+        "attention_norm.weight": (width,),
+        "ffn_norm.weight": (width,),
+    }
+    return shapes | {f"layers.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()}
+
+
+def check_vq(weights: Mapping[str, Tensor], source: str) -> vq.VQConfig:
+    """The shape that released weights of a tokenizer have; their names are ours.
+
+    Raises:
+        ValueError: a key is missing, unknown or of another shape.
+    """
+    channels = _shape(weights, "encoder.conv_in.weight", 4, source)[0]
+    latent_channels = _shape(weights, "encoder.conv_out.weight", 4, source)[0]
+    codebook_size, code_width = _shape(weights, "quantize.embedding.weight", 2, source)
+    if channels % vq.NORM_GROUPS:
+        raise ValueError(f"{source}: {channels} channels do not fall into {vq.NORM_GROUPS} groups")
+    config = vq.VQConfig(channels, latent_channels, codebook_size, code_width)
+    with torch.device("meta"):
+        expected = vq.VQModel(config).state_dict()
+    check(weights, {key: tuple(tensor.shape) for key, tensor in expected.items()}, source)
+    return config
+
+
+def check(weights: Mapping[str, Tensor], expected: Shapes, source: str) -> None:
+    """Raises ValueError unless `weights` has the keys and shapes of `expected`; names what does not fit."""
+    faults = [f"{key} is missing, expected {list(shape)}" for key, shape in expected.items() if key not in weights]
+    for key, tensor in weights.items():
+        if key not in expected:
+            faults.append(f"{key} of {list(tensor.shape)} is not expected")
+        elif tuple(tensor.shape) != expected[key]:
+            faults.append(f"{key} is {list(tensor.shape)}, expected {list(expected[key])}")
+    if faults:
+        rest = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise ValueError(f"{source} does not fit: {'; '.join(faults[:SHOWN])}{rest}")
+
+
+def _gpt_config(weights: Mapping[str, Tensor], image_size: int, source: str) -> gpt.GPTConfig:
+    if image_size not in gpt.IMAGE_SIZES:
+        raise ValueError(f"image size {image_size}: expected one of {gpt.IMAGE_SIZES}")
+    vocab_size, width = _shape(weights, "tok_embeddings.weight", 2, source)
+    layers = len({match[1] for key in weights if (match := re.match(r"layers\.(\d+)\.", key))})
+    for size_layers, heads, size_width in gpt.SIZES.values():
+        if (layers, width) == (size_layers, size_width):
+            return gpt.GPTConfig(layers, heads, width, vocab_size, image_size)
+    known = ", ".join(f"{name}: {size[0]} of width {size[2]}" for name, size in gpt.SIZES.items())
+    raise ValueError(f"{source} has {layers} layers of width {width}, expected one of {known}")
+
+
+def _without_table(weights: Mapping[str, Tensor], config: gpt.GPTConfig, source: str) -> Mapping[str, Tensor]:
+    """The weights without the rotary table, which is computed here, once it is found to be the same."""
+    if ROTARY_TABLE not in weights:
+        return weights
+    positions = torch.arange(gpt.CAPTION_SLOTS + config.num_image_tokens)[None]
+    half = config.head_dim // 2
+    parts = gpt.GridRotary(config.grid, config.head_dim)(torch.zeros(()), positions)
+    ours = torch.stack([part[0, :, :half] for part in parts], dim=-1)
+    found = weights[ROTARY_TABLE]
+    check({ROTARY_TABLE: found}, {ROTARY_TABLE: tuple(ours.shape)}, source)
+    if not torch.allclose(found.float(), ours, atol=0.01):  # it may be stored in half precision
+        raise ValueError(f"{source}: {ROTARY_TABLE} is not the rotary table of {config.image_size} px pictures")
+    return {key: tensor for key, tensor in weights.items() if key != ROTARY_TABLE}
+
+
+def _shape(weights: Mapping[str, Tensor], key: str, dims: int, source: str) -> list[int]:
+    """The shape of a weight that the size is read from."""
+    if key not in weights:
+        raise ValueError(f"{source} does not fit: {key} is missing; it starts with {', '.join(list(weights)[:3])}")
+    if weights[key].dim() != dims:
+        raise ValueError(f"{source} does not fit: {key} is {list(weights[key].shape)}, expected {dims} dimensions")
+    return list(weights[key].shape)
+
+
+def _fill(net: nn.Module, path: Path) -> None:
+    state = load_file(path)
+    check(state, {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}, str(path))
+    net.load_state_dict(state, assign=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Converts LlamaGen's released weights.")
+    parser.add_argument("--gpt", type=Path, required=True, help="released GPT, such as t2i_XL_stage1_256.pt")
+    parser.add_argument("--vq", type=Path, required=True, help="released image tokenizer: vq_ds16_t2i.pt")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--image-size", type=int, choices=gpt.IMAGE_SIZES, help="pixels; read from the GPT's file name by default"
+    )
+    args = parser.parse_args()
+    named = re.search(r"_(256|512)\.pt$", args.gpt.name)
+    image_size = args.image_size or (int(named[1]) if named else None)
+    if image_size is None:
+        parser.error(f"{args.gpt.name} does not end in _256.pt or _512.pt: give --image-size")
+    try:
+        convert(args.gpt, args.vq, args.out, image_size)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

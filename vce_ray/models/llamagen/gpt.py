@@ -1,0 +1,172 @@
+"""LlamaGen's text-to-image GPT: a Llama over image tokens that reads a caption as 120 text features.
+
+Shape legend: B images, P caption slots, T image tokens, V vocabulary, S positions (caption slots, then image
+tokens), F width of a caption feature, E width of the model, D width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.llama import LlamaConfig, LlamaModel
+
+CAPTION_SLOTS = 120
+CAPTION_WIDTH = 2048
+"""Width of flan-t5-xl."""
+PATCH = 16
+"""Edge in pixels of what one image token stands for."""
+IMAGE_SIZES = (256, 512)
+ROTARY_BASE = 10_000
+NORM_EPS = 1e-5
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "3B": (24, 32, 3200),
+}
+"""Layers, heads and width of each size of LlamaGen."""
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """What the weights of a GPT are shaped by, and the edge in pixels of the pictures it was trained on."""
+
+    layers: int
+    heads: int
+    width: int
+    vocab_size: int
+    image_size: int
+
+    @property
+    def grid(self) -> int:
+        """Image tokens along an edge of a picture."""
+        return self.image_size // PATCH
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens of a picture."""
+        return self.grid**2
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.width // self.heads
+
+    @property
+    def feed_forward_width(self) -> int:
+        """Two thirds of four times the width, up to the next multiple of 256."""
+        return -(-(8 * self.width // 3) // 256) * 256
+
+
+class LlamaGenGPT(nn.Module):
+    """The GPT, with a transformers' Llama as its stack, so that what works on a Llama's layers works on it.
+
+    Only the positions differ from a Llama's. The dropout of the released training is left out.
+    """
+
+    uncond_embedding: Tensor
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.caption_projection = CaptionProjection(config.width)
+        self.register_buffer("uncond_embedding", torch.zeros(CAPTION_SLOTS, CAPTION_WIDTH))
+        self.language_model = LlamaModel(
+            LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.width,
+                intermediate_size=config.feed_forward_width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                head_dim=config.head_dim,
+                max_position_embeddings=CAPTION_SLOTS + config.num_image_tokens,
+                rms_norm_eps=NORM_EPS,
+                use_cache=False,
+            )
+        )
+        self.language_model.rotary_emb = GridRotary(config.grid, config.head_dim)
+        self.generation_head = nn.Linear(config.width, config.vocab_size, bias=False)
+
+    @property
+    def model(self) -> LlamaGenGPT:
+        """Itself: training reaches a net's layers as `net.model.language_model`, as in transformers' Janus."""
+        return self
+
+    def forward(self, caption_features_BPF: Tensor, caption_mask_BP: Tensor, tokens_BT: Tensor) -> Tensor:
+        """Teacher-forced logits_BTV: row t is the distribution of token t given the caption and tokens before t.
+
+        Args:
+            caption_features_BPF: flan-t5-xl's features, padded on the left; for an unconditional row,
+                `uncond_embedding` in all slots.
+            caption_mask_BP: True on slots that hold a feature. An unconditional row keeps its caption's mask.
+            tokens_BT: a picture's image tokens, or the first T of them.
+        """
+        assert caption_features_BPF.shape[1:] == (CAPTION_SLOTS, CAPTION_WIDTH), caption_features_BPF.shape
+        assert 0 < tokens_BT.shape[1] <= self.config.num_image_tokens, tokens_BT.shape
+        caption = self.caption_projection(caption_features_BPF)
+        embeds_BSE = torch.cat([caption, self.language_model.embed_tokens(tokens_BT[:, :-1])], dim=1)
+        hidden_BSE = self.language_model(
+            inputs_embeds=embeds_BSE,
+            attention_mask=attention_mask(caption_mask_BP, embeds_BSE.shape[1]),
+            position_ids=torch.arange(embeds_BSE.shape[1], device=embeds_BSE.device)[None],
+            use_cache=False,
+        ).last_hidden_state
+        return self.generation_head(hidden_BSE[:, CAPTION_SLOTS - 1 :])
+
+
+class CaptionProjection(nn.Module):
+    """Takes caption features [..., F] to the width of the model, [..., E]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(CAPTION_WIDTH, width, bias=False)
+        self.fc2 = nn.Linear(width, width, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Linear, GELU (its tanh approximation), linear."""
+        return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+
+
+class GridRotary(nn.Module):
+    """Rotary angles of image tokens by their place in the grid, under the interface of a Llama's `rotary_emb`.
+
+    The first half of a head's pairs turns with the row, the second with the column. Caption slots, positions
+    below 120, have cosine and sine 0: their rotated queries and keys are zero, so a caption slot attends evenly
+    to what it sees, every token scores all caption slots alike, and the order of the slots tells it nothing.
+    The angles are computed when asked for: a buffer would be lost on a net that is built on the meta device.
+    """
+
+    def __init__(self, grid: int, head_dim: int):
+        super().__init__()
+        assert head_dim % 4 == 0, "half of a head's pairs belongs to rows, half to columns"
+        self.grid = grid
+        self.half_dim = head_dim // 2
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of positions [B, S], each [B, S, D] in the dtype of `x`, for halves paired as in Llama."""
+        token = position_ids - CAPTION_SLOTS
+        exponents = torch.arange(0, self.half_dim, 2, device=x.device).float() / self.half_dim
+        frequencies = 1.0 / ROTARY_BASE**exponents
+        row = (token // self.grid)[..., None] * frequencies
+        column = (token % self.grid)[..., None] * frequencies
+        angles = torch.cat([row, column, row, column], dim=-1)
+        is_image = (token >= 0)[..., None]
+        return (angles.cos() * is_image).to(x.dtype), (angles.sin() * is_image).to(x.dtype)
+
+
+def attention_mask(caption_mask_BP: Tensor, length: int) -> Tensor:
+    """Who sees whom, bool [B, 1, S, S] of S = `length`: what came before, but no padding.
+
+    A padding slot sees itself alone; nothing sees it, so its state only has to be finite.
+    """
+    keys_BS = F.pad(caption_mask_BP.bool(), (0, length - caption_mask_BP.shape[1]), value=True)
+    square = torch.ones(length, length, dtype=torch.bool, device=caption_mask_BP.device)
+    eye = torch.eye(length, dtype=torch.bool, device=caption_mask_BP.device)
+    return ((square.tril() & keys_BS[:, None]) | eye)[:, None]
