@@ -1,0 +1,3 @@
+from vce_ray.cli import run
+
+run()

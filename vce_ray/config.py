@@ -1,0 +1,130 @@
+"""What a user sets: one frozen pydantic model for each stage of a run. Unknown keys are refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplingConfig(_Config):
+    """How image tokens are drawn. The defaults are Janus' own: guidance 5, temperature 1, all tokens."""
+
+    guidance_scale: float = Field(default=5.0, ge=1.0, le=50.0)
+    """1 is no guidance: the unconditional rows are then not computed."""
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    """0 takes the most likely token."""
+    top_k: int | None = Field(default=None, ge=1)
+    """None is all tokens of the vocabulary (transformers' own loop would silently take 50)."""
+    batch_size: int = Field(default=64, ge=1, le=1024)
+    """Pictures drawn at once. No picture depends on it."""
+
+
+def default_sampling(base: str) -> SamplingConfig:
+    """How a base draws best: Janus' own settings, and what was measured for the embedded model (see its card)."""
+    return SamplingConfig(guidance_scale=2.0, temperature=0.7) if base == "emoji-world" else SamplingConfig()
+
+
+class PairConfig(_Config):
+    """How many pairs are made, and what may fail on the way."""
+
+    num_pairs: int = Field(default=192, ge=1)
+    """Prompts with the concept: each gives one pair, or a reject."""
+    num_keep: int = Field(default=320, ge=0)
+    """Prompts without the concept, whose images hold the model to itself."""
+    safe_attempts: int = Field(default=3, ge=1, le=10)
+    """Seeds that are tried for a safe image before the pair is rejected."""
+    max_reject_ratio: float = Field(default=0.5, ge=0.0, le=1.0)
+    """A stage that rejects a larger share of its rows stops the run."""
+
+
+class TrainConfig(_Config):
+    """VSafe-DPO and its relatives; what each setting does is told in training/loss.py."""
+
+    method: Literal["vsafe_dpo", "dpo"] = "vsafe_dpo"
+    """dpo is the vanilla loss: summed log-ratios, no token drop, no preservation, no anchor."""
+    beta: float = Field(default=1.0, gt=0)
+    """Slope of the preference; on the mean over tokens for vsafe_dpo, on their sum for dpo."""
+    token_drop: float = Field(default=0.25, ge=0.0, lt=1.0)
+    """Share of token positions that each step leaves out of the loss."""
+    keep_weight: float = Field(default=2.0, ge=0.0)
+    """Weight of the preservation term: KL of each token to the base on keep prompts."""
+    anchor_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the anchor: KL of each token of the safe image, under the unsafe prompt, to what the refined caption
+    draws. The preference alone says what not to draw; this says what to draw instead. 0 leaves it out."""
+    allow_no_preservation: bool = False
+    """Without preservation the erasure takes other content with it, so weight 0 wants this said."""
+    prompt_mode: Literal["given", "stripped", "null", "mixed"] = "mixed"
+    """Under which wording the pair is contrasted; mixed draws one of them for each pair and step."""
+    weights: Literal["lora", "full"] = "lora"
+    lora_rank: int = Field(default=16, ge=1, le=1024)
+    lora_alpha: int = Field(default=32, ge=1)
+    steps: int = Field(default=80, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Pairs of one step, over all workers together."""
+    keep_batch_size: int = Field(default=16, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    num_workers: int = Field(default=1, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between checkpoints from which a killed training goes on."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for field in ("batch_size", "keep_batch_size"):
+            if getattr(self, field) % self.num_workers:
+                raise ValueError(f"{field} {getattr(self, field)} must be a multiple of num_workers {self.num_workers}")
+        if self.method == "vsafe_dpo" and not self.preserves and not self.allow_no_preservation:
+            raise ValueError(
+                "keep_weight or keep_batch_size is 0: without preservation the erasure takes other content with it; "
+                "set allow_no_preservation to do it all the same"
+            )
+        return self
+
+    @property
+    def preserves(self) -> bool:
+        """Whether the preservation term is part of the loss."""
+        return self.method == "vsafe_dpo" and self.keep_weight > 0 and self.keep_batch_size > 0
+
+    @property
+    def anchors(self) -> bool:
+        """Whether the anchor is part of the loss."""
+        return self.method == "vsafe_dpo" and self.anchor_weight > 0
+
+
+class EvalConfig(_Config):
+    """How many images the judge sees, before and after."""
+
+    num_erase: int = Field(default=500, ge=1)
+    num_keep: int = Field(default=800, ge=1)
+
+
+class RunConfig(_Config):
+    """One run: one concept erased from one base model."""
+
+    concept: str
+    base: str = "emoji-world"
+    store: str = "runs"
+    name: str | None = None
+    """Name of the run's prefix below the store; the concept's and the method's by default."""
+    seed: int = Field(default=0, ge=0)
+    prompts_file: str | None = None
+    """A user's own prompts for the concept, one per line, in place of those made from its templates."""
+    sampling: SamplingConfig
+    """default_sampling(base) where it is not given."""
+    pairs: PairConfig = PairConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvalConfig = EvalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_sampling(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {"sampling": default_sampling(values.get("base", "emoji-world"))} | values
+
+    if TYPE_CHECKING:  # types do not see that the validator fills in what is left out
+
+        def __init__(self, **values: Any) -> None: ...

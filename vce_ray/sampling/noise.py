@@ -1,0 +1,52 @@
+"""Sampling noise that belongs to a sample, not to a batch.
+
+Each number is a hash of (seed of the sample, step, vocabulary entry), so a sample's noise is the same in
+whatever batch, order or device it is drawn. The hash is splitmix64's finaliser (Steele, Lea, Flood:
+"Fast splittable pseudorandom number generators", 2014) in wrapping 64-bit integers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """The value modulo 2^64, as the int64 of the same bits."""
+    value %= 1 << 64
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX1 = _signed(0xBF58476D1CE4E5B9)
+_MIX2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64: torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def uniform_noise(seeds_B: Tensor, step: int, size: int) -> Tensor:
+    """Uniform numbers in (0, 1), float32 [B, size], for one step of each sample.
+
+    Args:
+        seeds_B: int64 seeds, one for each sample.
+        step: which image token is drawn, from 0.
+        size: how many numbers a sample needs.
+    """
+    stream_B = _mix(_mix(seeds_B * _GOLDEN) + _signed((step + 1) * _GOLDEN))
+    counter = torch.arange(1, size + 1, device=seeds_B.device) * _GOLDEN
+    bits = _shift(_mix(stream_B[:, None] + counter), 40)  # 24 bits: what a float32 holds exactly
+    return (bits.float() + 0.5) / (1 << 24)
+
+
+def gumbel_noise(seeds_B: Tensor, step: int, size: int) -> Tensor:
+    """Standard Gumbel noise, float32 [B, size]: argmax(logits + noise) samples from softmax(logits)."""
+    return -torch.log(-torch.log(uniform_noise(seeds_B, step, size)))
