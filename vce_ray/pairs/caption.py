@@ -1,0 +1,48 @@
+"""Captions unsafe images and takes the concept out of the captions; here the base model captions itself."""
+
+from __future__ import annotations
+
+from vce_ray.concept import Concept
+from vce_ray.models.load import load_model
+from vce_ray.pairs.generate import Outcome, Row, reject
+from vce_ray.pairs.images import from_png
+from vce_ray.pairs.refine import refine
+
+CAPTION_BATCH = 32
+
+
+class Describe:
+    """Unsafe pictures -> captions and refined captions.
+
+    Rejected are: a picture whose caption does not name the concept (it shows no contrast to learn from), an
+    empty caption, and a caption of which nothing is left without the concept.
+    """
+
+    def __init__(self, base: str, concept: Concept):
+        self.model, self.concept = load_model(base), concept
+
+    def __call__(self, rows: list[Row]) -> Outcome:
+        captions: list[str] = []
+        for start in range(0, len(rows), CAPTION_BATCH):
+            captions += self.model.caption(from_png(row["image"] for row in rows[start : start + CAPTION_BATCH]))
+        described, rejects = [], []
+        for row, caption in zip(rows, captions, strict=True):
+            refined = refine(caption, self.concept) if caption else None
+            if refined is None:
+                reason = "empty caption"
+            elif not refined.removed_terms:
+                reason = "concept not in unsafe image"
+            elif refined.nothing_left:
+                reason = "nothing left of the caption"
+            else:
+                described.append(
+                    {
+                        "sample_id": row["sample_id"],
+                        "caption": caption,
+                        "refined_caption": refined.text,
+                        "removed_terms": list(refined.removed_terms),
+                    }
+                )
+                continue
+            rejects.append(reject(row["sample_id"], "captions", reason, caption))
+        return described, rejects

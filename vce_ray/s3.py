@@ -1,0 +1,148 @@
+"""Where an S3 store lies, and the two clients that reach it: pyarrow, and boto3 for what pyarrow cannot do.
+
+Both send checksums with what they write. For a store too old to know them, set
+AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment of every process: both clients read it themselves.
+"""
+
+import errno
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from pyarrow import fs
+
+from vce_ray import env
+
+_QUERIES = ("endpoint_override", "scheme", "region")
+_TRIES = 3  # by the clients themselves, within each try of ours
+
+
+@dataclass(frozen=True)
+class S3Location:
+    """A bucket and prefix at an endpoint. No credentials."""
+
+    bucket: str
+    prefix: str  # without slashes at its ends
+    host: str  # host:port of the endpoint; '' for AWS itself
+    scheme: str  # 'http' | 'https'
+    region: str  # '' for the bucket's own
+
+    @classmethod
+    def parse(cls, uri: str) -> "S3Location":
+        """Read `s3://bucket/prefix?endpoint_override=host:port&scheme=http&region=...`, else the environment.
+
+        Raises ValueError, and never repeats the URI, which may hold a secret by mistake.
+        """
+        url = urlsplit(uri)
+        if "@" in url.netloc or ":" in url.netloc:
+            raise ValueError(
+                "an S3 URI must hold no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
+                "and write s3://bucket/prefix"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", url.netloc):
+            raise ValueError(f'{url.netloc!r} is no bucket name: 3 to 63 letters, digits, ".", "_" and "-"')
+        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        unknown = sorted(query.keys() - set(_QUERIES))
+        if unknown or url.fragment:
+            raise ValueError(f"{unknown or '#'} is unknown in an S3 URI: use {', '.join(_QUERIES)}")
+        prefix = url.path.strip("/")
+        if prefix and not all(part not in ("", ".", "..") for part in prefix.split("/")):
+            raise ValueError(f'{prefix!r} is no prefix of a store: leave out empty parts, "." and ".."')
+
+        endpoint = query.get("endpoint_override") or env.AWS_ENDPOINT_URL_S3.get() or env.AWS_ENDPOINT_URL.get()
+        if "://" not in endpoint:
+            endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
+        at = urlsplit(endpoint)
+        if "@" in at.netloc or at.path.strip("/") or at.query or at.scheme not in ("http", "https"):
+            raise ValueError("an S3 endpoint is host:port or http(s)://host:port, without a user or a path")
+        region = query.get("region") or env.AWS_REGION.get() or env.AWS_DEFAULT_REGION.get()
+        if not region and at.netloc:
+            region = "us-east-1"  # what stores other than AWS expect where nothing is said
+        return cls(url.netloc, prefix, at.netloc, at.scheme, region)
+
+    @property
+    def root(self) -> str:
+        """Bucket and prefix: the path inside a pyarrow filesystem."""
+        return f"{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint as a URL, for messages and boto3."""
+        return f"{self.scheme}://{self.host or 's3.amazonaws.com'}"
+
+    @property
+    def uri(self) -> str:
+        """The whole location as a URI that pyarrow and Ray understand too."""
+        query = {"endpoint_override": self.host, "scheme": self.scheme if self.host else "", "region": self.region}
+        query = {name: value for name, value in query.items() if value}
+        return f"s3://{self.root}" + (f"?{urlencode(query, safe=':')}" if query else "")
+
+    def connect(self, deadline_s: float) -> fs.S3FileSystem:
+        """pyarrow's client. Its own tries together last half of `deadline_s` where the server hangs."""
+        patience_s = deadline_s / (2 * _TRIES)
+        return fs.S3FileSystem(
+            endpoint_override=self.host or None,
+            scheme=self.scheme,
+            region=self.region or self._own_region(),
+            connect_timeout=min(5.0, patience_s),
+            request_timeout=patience_s,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
+            allow_delayed_open=True,  # a small object is one PUT
+            tls_ca_file_path=env.AWS_CA_BUNDLE.get() or None,
+        )
+
+    def _own_region(self) -> str:
+        try:
+            return fs.resolve_s3_region(self.bucket)
+        except OSError as error:
+            if "not found" in str(error):
+                raise OSError(f"AWS Error NO_SUCH_BUCKET during HeadBucket operation: {error}") from error
+            raise
+
+    def bucket_exists(self, filesystem: fs.FileSystem) -> Callable[[], bool]:
+        """A call that asks for the bucket. Where only its objects may be seen, it is taken to be there."""
+
+        def ask() -> bool:
+            try:
+                return filesystem.get_file_info(self.bucket).type != fs.FileType.NotFound
+            except OSError as error:
+                if "ACCESS_DENIED" in str(error):
+                    return True
+                raise
+
+        return ask
+
+
+def put_if_absent(location: S3Location, path: str, data: bytes, deadline_s: float) -> None:
+    """PUT an object that must not exist yet. Raises FileExistsError, or OSError worded as pyarrow words its own."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    patience_s = deadline_s / (2 * _TRIES)
+    config = Config(
+        connect_timeout=min(5.0, patience_s),
+        read_timeout=patience_s,
+        retries={"mode": "standard", "max_attempts": _TRIES - 1},
+        s3={"addressing_style": "path" if location.host else "auto"},
+    )
+    try:
+        client = boto3.client(
+            "s3",
+            endpoint_url=location.endpoint if location.host else None,
+            region_name=location.region or None,
+            config=config,
+        )
+        client.put_object(
+            Bucket=location.bucket, Key=path.removeprefix(f"{location.bucket}/"), Body=data, IfNoneMatch="*"
+        )
+    except ClientError as error:
+        reply = error.response
+        status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status == 412:
+            raise FileExistsError(errno.EEXIST, "the object exists", path) from error
+        detail = f"{reply.get('Error', {}).get('Code')} (HTTP status {status})"
+        raise OSError(f"AWS Error {detail} during PutObject operation: {error}") from error
+    except BotoCoreError as error:
+        raise OSError(f"AWS Error {type(error).__name__} during PutObject operation: {error}") from error
