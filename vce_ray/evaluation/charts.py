@@ -1,0 +1,89 @@
+"""Line charts as inline SVG: no library, no script; colours come from the page, so they follow light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor, isfinite, log10
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 340, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
+MINUS = "\u2212"
+"""A true minus sign, as wide as the plus."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. `css` is the class that the page gives its colour by."""
+
+    label: str
+    values: Sequence[float]
+    css: str
+
+
+def line_chart(title: str, steps: Sequence[float], series: Sequence[Series]) -> Markup:
+    """An SVG of one or several lines over the same steps, with a text for those who cannot see it.
+
+    Values that are not finite break the line; a chart without any finite value is an empty frame.
+    """
+    finite = [value for line in series for value in line.values if isfinite(value)]
+    ticks = nice_ticks(min(finite), max(finite)) if finite else [0.0, 1.0]
+    low, high = ticks[0], ticks[-1]
+    first, last = steps[0], steps[-1]
+
+    def x(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((step - first) / (last - first) if last > first else 0.5)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
+
+    said = "; ".join(f"{line.label} from {short(line.values[0])} to {short(line.values[-1])}" for line in series)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(said)}">']
+    for tick in ticks:
+        css = "axis" if tick == 0 or tick == low else "rule"
+        parts.append(f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 7}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{short(tick)}</text>'
+        )
+    for step, anchor in [(first, "start"), (last, "end")] if last > first else [(first, "middle")]:
+        label = f"step {step:g}" if step == first else f"{step:g}"
+        parts.append(f'<text class="tick" x="{x(step):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{label}</text>')
+    for line in series:
+        for run in _runs([(x(s), y(v)) if isfinite(v) else None for s, v in zip(steps, line.values, strict=True)]):
+            if len(run) == 1:
+                parts.append(f'<circle class="dot {line.css}" cx="{run[0][0]:.1f}" cy="{run[0][1]:.1f}" r="3"/>')
+            else:
+                points = " ".join(f"{px:.1f},{py:.1f}" for px, py in run)
+                parts.append(f'<polyline class="line {line.css}" points="{points}"/>')
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
+    rough = (high - low) / about
+    unit = 10.0 ** floor(log10(rough))
+    step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough * 0.999)
+    first, last = floor(low / step + 1e-6), ceil(high / step - 1e-6)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def short(value: float) -> str:
+    """A number in few characters, with a true minus sign."""
+    if not isfinite(value):
+        return "not a number"
+    text = f"{value:.3g}" if abs(value) < 1e5 else f"{value:.1e}"
+    return text.replace("-", MINUS)
+
+
+def _runs(points: list[tuple[float, float] | None]) -> list[list[tuple[float, float]]]:
+    runs: list[list[tuple[float, float]]] = [[]]
+    for point in points:
+        if point is None:
+            runs.append([])
+        else:
+            runs[-1].append(point)
+    return [run for run in runs if run]

@@ -1,0 +1,61 @@
+"""Log-probs of the frozen base on both sides of each pair, per token, once: training then needs no second pass.
+
+They belong to one revision of the base: the stage's facts say which (base_stamp in models/load.py), and training
+refuses another.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vce_ray.models.base import ImageModel
+from vce_ray.models.load import load_model
+from vce_ray.pairs.generate import Outcome, Row
+from vce_ray.training.step import encode, pair_log_probs
+
+
+def check_stamp(found: dict, wanted: dict[str, str]) -> None:
+    """Raises ValueError where cached log-probs were computed by another base, naming both."""
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"reference log-probs were computed with {key} {found.get(key)}, this run has {value}: "
+                "delete the reference/ stage of the run, or load the base it was made with"
+            )
+
+
+@torch.no_grad()
+def reference_log_probs(
+    model: ImageModel, prompts: list[str], blank: bool, chosen_BT: Tensor, rejected_BT: Tensor, batch_size: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of chosen and rejected tokens under the base: float32 [B, T] each.
+
+    Args:
+        blank: whether the prompts are to be blanked out (the null mode).
+    """
+    parts = []
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
+        encoded = encode(model, prompts[rows], [blank] * len(prompts[rows]))
+        parts.append(pair_log_probs(model, encoded, chosen_BT[rows], rejected_BT[rows]))
+    chosen, rejected = zip(*parts, strict=True)
+    return torch.cat(chosen), torch.cat(rejected)
+
+
+class Reference:
+    """Pairs -> their log-probs under the base, for each prompt mode that training may draw from."""
+
+    def __init__(self, base: str, modes: tuple[str, ...]):
+        self.model, self.modes = load_model(base), modes
+
+    def __call__(self, rows: list[Row]) -> Outcome:
+        chosen, rejected = (torch.tensor([row[side] for row in rows]) for side in ("chosen", "rejected"))
+        out: list[Row] = [{"pair_id": row["pair_id"]} for row in rows]
+        for mode in self.modes:
+            prompts = [row["refined_caption" if mode == "stripped" else "prompt"] for row in rows]
+            sides = reference_log_probs(self.model, prompts, mode == "null", chosen, rejected)
+            for side, log_probs in zip(("chosen", "rejected"), sides, strict=True):
+                for row, values in zip(out, log_probs.tolist(), strict=True):
+                    row[f"{side}_{mode}"] = values
+        return out, []
