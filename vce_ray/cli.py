@@ -1,0 +1,167 @@
+"""The command line: vce-ray demo | erase | serve | generate | status.
+
+torch and ray are imported inside the commands that need them, so `vce-ray --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from vce_ray.config import EvalConfig, PairConfig, RunConfig, TrainConfig, default_sampling
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+StoreOption = Annotated[str, typer.Option(help="Where runs lie: a local folder or s3://bucket/prefix.")]
+BaseOption = Annotated[str, typer.Option(help="Base model: emoji-world, a checkpoint folder or a hub id.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
+MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]
+
+
+@app.command()
+def demo(store: StoreOption = "runs", concept: str = "deer") -> None:
+    """Erases a concept from the embedded model, from prompts to report, on this machine."""
+    _erase(RunConfig(concept=concept, store=store, name=f"demo-{Path(concept).stem}"))
+
+
+@app.command()
+def erase(
+    concept: Annotated[str, typer.Argument(help="A concept of the catalogue, or your own YAML file.")],
+    store: StoreOption = "runs",
+    base: BaseOption = "emoji-world",
+    name: Annotated[str | None, typer.Option(help="Name of the run; concept, method and seed by default.")] = None,
+    seed: SeedOption = 0,
+    method: MethodOption = "vsafe_dpo",
+    prompts: Annotated[str | None, typer.Option(help="Your own prompts for the concept, one per line.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Prompts with the concept.")] = PairConfig().num_pairs,
+    keep: Annotated[int, typer.Option(min=0, help="Prompts of what must be kept.")] = PairConfig().num_keep,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = TrainConfig().steps,
+    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
+    weights: Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")] = "lora",
+    judged: Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")] = 500,
+    judged_keep: Annotated[int, typer.Option(min=1, help="Kept images that are judged.")] = EvalConfig().num_keep,
+) -> None:
+    """Erases one concept. The same command goes on where a killed one stopped."""
+    train = {"method": method, "steps": steps, "num_workers": workers, "weights": weights}
+    _erase(
+        RunConfig(
+            concept=concept,
+            base=base,
+            store=store,
+            name=name,
+            seed=seed,
+            prompts_file=prompts,
+            pairs=PairConfig(num_pairs=pairs, num_keep=keep),
+            train=TrainConfig(**(method_defaults(method) | train)),
+            evaluation=EvalConfig(num_erase=judged, num_keep=judged_keep),
+        )
+    )
+
+
+def method_defaults(method: str) -> dict[str, Any]:
+    """Settings that belong to a method: the sum of vanilla DPO wants a smaller slope than a mean."""
+    return {"beta": 0.1, "prompt_mode": "given"} if method == "dpo" else {}
+
+
+def _erase(config: RunConfig) -> None:
+    from vce_ray.erase import Run
+    from vce_ray.ray_session import ray_session
+
+    run = Run(config, say=lambda line: typer.echo(line))
+    typer.echo(f"erasing {run.concept.name} ({run.concept.kind}) from {config.base}; run {run.name}")
+    with ray_session():
+        try:
+            figures = run.execute()
+        except KeyboardInterrupt as error:
+            typer.echo("vce-ray: interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from error
+    from vce_ray.evaluation.table import before_after_table
+
+    typer.echo("\n" + before_after_table(figures))
+    typer.echo(f"\nreport: {run.store.where('report/index.html')}")
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw; one picture each.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
+    base: BaseOption = "emoji-world",
+    adapter: Annotated[str | None, typer.Option(help="Adapter folder, e.g. runs/demo-deer/adapter.")] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Draws pictures, with or without an adapter."""
+    from PIL import Image
+
+    from vce_ray.models.load import load_model
+    from vce_ray.sampling import draw
+
+    model = load_model(base, adapter=Path(adapter) if adapter else None)
+    tokens = draw(model, prompts, list(range(seed, seed + len(prompts))), default_sampling(base))
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (prompt, image) in enumerate(zip(prompts, model.decode_pixels(tokens), strict=True)):
+        path = out / f"{number:03d}.png"
+        Image.fromarray(image).save(path)
+        typer.echo(f"{path}  {prompt}")
+
+
+@app.command()
+def serve(
+    adapter: Annotated[str | None, typer.Option(help="Adapter folder or store path; none serves the base.")] = None,
+    base: BaseOption = "emoji-world",
+    host: Annotated[str, typer.Option(help="Anything but loopback wants VCE_RAY_API_TOKEN set.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Serves POST /v1/images/generations (OpenAI's shape) on Ray Serve until interrupted."""
+    from vce_ray.ray_session import ray_session
+    from vce_ray.serving.deploy import serve_command
+
+    with ray_session():
+        serve_command(base, adapter, host, port, default_sampling(base), block=True)
+
+
+@app.command()
+def status(run: Annotated[str, typer.Argument(help="The run's folder or s3:// prefix.")]) -> None:
+    """Tells how far a run is, from its run.json."""
+    from vce_ray.store import Store
+
+    record = Store(run).read_json("run.json")
+    typer.echo(f"{record['name']}: {record['status']}" + (f" ({record['error']})" if record["error"] else ""))
+    for name, stage in record["stages"].items():
+        figures = {key: value for key, value in stage.items() if key not in ("state", "started")}
+        typer.echo(f"  {name:<10} {stage['state']:<8} " + "  ".join(f"{k} {v}" for k, v in figures.items()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 1 a fault (with its traceback), 2 something the user can mend
+    (one line that says what), 130 interrupted."""
+    from vce_ray.store_error import StoreError
+
+    try:
+        app(args=arguments)
+    except SystemExit as end:  # the parser's own: help, a wrong option, typer.Exit
+        return end.code if isinstance(end.code, int) else 0
+    except ValidationError as error:
+        wrong = "; ".join(".".join(map(str, (*e["loc"], ""))) + " " * bool(e["loc"]) + e["msg"] for e in error.errors())
+        typer.echo(f"vce-ray: {wrong}", err=True)
+        return 2
+    except (ValueError, StoreError) as error:
+        typer.echo(f"vce-ray: {error}", err=True)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

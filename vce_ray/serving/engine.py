@@ -1,0 +1,97 @@
+"""The replica that draws: one base model with at most one adapter, on its share of CPUs and GPUs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from vce_ray.config import SamplingConfig
+from vce_ray.serving.adapters import fetch_adapter
+from vce_ray.serving.batcher import Batcher, Busy
+from vce_ray.serving.schema import ApiError, check_prompt
+
+LINGER_S = 0.01
+
+
+@serve.deployment(max_constructor_retry_count=2)
+class Engine:
+    """Draws images. How many replicas, requests and resources it gets is set where it is bound, in deploy.py.
+
+    Args:
+        base: what load_model takes.
+        adapter: a local folder or store URI, or None for the base as it is.
+        sampling: how to draw; its batch_size is how many images are drawn at once.
+        device: 'cpu' or 'cuda'.
+        max_waiting: images that may wait in this replica before it says Busy.
+    """
+
+    def __init__(self, base: str, adapter: str | None, sampling: SamplingConfig, device: str, max_waiting: int):
+        from vce_ray.models.load import load_model
+
+        with tempfile.TemporaryDirectory() as folder:
+            local = fetch_adapter(adapter, Path(folder)) if adapter else None
+            self._model = load_model(base, device, local)
+        self._sampling = sampling
+        self._batcher: Batcher[tuple[str, int], np.ndarray] = Batcher(
+            self._draw, sampling.batch_size, max_waiting, LINGER_S
+        )
+        self._encoder = ThreadPoolExecutor(2, thread_name_prefix="encoder")
+
+    async def draw(self, prompt: str, seeds: list[int]) -> list[str] | Busy:
+        """One image for each seed, as base64 of a PNG; or Busy if too many wait.
+
+        Raises:
+            ApiError: the prompt is empty or too long.
+        """
+        from vce_ray.models.janus import MAX_PROMPT_CHARS
+
+        check_prompt(prompt, MAX_PROMPT_CHARS)
+        try:
+            self._model.encode_prompts([prompt])  # a prompt of too many tokens would fail its whole batch
+        except ValueError as error:
+            raise ApiError(400, f"{error}: shorten it", param="prompt", code="prompt_too_long") from error
+        images = await self._batcher.submit([(prompt, seed) for seed in seeds])
+        if isinstance(images, Busy):
+            return images
+        loop = asyncio.get_running_loop()
+        return list(await asyncio.gather(*(loop.run_in_executor(self._encoder, encode_png, x) for x in images)))
+
+    async def describe(self) -> dict[str, Any]:
+        """What the ingress needs to know of the model: revision, image_size, max_prompt_chars."""
+        from vce_ray.models.janus import MAX_PROMPT_CHARS
+
+        return {
+            "base_revision": self._model.revision,
+            "image_size": self._model.image_size,
+            "max_prompt_chars": MAX_PROMPT_CHARS,
+        }
+
+    async def check_health(self) -> None:
+        """Called by Serve: raising has the replica replaced."""
+        self._batcher.check()
+
+    def _draw(self, jobs: list[tuple[str, int]]) -> list[np.ndarray]:
+        """Images uint8 [H, W, 3] of (prompt, seed) pairs. Runs in the decoder's thread."""
+        from vce_ray.sampling import draw
+
+        prompts, seeds = [prompt for prompt, _ in jobs], [seed for _, seed in jobs]
+        tokens_BT = draw(self._model, prompts, seeds, self._sampling)
+        # One by one: in batches the VQ decoder's sums round otherwise, and a picture would depend on its company.
+        return [self._model.decode_pixels(row_T[None])[0] for row_T in tokens_BT]
+
+
+def encode_png(image: np.ndarray) -> str:
+    """Base64 of the PNG of one image uint8 [H, W, 3]."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
