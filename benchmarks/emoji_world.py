@@ -1,0 +1,108 @@
+"""Erases deer, openmoji and violence from the embedded model, by VSafe-DPO and by vanilla DPO on the same pairs.
+
+    python -m benchmarks.emoji_world                       # all rows of docs/results/emoji_world.json
+    python -m benchmarks.emoji_world --concepts deer --methods vsafe_dpo --seed 1
+    python -m benchmarks.emoji_world --concepts deer --ablation     # what each part of the method does
+
+Rows that are measured anew replace those of the same concept, method and seed; the picture beside the table
+shows the same prompts and seeds before and after. Runs lie in build/results and go on where they were killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from vce_ray.cli import method_defaults
+from vce_ray.config import EvalConfig, RunConfig, TrainConfig
+from vce_ray.erase import Run
+from vce_ray.evaluation.metrics import evaluation_row
+from vce_ray.evaluation.pictures import before_after_png
+from vce_ray.evaluation.table import before_after_table, results_table
+from vce_ray.ray_session import ray_session
+from vce_ray.store import Store
+
+CONCEPTS = ("deer", "openmoji", "violence")
+METHODS = ("vsafe_dpo", "dpo")
+ABLATION: dict[str, dict[str, Any]] = {
+    "no_anchor": {"anchor_weight": 0.0},
+    "no_preservation": {"keep_weight": 0.0, "allow_no_preservation": True},
+    "no_token_drop": {"token_drop": 0.0},
+    "no_preference": {"beta": 1e-6},
+    "given_prompts": {"prompt_mode": "given"},
+    "null_prompts": {"prompt_mode": "null"},
+}
+"""VSafe-DPO with one part taken out or one setting changed."""
+SHARED = ("prompts", "unsafe", "rejects", "captions", "safe", "keep", "pairs", "reference")
+"""Stages that do not depend on the method: made once for a concept."""
+RESULTS = Path("docs/results/emoji_world.json")
+
+
+def run_config(concept: str, method: str, seed: int, store: Path) -> RunConfig:
+    """The settings of one row: those of `vce-ray erase`, judged on more images."""
+    settings = ABLATION.get(method) or method_defaults(method) | {"method": method}
+    return RunConfig(
+        concept=concept,
+        store=str(store),
+        name=f"{concept}-{method.replace('_', '-')}-{seed}",
+        seed=seed,
+        train=TrainConfig.model_validate(settings),
+        evaluation=EvalConfig(num_erase=600, num_keep=1800),
+    )
+
+
+def share(source: Store, target: Store) -> None:
+    """Copies what is published of the shared stages, manifests last."""
+    prefixes = (*SHARED, "evaluation/prompts", "evaluation/before")
+    files = [file for file in source.list() if file.startswith(tuple(f"{prefix}/" for prefix in prefixes))]
+    for file in sorted(files, key=lambda file: file.endswith("manifest.json")):
+        if not target.exists(file):
+            target.write_bytes(file, source.read_bytes(file))
+
+
+def main() -> int:
+    """Measures the rows, one after the other, and writes table and picture after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--ablation", action="store_true", help="measure vsafe_dpo with its parts taken out as well")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", type=Path, default=Path("build/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    command = shlex.join(["python", "-m", "benchmarks.emoji_world", *sys.argv[1:]])
+    with ray_session():
+        for concept in args.concepts:
+            first: Run | None = None
+            for method in (*args.methods, *(ABLATION if args.ablation else ())):
+                run = Run(run_config(concept, method, args.seed, args.store))
+                if first is not None:
+                    share(first.store, run.store)
+                first = first or run
+                figures = run.execute()
+                print(before_after_table(figures), flush=True)
+                write_row(args.out, evaluation_row(figures, concept, method, args.seed, command))
+                if method == "vsafe_dpo":
+                    rows = [row for row in run.report_data().evaluation if row["group"] == "erase"]
+                    before_after_png(rows, args.out.parent / f"{concept}.png")
+    print(results_table(json.loads(args.out.read_text())))
+    return 0
+
+
+def write_row(path: Path, row: dict) -> None:
+    """Puts a row into the table, in the place of an older one of the same concept, method and seed."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    same = ("concept", "method", "seed")
+    rows = [old for old in rows if any(old[key] != row[key] for key in same)]
+    rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+    rows.sort(key=lambda row: (row["concept"], row["method"] != "vsafe_dpo", row["seed"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

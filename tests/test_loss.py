@@ -1,0 +1,84 @@
+"""The loss on exact small tensors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vce_ray.training.loss import collapsed, keep_mask, preference_loss, preservation_loss, token_log_probs
+
+# one pair of three tokens: the policy moved the chosen side by +.1 .2 .3 and the rejected side by -.4 -.5 -.6
+CHOSEN_REF = torch.tensor([[-1.0, -2.0, -3.0]])
+REJECTED_REF = torch.tensor([[-3.0, -2.0, -1.0]])
+CHOSEN = CHOSEN_REF + torch.tensor([[0.1, 0.2, 0.3]])
+REJECTED = REJECTED_REF - torch.tensor([[0.4, 0.5, 0.6]])
+ALL = torch.ones(1, 3, dtype=torch.bool)
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def test_the_mean_over_all_tokens():
+    result = preference_loss(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF, ALL, beta=2.0)
+    assert result.chosen_ratio.item() == pytest.approx(0.2)
+    assert result.rejected_ratio.item() == pytest.approx(-0.5)
+    assert result.margin.item() == pytest.approx(0.7)
+    assert result.loss.item() == pytest.approx(softplus(-1.4))
+
+
+def test_vanilla_dpo_sums():
+    result = preference_loss(CHOSEN, REJECTED, CHOSEN_REF, REJECTED_REF, ALL, beta=2.0, average=False)
+    assert result.margin.item() == pytest.approx(2.1)
+    assert result.loss.item() == pytest.approx(softplus(-4.2))
+
+
+def test_dropped_tokens_do_not_count_and_get_no_gradient():
+    chosen = CHOSEN.clone().requires_grad_()
+    mask = torch.tensor([[True, False, True]])
+    result = preference_loss(chosen, REJECTED, CHOSEN_REF, REJECTED_REF, mask, beta=1.0)
+    assert result.chosen_ratio.item() == pytest.approx((0.1 + 0.3) / 2)
+    assert result.rejected_ratio.item() == pytest.approx((-0.4 - 0.6) / 2)
+    result.loss.sum().backward()
+    slope = -(1 - 1 / (1 + math.exp(-0.7))) / 2  # d -log sigmoid(m) / dm = sigmoid(m) - 1, shared by two tokens
+    assert chosen.grad is not None
+    assert chosen.grad.tolist()[0] == pytest.approx([slope, 0.0, slope])
+
+
+def test_an_untrained_model_stands_at_log_two():
+    result = preference_loss(CHOSEN_REF, REJECTED_REF, CHOSEN_REF, REJECTED_REF, ALL, beta=5.0)
+    assert result.loss.item() == pytest.approx(math.log(2))
+
+
+def test_token_log_probs_by_hand():
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]]))
+    tokens = torch.tensor([[0, 2]])
+    assert token_log_probs(logits + 7, tokens).exp().tolist()[0] == pytest.approx([0.5, 0.8])
+
+
+def test_preservation_is_the_kl_of_each_token():
+    reference = torch.log(torch.tensor([[[0.5, 0.5], [0.9, 0.1]]]))
+    policy = torch.log(torch.tensor([[[0.25, 0.75], [0.9, 0.1]]]))
+    kl = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert preservation_loss(policy, reference).item() == pytest.approx(kl / 2)
+    assert preservation_loss(reference, reference).item() == pytest.approx(0.0, abs=1e-7)
+
+
+def test_token_drop_belongs_to_pair_and_step_not_to_the_batch():
+    seeds = torch.arange(2000)
+    mask = keep_mask(seeds, 7, 64, drop=0.25)
+    assert mask.float().mean().item() == pytest.approx(0.75, abs=0.01)
+    assert torch.equal(mask[5:9], keep_mask(seeds[5:9], 7, 64, drop=0.25))
+    assert not torch.equal(mask, keep_mask(seeds, 8, 64, drop=0.25))
+    assert keep_mask(seeds, 0, 64, drop=0.0).all()
+    assert keep_mask(seeds, 0, 2, drop=0.9).any(-1).all()  # never is a pair left without a token
+
+
+def test_collapse_is_told_from_erasure():
+    margins = [0.1 * i for i in range(50)]
+    fall = [-0.1 * i for i in range(50)]
+    assert collapsed(margins, chosen=fall, rejected=[2 * x for x in fall])
+    assert not collapsed(margins, chosen=[0.0] * 50, rejected=fall)
+    assert not collapsed([0.0] * 50, chosen=[0.0] * 50, rejected=[0.0] * 50)

@@ -1,0 +1,123 @@
+"""A whole erasure on a real local Ray, through the command line: finished, killed and resumed, on disk and on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vce_ray.erase import STAGES
+from vce_ray.store import Store
+
+TINY = ["--pairs", "6", "--keep", "8", "--steps", "4", "--judged", "8", "--judged-keep", "12"]
+COMMAND = [sys.executable, "-m", "vce_ray", "erase", "deer", *TINY]
+ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
+PAIRED = ("prompts", "unsafe", "captions", "safe", "pairs", "keep", "evaluation/before")
+
+
+def keys(run: Store) -> dict[str, list[str]]:
+    """The ids of the stages that do not depend on trained weights."""
+    found = {}
+    for name in PAIRED:
+        manifest = run.stage(name).manifest()
+        assert manifest is not None, f"{name} is not published"
+        found[name] = run.stage(name).read(columns=[manifest["key"]])[0].to_pylist()
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+    """A run that nothing disturbed, and what it printed."""
+    store = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(
+        [*COMMAND, "--store", str(store)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Store(store).child("deer-vsafe-dpo-0"), done.stdout
+
+
+def test_a_run_leaves_every_stage_and_a_report(finished: tuple[Store, str]) -> None:
+    run, printed = finished
+    record = run.read_json("run.json")
+    assert record["status"] == "done" and record["error"] is None
+    assert [name for name, stage in record["stages"].items() if stage["state"] == "done"] == list(STAGES)
+    assert record["versions"]["ray"] and record["config"]["concept"] == "deer"
+    pairs = run.stage("pairs").read()
+    assert 1 <= pairs.num_rows <= 6
+    for row in pairs.to_pylist():
+        assert "deer" not in row["refined_caption"] and "deer" not in row["check_caption"]
+        assert len(row["chosen"]) == len(row["rejected"]) == 64 and row["chosen"] != row["rejected"]
+    steps = run.read_json("training.json")
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert {"loss", "margin", "accuracy", "chosen_logp", "rejected_logp", "gradient_norm"} <= steps[0].keys()
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # an adapter that is new changes nothing
+    assert run.read_bytes("report/index.html").startswith(b"<!doctype html>")
+    assert "report:" in printed and "deer" in printed
+    figures = run.read_json("evaluation/metrics.json")
+    assert 0 <= figures["seen_after"] <= 1
+
+
+def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: tuple[Store, str], tmp_path: Path) -> None:
+    from vce_ray.models.adapter import CARD, read_card
+    from vce_ray.models.load import load_model
+
+    folder = finished[0].fetch("adapter", tmp_path / "adapter")
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    load_model(adapter=folder)
+    card = read_card(folder)
+    (folder / CARD).write_text(json.dumps(card | {"base_revision": "0123456789abcdef"}))
+    with pytest.raises(ValueError, match=f"0123456789abcdef, this base is {card['base_revision']}"):
+        load_model(adapter=folder)
+
+
+def test_the_same_command_again_does_no_work_twice(finished: tuple[Store, str]) -> None:
+    run, _ = finished
+    manifest = run.stage("pairs").manifest()
+    parent = run.root.rsplit("/", 1)[0]
+    again = subprocess.run([*COMMAND, "--store", parent], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("published before") == len(STAGES)
+    assert run.stage("pairs").manifest() == manifest
+
+
+def test_other_settings_under_the_same_name_are_refused(finished: tuple[Store, str]) -> None:
+    parent = finished[0].root.rsplit("/", 1)[0]
+    other = subprocess.run(
+        [*COMMAND, "--store", parent, "--steps", "5"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert other.returncode == 2
+    assert "other settings (train)" in other.stderr
+    assert finished[0].read_json("run.json")["status"] == "done"
+
+
+def test_a_driver_killed_in_every_stage_ends_with_the_same_ids(finished: tuple[Store, str], s3_uri) -> None:
+    """SIGKILL to the driver as soon as each stage has begun; the same command goes on, here on S3 over HTTP."""
+    uri = s3_uri("killed")
+    run = Store(uri).child("deer-vsafe-dpo-0")
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
+    for stage in ("unsafe", "captions", "safe", "reference", "training", "evaluation"):
+        driver = subprocess.Popen([*COMMAND, "--store", uri], env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and driver.poll() is None:
+            if run.exists("run.json"):
+                state = run.read_json("run.json")["stages"].get(stage, {}).get("state")
+                if state == "running":
+                    time.sleep(4)  # into its actors' work
+                    break
+            time.sleep(0.3)
+        assert driver.poll() is None, f"the run ended before stage {stage} could be killed"
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        assert run.read_json("run.json")["status"] == "running"  # it had no time to say otherwise
+    done = subprocess.run([*COMMAND, "--store", uri], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.read_json("run.json")["status"] == "done"
+    assert keys(run) == keys(finished[0])
+    theirs, ours = finished[0].stage("pairs").read(), run.stage("pairs").read()
+    assert ours.equals(theirs)

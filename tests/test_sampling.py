@@ -1,0 +1,143 @@
+"""Sampling: noise that belongs to a sample, guidance, and drawing that does not depend on the batch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from transformers import JanusForConditionalGeneration
+
+from vce_ray.config import SamplingConfig
+from vce_ray.models.janus import Janus
+from vce_ray.models.load import load_model
+from vce_ray.sampling import draw
+from vce_ray.sampling.draw import choose, guide
+from vce_ray.sampling.noise import gumbel_noise, uniform_noise
+
+PROMPTS = ["a deer", "a cat in the style of openmoji on a blue background", "an owl on a red background", "key"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.set_num_threads(2)
+    return load_model()
+
+
+def test_noise_is_uniform_and_belongs_to_seed_and_step():
+    seeds = torch.tensor([0, 1, 2**62, -5])
+    noise = uniform_noise(seeds, 3, 50_000)
+    assert noise.min() > 0 and noise.max() < 1
+    assert torch.allclose(noise.mean(1), torch.full((4,), 0.5), atol=0.01)
+    assert torch.allclose(noise.var(1), torch.full((4,), 1 / 12), atol=0.002)
+    assert torch.equal(noise[1:2], uniform_noise(seeds[1:2], 3, 50_000))
+    assert torch.equal(noise[:, :10], uniform_noise(seeds, 3, 10))
+    others = torch.cat([noise[:1], noise[1:2], uniform_noise(seeds[:1], 4, 50_000)])
+    assert torch.corrcoef(others).fill_diagonal_(0).abs().max() < 0.02
+
+
+def test_gumbel_argmax_samples_from_the_softmax():
+    logits = torch.log(torch.tensor([0.1, 0.2, 0.7])).repeat(40_000, 1)
+    drawn = choose(logits, torch.arange(40_000), 0, temperature=1.0, top_k=None)
+    shares = drawn.bincount(minlength=3) / 40_000
+    assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.01)
+    assert math.isclose(gumbel_noise(torch.arange(2000), 0, 50).mean().item(), 0.5772, abs_tol=0.02)
+
+
+def test_choose_by_hand():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    seeds = torch.tensor([9])
+    assert choose(logits, seeds, 0, temperature=0, top_k=None).tolist() == [1]
+    assert {choose(logits, torch.tensor([s]), 0, 1.0, top_k=1).item() for s in range(50)} == {1}
+    assert {choose(logits, torch.tensor([s]), 0, 5.0, top_k=2).item() for s in range(200)} == {1, 2}
+    assert {choose(logits, torch.tensor([s]), 0, 5.0, top_k=None).item() for s in range(200)} == {0, 1, 2}
+
+
+def test_guidance_by_hand():
+    conditional, unconditional = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    assert guide(conditional, unconditional, 1.0).tolist() == [[2.0, 0.0]]
+    assert guide(conditional, unconditional, 3.0).tolist() == [[4.0, -2.0]]
+
+
+def test_a_sample_is_the_same_in_every_batch(model):
+    prompts, seeds = PROMPTS * 4, list(range(16))
+    together = draw(model, prompts, seeds, SamplingConfig(batch_size=16))
+    alone = draw(model, prompts[:4], seeds[:4], SamplingConfig(batch_size=1))
+    reverse = draw(model, prompts[::-1], seeds[::-1], SamplingConfig(batch_size=5))
+    assert torch.equal(together[:4], alone)
+    assert torch.equal(together, reverse.flip(0))
+    assert not torch.equal(together[0], draw(model, prompts[:1], [99], SamplingConfig())[0])
+
+
+def test_greedy_tokens_equal_those_of_transformers(model):
+    prompts = PROMPTS[:3]
+    ours = draw(model, prompts, [0] * 3, SamplingConfig(temperature=0, guidance_scale=4))
+    inputs = model.processor(text=prompts, generation_mode="image", padding=True, return_tensors="pt")
+    theirs = model.net.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=4)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("heads", "key_value_heads"), [(4, 4), (8, 2), (4, 1)])
+def test_greedy_tokens_of_other_shapes_equal_those_of_transformers(model, heads: int, key_value_heads: int):
+    config = copy.deepcopy(model.net.config)
+    config.text_config.num_hidden_layers = 2
+    config.text_config.num_attention_heads = heads
+    config.text_config.num_key_value_heads = key_value_heads
+    config.text_config.head_dim = config.text_config.hidden_size // heads
+    config.text_config.initializer_range = 0.2  # far from flat, so that no rounding decides between two tokens
+    torch.manual_seed(0)
+    net: Any = JanusForConditionalGeneration(config).eval()
+    net.generation_config = model.net.generation_config
+    small = Janus(net, model.processor, revision="random")
+    ours = draw(small, PROMPTS[:3], [0] * 3, SamplingConfig(temperature=0, guidance_scale=2))
+    inputs = model.processor(text=PROMPTS[:3], generation_mode="image", padding=True, return_tensors="pt")
+    theirs = net.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=2)
+    assert torch.equal(ours, theirs)
+    assert len(ours.unique()) > 10
+
+
+def test_decoding_gives_the_logits_of_the_teacher_forced_pass(model):
+    batch = model.encode_prompts(PROMPTS)
+    tokens = torch.randint(0, model.image_vocab_size, (4, 64), generator=torch.Generator().manual_seed(1))
+    lengths = batch.mask_BP.sum(1)
+    rows = [batch.ids_BP[i, -n:].tolist() for i, n in enumerate(lengths.tolist())]
+    width = batch.ids_BP.shape[1]
+    hidden = [model.decoder.begin(torch.tensor([row + [0] * (width - len(row)) for row in rows]), lengths, 63)]
+    hidden += [model.decoder.step(model.embed_image_tokens(tokens[:, t])) for t in range(63)]
+    with torch.no_grad():
+        stepped = model.core.generation_head(torch.stack(hidden, dim=1))
+        at_once = model.image_logits(batch, tokens)
+    assert (stepped - at_once).abs().max() < 1e-4
+
+
+def test_drawn_log_probs_equal_the_teacher_forced_pass(model):
+    """What the sampler sees without guidance is what training scores: one contract."""
+    prompts = PROMPTS[:3]
+    batch = model.encode_prompts(prompts)
+    greedy = draw(model, prompts, [0] * 3, SamplingConfig(temperature=0, guidance_scale=1))
+    logits = model.image_logits(batch, greedy)
+    assert torch.equal(logits.argmax(-1), greedy)
+    unconditional = model.image_logits(batch, greedy, conditional=False)
+    guided = draw(model, prompts, [0] * 3, SamplingConfig(temperature=0, guidance_scale=3))
+    pair = (model.image_logits(batch, guided), model.image_logits(batch, guided, conditional=False))
+    assert torch.equal(guide(*pair, 3.0).argmax(-1), guided)
+    assert not torch.allclose(logits, unconditional, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "message"),
+    [
+        (["a deer"], [1, 2], "1 prompts but 2 seeds"),
+        (["  "], [1], "empty prompt"),
+        (["x" * 3000], [1], "3000 characters"),
+    ],
+)
+def test_bad_input_is_named(model, prompts, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        draw(model, prompts, seeds, SamplingConfig())
+
+
+def test_no_prompts_draw_nothing(model):
+    assert draw(model, [], [], SamplingConfig()).shape == (0, model.num_image_tokens)

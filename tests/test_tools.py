@@ -1,0 +1,44 @@
+"""The scripts that made the embedded model: each trains, is stopped, and goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.emoji_world.progress import load_checkpoint
+
+SCRIPTS = [  # in the order in which they are run: each needs what those before it made
+    ("train_vq", "vq.pt", ["--batch", "2", "--codebook-at", "0"]),
+    ("train_janus", "janus.pt", ["--batch", "2", "--captions", "1", "--pictures", "8"]),
+    ("refine_decoder", "decoder.pt", ["--batch", "2"]),
+    ("train_judge", "judge.pt", ["--batch", "4"]),
+]
+
+
+def run(script: str, out: Path, steps: int, options: list[str]) -> str:
+    command = [sys.executable, "-m", f"tools.emoji_world.{script}", "--out", str(out), "--steps", str(steps)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_every_training_resumes_and_the_package_is_made_of_them(tmp_path: Path) -> None:
+    for script, checkpoint, options in SCRIPTS:
+        run(script, tmp_path, 1, options)
+        assert "2/2" in run(script, tmp_path, 2, options)
+        state = load_checkpoint(tmp_path / checkpoint)
+        assert state is not None and state["step"] == 2
+    package = tmp_path / "package"
+    command = [sys.executable, "-m", "tools.emoji_world.export", "--out", str(tmp_path), "--package", str(package)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert (package / "janus/model.safetensors").exists() and (package / "judge/open_clip_config.json").exists()
+
+
+def test_what_must_come_before_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.emoji_world.train_janus", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "run tools.emoji_world.train_vq first" in done.stderr

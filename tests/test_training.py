@@ -1,0 +1,193 @@
+"""Training on real Ray Train: the pair is learned, workers change nothing, a killed training goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from vce_ray import schemas
+from vce_ray.config import RunConfig, SamplingConfig, TrainConfig
+from vce_ray.models.adapter import attach_adapter
+from vce_ray.models.load import base_stamp, load_model
+from vce_ray.sampling import draw
+from vce_ray.store import Store
+from vce_ray.training.data import MODES, TrainingData, order
+from vce_ray.training.reference import Reference, check_stamp
+from vce_ray.training.step import encode, pair_log_probs
+
+PAIRS = 8
+
+
+def config(**changes) -> RunConfig:
+    train = {"steps": 4, "batch_size": 4, "keep_batch_size": 4, "learning_rate": 2e-3, "checkpoint_every": 50}
+    return RunConfig(concept="deer", train=TrainConfig(**(train | changes)))
+
+
+@pytest.fixture(scope="module")
+def pair_set(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A small pair set, drawn without Ray: deer against other animals, and cats and houses to keep."""
+    torch.set_num_threads(2)
+    store = Store(tmp_path_factory.mktemp("training"))
+    model = load_model()
+    prompts = [f"a deer in the style of {s} on a {b} background" for s in ("noto", "fluent") for b in ("red", "white")]
+    prompts = prompts * (PAIRS // len(prompts))
+    refined = [prompt.replace("a deer", "a fox") for prompt in prompts]
+    keep = [prompt.replace("a deer", name) for prompt, name in zip(prompts, ["a cat", "a house"] * 4, strict=True)]
+    seeds = list(range(PAIRS))
+    drawn = draw(model, prompts + refined + keep, seeds * 3, SamplingConfig()).tolist()
+    rejected, chosen, kept = drawn[:PAIRS], drawn[PAIRS : 2 * PAIRS], drawn[2 * PAIRS :]
+    tokens = schemas.TOKENS
+    ids = [f"pair{i}" for i in range(PAIRS)]
+    pairs = pa.table(
+        {
+            "pair_id": ids,
+            "prompt": prompts,
+            "refined_caption": refined,
+            "chosen": pa.array(chosen, tokens),
+            "rejected": pa.array(rejected, tokens),
+        }
+    )
+    stage = store.stage("pairs")
+    stage.publish([stage.write_part(pairs)], key="pair_id")
+    stage = store.stage("keep")
+    table = pa.table({"sample_id": ids, "prompt": keep, "tokens": pa.array(kept, tokens)})
+    stage.publish([stage.write_part(table)], key="sample_id")
+    rows, _ = Reference("emoji-world", MODES)(pairs.to_pylist())
+    stage = store.stage("reference")
+    part = stage.write_part(pa.Table.from_pylist(rows, schemas.reference(MODES)))
+    stage.publish([part], key="pair_id", **base_stamp("emoji-world"))
+    return store
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A small Ray on this machine."""
+    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+def copy(store: Store, name: str) -> Store:
+    """The same pair set under another prefix, so that trainings do not meet."""
+    target = Store(f"{store.uri}-{name}")
+    for file in store.list():
+        if file.split("/")[0] in ("pairs", "keep", "reference"):
+            target.write_bytes(file, store.read_bytes(file))
+    return target
+
+
+def weights(store: Store, folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(store.fetch("adapter", folder) / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(pair_set: Store, local_ray, tmp_path_factory: pytest.TempPathFactory):
+    """One worker's training: figures of its steps, and its adapter folder."""
+    from vce_ray.training.train import train
+
+    store = copy(pair_set, "alone")
+    history = train(config(), store, {"concept": "deer"})
+    return history, store.fetch("adapter", tmp_path_factory.mktemp("alone") / "adapter")
+
+
+def test_training_prefers_the_safe_image_and_the_adapter_carries_it(alone, pair_set: Store) -> None:
+    history, folder = alone
+    assert [row["step"] for row in history] == [1, 2, 3, 4]
+    assert history[0]["preference"] == pytest.approx(0.6931, abs=1e-3)
+    assert history[-1]["margin"] > 0.05 > abs(history[0]["margin"])
+    model, pairs = load_model(), pair_set.stage("pairs").read().to_pylist()
+    prompts = encode(model, [row["prompt"] for row in pairs], [False] * PAIRS)
+    chosen, rejected = (torch.tensor([row[side] for row in pairs]) for side in ("chosen", "rejected"))
+    with torch.no_grad():
+        before = pair_log_probs(model, prompts, chosen, rejected)
+        attach_adapter(model, folder)
+        after = pair_log_probs(model, prompts, chosen, rejected)
+    margin = (after[0] - before[0]).mean() - (after[1] - before[1]).mean()
+    assert margin > 0.05
+
+
+def test_two_workers_give_the_same_training(alone, pair_set: Store, tmp_path: Path) -> None:
+    from vce_ray.training.train import train
+
+    store = copy(pair_set, "two")
+    history = train(config(num_workers=2), store, {"concept": "deer"})
+    for one, two in zip(alone[0], history, strict=True):
+        for name in ("loss", "margin", "preservation", "gradient_norm"):
+            assert two[name] == pytest.approx(one[name], abs=2e-4), (name, one["step"])
+    ours, theirs = weights(store, tmp_path / "two"), load_file(alone[1] / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 2e-3
+
+
+SCRIPT = """
+import sys, ray
+from vce_ray.config import RunConfig
+from vce_ray.store import Store
+from vce_ray.training.train import train
+ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+history = train(RunConfig.model_validate_json(sys.argv[1]), Store(sys.argv[2]), {})
+print("steps", [row["step"] for row in history], history[-1]["loss"])
+"""
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, tmp_path: Path) -> None:
+    store = copy(pair_set, "killed")
+    run = config(steps=40, checkpoint_every=2).model_dump_json()
+    command = [sys.executable, "-c", SCRIPT, run, store.uri]
+    driver = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not any("metrics.jsonl" in file for file in store.list("checkpoints")):
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not store.exists("adapter/adapter_model.safetensors")
+    run = config(steps=8, checkpoint_every=2).model_dump_json()
+    done = subprocess.run([*command[:3], run, store.uri], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "steps [1, 2, 3, 4, 5, 6, 7, 8" in done.stdout
+    assert store.exists("adapter/adapter_model.safetensors")
+
+
+def test_reference_log_probs_of_another_base_are_refused() -> None:
+    ours = base_stamp("emoji-world")
+    check_stamp(dict(ours), ours)
+    with pytest.raises(ValueError, match="base_revision feedfacefeedface, this run has"):
+        check_stamp(ours | {"base_revision": "feedfacefeedface"}, ours)
+
+
+def test_a_pair_without_reference_is_refused(pair_set: Store) -> None:
+    pairs, reference = pair_set.stage("pairs").read(), pair_set.stage("reference").read()
+    keep = pair_set.stage("keep").read()
+    with pytest.raises(ValueError, match="2 pairs have no reference log-probs, the first is pair0"):
+        TrainingData.from_tables(pairs, reference.slice(2), keep, config().train)
+    with pytest.raises(ValueError, match="the pair set is empty"):
+        TrainingData.from_tables(pairs.slice(0, 0), reference, keep, config().train)
+
+
+def test_every_epoch_sees_every_row_once_in_its_own_order() -> None:
+    epochs = [order(10, range(10 * epoch, 10 * epoch + 10), seed=3) for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert order(10, range(7, 13), seed=3) == epochs[0][7:] + epochs[1][:3]
+
+
+def test_workers_share_a_batch_without_overlap(pair_set: Store) -> None:
+    pairs, reference, keep = (pair_set.stage(name).read() for name in ("pairs", "reference", "keep"))
+    train = config().train
+    data = TrainingData.from_tables(pairs, reference, keep, train)
+    whole = data.pair_batch(3, 0, 1, train, seed=5)
+    halves = [data.pair_batch(3, rank, 2, train, seed=5) for rank in (0, 1)]
+    assert whole.prompts == halves[0].prompts + halves[1].prompts
+    assert torch.equal(whole.chosen_ref_BT, torch.cat([half.chosen_ref_BT for half in halves]))
+    assert whole.blank == halves[0].blank + halves[1].blank
