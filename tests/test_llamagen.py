@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from vce_ray.config import SamplingConfig
 from vce_ray.models.adapter import add_lora
 from vce_ray.models.llamagen import convert, gpt, vq
-from vce_ray.sampling.decoder import Decoder
+from vce_ray.models.load import load_model, model_config, model_dtype
+from vce_ray.sampling import draw
+from vce_ray.sampling.draw import guide
 
 LAYERS, HEADS, WIDTH, INNER, CODES = 2, 4, 64, 256, 128
 LENGTHS = [120, 37, 1]
@@ -164,18 +169,36 @@ def released():
 
 
 @pytest.fixture(scope="module")
-def folder(released, tmp_path_factory):
+def text_encoder(tmp_path_factory):
+    """A T5 of one layer whose features are as wide as flan-t5-xl's, with a word tokenizer."""
+    folder = tmp_path_factory.mktemp("t5")
+    words = ["<pad>", "</s>", "<unk>", "a", "deer", "house", "on", "red", "background"]
+    vocabulary = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    vocabulary.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(1)
+    config = T5Config(vocab_size=len(words), d_model=2048, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(released, text_encoder, tmp_path_factory):
     """A converted folder, made from files as training leaves them: weights beside settings and a step count."""
     folder = tmp_path_factory.mktemp("llamagen")
     torch.save({"model": released[0], "steps": 3, "args": argparse.Namespace(lr=1e-4)}, folder / "gpt.pt")
     torch.save({"model": released[1]}, folder / "vq.pt")
-    convert.convert(folder / "gpt.pt", folder / "vq.pt", folder / "out", 256)
+    convert.convert(folder / "gpt.pt", folder / "vq.pt", folder / "out", 256, text_encoder)
     return folder / "out"
 
 
 @pytest.fixture(scope="module")
-def nets(folder):
-    return convert.load_folder(folder)
+def model(folder) -> Any:
+    return load_model(str(folder), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -188,73 +211,81 @@ def batch():
 
 
 @torch.no_grad()
-def test_logits_equal_those_of_the_formulas_on_the_released_weights(released, nets, batch):
+def test_logits_equal_those_of_the_formulas_on_the_released_weights(released, model, batch):
     features, mask, tokens = batch
-    ours = nets[0](*batch)
+    prompts = model.encode_features(features, mask)
+    ours = model.image_logits(prompts, tokens)
     assert ours.shape == (3, 256, CODES)
     for row, length in enumerate(LENGTHS):
         reference = reference_logits(released[0], features[row], length, tokens[row])
         assert (ours[row] - reference).abs().max() < 1e-4
     assert ours.std() > 1
-    uncond = nets[0](nets[0].uncond_embedding.expand(3, -1, -1), mask, tokens)
+    unconditional = model.image_logits(prompts, tokens, conditional=False)
     reference = reference_logits(released[0], released[0]["cls_embedding.uncond_embedding"], LENGTHS[1], tokens[1])
-    assert (uncond[1] - reference).abs().max() < 1e-4
+    assert (unconditional[1] - reference).abs().max() < 1e-4
 
 
 @torch.no_grad()
-def test_one_pass_equals_step_by_step(nets, batch):
+def test_padding_may_hold_anything_or_be_left_out(model, batch):
+    """Caption slots have no rotation, so a caption may lie in fewer than 120 of them."""
     features, mask, tokens = batch
-    at_once = nets[0](features, mask, tokens)
-    for t in (0, 1, 15, 16, 17, 100, 255):
-        prefix = nets[0](features, mask, tokens[:, : t + 1])
-        assert (prefix[:, -1] - at_once[:, t]).abs().max() < 1e-4
-
-
-@torch.no_grad()
-def test_padding_may_hold_anything_or_be_left_out(nets, batch):
-    """Caption slots have no rotation, so a caption may lie in its own number of slots, before image position 120."""
-    net, (features, mask, tokens) = nets[0], batch
-    logits = net(features, mask, tokens)
+    logits = model.image_logits(model.encode_features(features, mask), tokens)
     noisy = features + torch.randn_like(features) * ~mask[..., None]
-    assert torch.equal(net(noisy, mask, tokens), logits)
-    length = LENGTHS[1]
-    caption = net.caption_projection(features[1:2, -length:])
-    packed = net.language_model(
-        inputs_embeds=torch.cat([caption, net.language_model.embed_tokens(tokens[1:2, :-1])], dim=1),
-        position_ids=torch.cat([torch.arange(length), 120 + torch.arange(255)])[None],
-        attention_mask=torch.ones(1, 1, length + 255, length + 255, dtype=torch.bool).tril(),
-    )
-    assert (net.generation_head(packed.last_hidden_state[0, length - 1 :]) - logits[1]).abs().max() < 1e-4
+    assert torch.equal(model.image_logits(model.encode_features(noisy, mask), tokens), logits)
+    short = model.encode_features(features[1:, -LENGTHS[1] :], mask[1:, -LENGTHS[1] :])
+    assert (model.image_logits(short, tokens[1:]) - logits[1:]).abs().max() < 1e-4
 
 
 @torch.no_grad()
-def test_the_decoder_steps_through_it(nets, batch):
-    """On a caption that fills its slots, where a row's slot is its position."""
-    net, (features, mask, tokens) = nets[0], batch
-    llama, caption = net.language_model, net.caption_projection(features[0])
-    prompt = SimpleNamespace(
-        config=llama.config,
-        layers=llama.layers,
-        norm=llama.norm,
-        rotary_emb=llama.rotary_emb,
-        embed_tokens=torch.nn.Embedding.from_pretrained(caption),
-    )
-    decoder = Decoder(prompt)
-    hidden = [decoder.begin(torch.arange(120)[None], torch.tensor([120]), 39)]
-    hidden += [decoder.step(llama.embed_tokens(tokens[:1, t])) for t in range(39)]
-    stepped = net.generation_head(torch.stack(hidden, dim=1))
-    assert (stepped - net(features[:1], mask[:1], tokens[:1, :40])).abs().max() < 1e-4
+@pytest.mark.parametrize("conditional", [True, False])
+def test_one_pass_equals_step_by_step(model, batch, conditional: bool):
+    features, mask, tokens = batch
+    prompts = model.encode_features(features, mask)
+    embeds = prompts.embeds_BPE if conditional else prompts.unconditional_BPE
+    lengths = mask.sum(1)
+    packed = torch.stack([row.roll(n, 0) for row, n in zip(embeds, lengths.tolist(), strict=True)])
+    hidden = [model.decoder.begin(packed, lengths, prompts.first_B, torch.arange(3), 255)]
+    hidden += [model.decoder.step(model.image_embeddings_VE[tokens[:, t]]) for t in range(255)]
+    stepped = model.image_head(torch.stack(hidden, dim=1))
+    assert (stepped - model.image_logits(prompts, tokens, conditional)).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_it_draws_what_its_logits_say(model):
+    """Greedy tokens under guidance are the most likely ones of the teacher-forced pass, prompts of any length beside."""
+    prompts = ["a deer", "A deer on a red background", "a house"]
+    sampling = SamplingConfig(temperature=0, guidance_scale=7.5)
+    tokens = draw(model, [*prompts, prompts[0]], [0] * 4, sampling)
+    batch = model.encode_prompts(prompts)
+    assert batch.first_B.tolist() == [117, 113, 117]
+    logits = guide(model.image_logits(batch, tokens[:3]), model.image_logits(batch, tokens[:3], False), 7.5)
+    assert torch.equal(tokens[:3], logits.argmax(-1))
+    assert torch.equal(tokens[0], tokens[3])
+    assert not torch.equal(tokens[0], tokens[2])
+    assert model.decode_pixels(tokens[:1]).shape == (1, 256, 256, 3)
+    with pytest.raises(ValueError, match="cannot describe pictures"):
+        model.caption(np.zeros((1, 256, 256, 3), np.uint8))
+
+
+def test_a_converted_folder_names_its_dtype(folder):
+    config = model_config(folder)
+    assert model_dtype(config) == "bfloat16"
+    loaded = load_model(str(folder), device="cpu")
+    assert loaded.image_head.weight.dtype == torch.bfloat16
+    assert draw(loaded, ["a deer"], [1], SamplingConfig()).shape == (1, 256)
 
 
 def test_a_lora_lies_on_every_matrix_of_the_layers(folder, batch):
-    net = convert.load_folder(folder)[0]
+    model = load_model(str(folder), device="cpu", dtype="float32")
+    features, mask, tokens = batch
+    prompts = model.encode_features(features, mask)
     with torch.no_grad():
-        before = net(*batch)
-        add_lora(net, rank=2, alpha=4)
-        assert torch.equal(net(*batch), before)
-    trained = [name for name, weight in net.named_parameters() if weight.requires_grad]
+        before = model.image_logits(prompts, tokens)
+        add_lora(model.net, rank=2, alpha=4)
+        assert torch.equal(model.image_logits(prompts, tokens), before)
+    trained = [name for name, weight in model.net.named_parameters() if weight.requires_grad]
     assert len(trained) == LAYERS * 7 * 2
-    assert net.model.language_model.layers[1].self_attn.q_proj.lora_A is not None
+    assert model.language_model.layers[1].self_attn.q_proj.lora_A is not None
 
 
 def test_rotary_table_of_both_sizes():
@@ -335,7 +366,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, folder):
     torch.save({"model": {"norm.weight": 3}}, tmp_path / "number.pt")
     with pytest.raises(ValueError, match=r"norm\.weight is of type int"):
         convert.read_checkpoint(tmp_path / "number.pt")
-    with pytest.raises(ValueError, match=r"config\.json, gpt\.safetensors, vq\.safetensors missing"):
+    with pytest.raises(ValueError, match=r"config\.json, gpt\.safetensors, vq\.safetensors, text_encoder missing"):
         convert.load_folder(tmp_path)
 
 
@@ -343,13 +374,14 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, released):
     torch.save(released[0], tmp_path / "gpt.pt")
     torch.save(released_vq(codes=64), tmp_path / "vq.pt")
     with pytest.raises(ValueError, match=r"64 codes, .* draws 128"):
-        convert.convert(tmp_path / "gpt.pt", tmp_path / "vq.pt", tmp_path / "out", 256)
+        convert.convert(tmp_path / "gpt.pt", tmp_path / "vq.pt", tmp_path / "out", 256, "never read")
 
 
-def test_the_command_line_takes_the_size_from_the_file_name(tmp_path, released, monkeypatch, capsys):
+def test_the_command_line_takes_the_size_from_the_file_name(tmp_path, released, text_encoder, monkeypatch, capsys):
     torch.save(released[0], tmp_path / "t2i_stage2_512.pt")
     torch.save(released[1], tmp_path / "vq.pt")
     paths = ["--gpt", str(tmp_path / "t2i_stage2_512.pt"), "--vq", str(tmp_path / "vq.pt")]
+    paths += ["--text-encoder", text_encoder]
     monkeypatch.setattr("sys.argv", ["convert", *paths, "--out", str(tmp_path / "out")])
     convert.main()
     assert convert.load_folder(tmp_path / "out")[0].config.num_image_tokens == 1024
@@ -361,16 +393,16 @@ def test_the_command_line_takes_the_size_from_the_file_name(tmp_path, released, 
 
 
 @pytest.mark.parametrize("grid", [16, 32])
-def test_tokens_become_pictures_of_both_sizes(nets, grid: int):
+def test_tokens_become_pictures_of_both_sizes(model, grid: int):
     tokens = torch.randint(0, CODES, (1, grid**2), generator=torch.Generator().manual_seed(grid))
-    pictures = nets[1].decode_pixels(tokens)
+    pictures = model.image_tokenizer.decode_pixels(tokens)
     assert pictures.shape == (1, 16 * grid, 16 * grid, 3)
     assert pictures.dtype == np.uint8
     assert pictures.std() > 1
 
 
 @torch.no_grad()
-def test_the_tokenizer_computes_what_that_of_janus_does(nets, released):
+def test_the_tokenizer_computes_what_that_of_janus_does(model, released):
     """Janus draws with LlamaGen's tokenizer, which transformers has under other names."""
     settings = {"channel_multiplier": [1, 1, 2, 2, 4], "base_channels": 32, "latent_channels": 32, "num_patches": 4}
     janus: Any = JanusVQVAE(JanusVQVAEConfig(num_embeddings=CODES, embed_dim=8, double_latent=False, **settings)).eval()
@@ -381,23 +413,23 @@ def test_the_tokenizer_computes_what_that_of_janus_does(nets, released):
         weights = {name.replace(ours, theirs): tensor for name, tensor in weights.items()}
     janus.load_state_dict(weights)
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    latents = nets[1].quant_conv(nets[1].encoder(pixels))
+    latents = model.image_tokenizer.quant_conv(model.image_tokenizer.encoder(pixels))
     assert (latents - janus.quant_conv(janus.encoder(pixels))).abs().max() < 1e-4
     tokens = torch.arange(16)[None]
     theirs = ((janus.decode(tokens).clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1)
-    assert np.abs(nets[1].decode_pixels(tokens) - theirs.numpy()).max() < 0.51
+    assert np.abs(model.image_tokenizer.decode_pixels(tokens) - theirs.numpy()).max() < 0.51
 
 
-def test_pictures_become_tokens(nets, released):
+def test_pictures_become_tokens(model, released):
     pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    tokens = nets[1].encode_pixels(pictures)
+    tokens = model.image_tokenizer.encode_pixels(pictures)
     assert tokens.shape == (2, 16)
     assert tokens.dtype == torch.int64
-    assert nets[1].decode_pixels(tokens).shape == pictures.shape
+    assert model.image_tokenizer.decode_pixels(tokens).shape == pictures.shape
     codes = torch.nn.functional.normalize(released[1]["quantize.embedding.weight"], dim=-1)
     latents = 3 * codes[:16].T.reshape(1, 8, 4, 4)  # a latent's length does not matter
-    assert nets[1].quantize.nearest(latents)[0].tolist() == list(range(16))
+    assert model.image_tokenizer.quantize.nearest(latents)[0].tolist() == list(range(16))
     with pytest.raises(ValueError, match="60 x 64 pixels"):
-        nets[1].encode_pixels(pictures[:, :60])
+        model.image_tokenizer.encode_pixels(pictures[:, :60])
     with pytest.raises(ValueError, match="15 image tokens"):
-        nets[1].decode_pixels(tokens[:, :15])
+        model.image_tokenizer.decode_pixels(tokens[:, :15])

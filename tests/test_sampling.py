@@ -40,7 +40,7 @@ def test_noise_is_uniform_and_belongs_to_seed_and_step():
 
 def test_gumbel_argmax_samples_from_the_softmax():
     logits = torch.log(torch.tensor([0.1, 0.2, 0.7])).repeat(40_000, 1)
-    drawn = choose(logits, torch.arange(40_000), 0, temperature=1.0, top_k=None)
+    drawn = choose(logits, torch.arange(40_000), 0, SamplingConfig())
     shares = drawn.bincount(minlength=3) / 40_000
     assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.01)
     assert math.isclose(gumbel_noise(torch.arange(2000), 0, 50).mean().item(), 0.5772, abs_tol=0.02)
@@ -49,10 +49,19 @@ def test_gumbel_argmax_samples_from_the_softmax():
 def test_choose_by_hand():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     seeds = torch.tensor([9])
-    assert choose(logits, seeds, 0, temperature=0, top_k=None).tolist() == [1]
-    assert {choose(logits, torch.tensor([s]), 0, 1.0, top_k=1).item() for s in range(50)} == {1}
-    assert {choose(logits, torch.tensor([s]), 0, 5.0, top_k=2).item() for s in range(200)} == {1, 2}
-    assert {choose(logits, torch.tensor([s]), 0, 5.0, top_k=None).item() for s in range(200)} == {0, 1, 2}
+    assert choose(logits, seeds, 0, SamplingConfig(temperature=0)).tolist() == [1]
+
+    def drawn(**settings) -> set[int]:
+        sampling = SamplingConfig(temperature=5.0, **settings)  # probabilities 0.27, 0.40, 0.33
+        return {int(choose(logits, torch.tensor([seed]), 0, sampling)) for seed in range(200)}
+
+    assert drawn() == {0, 1, 2}
+    assert drawn(top_k=1) == {1}
+    assert drawn(top_k=2) == {1, 2}
+    assert drawn(top_p=0.35) == {1}
+    assert drawn(top_p=0.45) == {1, 2}
+    assert drawn(top_p=0.75) == {0, 1, 2}
+    assert drawn(top_k=2, top_p=0.5) == {1}  # of the two that are left, it has 0.55
 
 
 def test_guidance_by_hand():
@@ -102,12 +111,12 @@ def test_decoding_gives_the_logits_of_the_teacher_forced_pass(model):
     batch = model.encode_prompts(PROMPTS)
     tokens = torch.randint(0, model.image_vocab_size, (4, 64), generator=torch.Generator().manual_seed(1))
     lengths = batch.mask_BP.sum(1)
-    rows = [batch.ids_BP[i, -n:].tolist() for i, n in enumerate(lengths.tolist())]
-    width = batch.ids_BP.shape[1]
-    hidden = [model.decoder.begin(torch.tensor([row + [0] * (width - len(row)) for row in rows]), lengths, 63)]
-    hidden += [model.decoder.step(model.embed_image_tokens(tokens[:, t])) for t in range(63)]
+    assert len(lengths.unique()) > 1
+    embeds = torch.stack([row.roll(n, 0) for row, n in zip(batch.embeds_BPE, lengths.tolist(), strict=True)])
+    hidden = [model.decoder.begin(embeds, lengths, batch.first_B, torch.arange(4), 63)]
+    hidden += [model.decoder.step(model.image_embeddings_VE[tokens[:, t]]) for t in range(63)]
     with torch.no_grad():
-        stepped = model.core.generation_head(torch.stack(hidden, dim=1))
+        stepped = model.image_head(torch.stack(hidden, dim=1))
         at_once = model.image_logits(batch, tokens)
     assert (stepped - at_once).abs().max() < 1e-4
 

@@ -23,7 +23,7 @@ from vce_ray.sampling import draw
 from vce_ray.store import Store
 from vce_ray.training.data import MODES, TrainingData, order
 from vce_ray.training.reference import Reference, check_stamp
-from vce_ray.training.step import encode, pair_log_probs
+from vce_ray.training.step import pair_log_probs
 
 PAIRS = 8
 
@@ -106,7 +106,7 @@ def test_training_prefers_the_safe_image_and_the_adapter_carries_it(alone, pair_
     assert history[0]["preference"] == pytest.approx(0.6931, abs=1e-3)
     assert history[-1]["margin"] > 0.05 > abs(history[0]["margin"])
     model, pairs = load_model(), pair_set.stage("pairs").read().to_pylist()
-    prompts = encode(model, [row["prompt"] for row in pairs], [False] * PAIRS)
+    prompts = model.encode_prompts([row["prompt"] for row in pairs])
     chosen, rejected = (torch.tensor([row[side] for row in pairs]) for side in ("chosen", "rejected"))
     with torch.no_grad():
         before = pair_log_probs(model, prompts, chosen, rejected)

@@ -20,6 +20,8 @@ class SamplingConfig(_Config):
     """0 takes the most likely token."""
     top_k: int | None = Field(default=None, ge=1)
     """None is all tokens of the vocabulary (transformers' own loop would silently take 50)."""
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    """The fewest tokens that together have this probability; None is all of them."""
     batch_size: int = Field(default=64, ge=1, le=1024)
     """Pictures drawn at once. No picture depends on it."""
 

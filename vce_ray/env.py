@@ -53,6 +53,9 @@ STORE_DEADLINE_S = Variable(
 API_TOKEN = Variable(
     "VCE_RAY_API_TOKEN", str, "", "bearer token that callers of the endpoint must send; empty: loopback only, no token"
 )
+MODEL_CACHE = Variable(
+    "VCE_RAY_MODEL_CACHE", str, "~/.cache/vce_ray/models", "folder for base models that are copied from a store"
+)
 
 VARIABLES: tuple[Variable, ...] = (
     AWS_CA_BUNDLE,
@@ -62,4 +65,5 @@ VARIABLES: tuple[Variable, ...] = (
     AWS_DEFAULT_REGION,
     STORE_DEADLINE_S,
     API_TOKEN,
+    MODEL_CACHE,
 )

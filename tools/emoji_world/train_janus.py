@@ -25,7 +25,7 @@ from vce_ray.models.janus import Janus
 UNCONDITIONAL = 0.1
 """Share of pictures that are learned without their prompt, for classifier-free guidance."""
 EMPHASIS = {"openmoji": 2.0}
-"""How often a style is drawn in training, against 1: openmoji begins as lineart does, and is the last to be told apart."""
+"""How often a style is seen in training, against 1: openmoji begins as lineart does, and is learned last."""
 
 
 def picture(index: int) -> tuple[Scene, np.ndarray]:
@@ -65,9 +65,8 @@ def optimizers(net: JanusForConditionalGeneration, lr: float) -> list[torch.opti
 
 def drawing_loss(model: Janus, indices: list[int], tokens: Tensor, rng: random.Random) -> Tensor:
     """Cross-entropy of image tokens given prompts, some of them blanked out."""
-    prompts = model.encode_prompts([random_prompt(rng, picture_scene(i)) for i in indices])
-    blank = torch.tensor([rng.random() < UNCONDITIONAL for _ in indices])
-    prompts.ids_BP[blank] = prompts.unconditional_ids_BP[blank]
+    texts = [random_prompt(rng, picture_scene(i)) for i in indices]
+    prompts = model.encode_prompts(texts).blanked([rng.random() < UNCONDITIONAL for _ in indices])
     targets = tokens[indices].long()
     logits = model.image_logits(prompts, targets)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -1,11 +1,10 @@
-"""Janus and Janus-Pro, as transformers ships them, behind the ImageModel protocol.
+"""Janus and Janus-Pro, as transformers ships them, behind ImageModel.
 
 The shape legend is in base.py.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,16 @@ from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusForConditionalGeneration
 from transformers.models.janus.processing_janus import JanusProcessor
 
-from vce_ray.models.base import PromptBatch
+from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
 from vce_ray.models.load import folder_revision
-from vce_ray.sampling.decoder import Decoder
 
-MAX_PROMPT_CHARS = 2000
-"""Prompts are untrusted: a longer one is refused before it costs memory."""
 DECODE_BATCH = 16
 """Pictures that are decoded at once: their activations stay in a CPU's cache, and small beside a GPU's weights."""
 QUESTION = "Describe this image in one sentence."
 
 
-class Janus:
-    """Draws and captions. Weights stay on `device`; all methods but image_logits run without gradients."""
+class Janus(ImageModel):
+    """Draws and captions."""
 
     def __init__(self, net: JanusForConditionalGeneration, processor: Any, revision: str):
         config: Any = net.config
@@ -50,34 +46,13 @@ class Janus:
         net.model.vqmodel.to(memory_format=torch.channels_last)  # convolutions run a third faster on CPUs
         return cls(net.to(device).eval(), processor, folder_revision(folder))
 
-    @cached_property
-    def decoder(self) -> Decoder:
-        """Its language model, ready to draw; made once, so that its cache is kept between batches."""
-        return Decoder(self.core.language_model)
-
-    @property
-    def core(self):
-        """transformers' JanusModel, also where peft has wrapped the layers of its language model."""
-        return self.net.model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return self.core.language_model.embed_tokens.weight.device
-
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
         """Tokenises prompts for drawing: BOS, text, begin-of-image, padded on the left.
 
         Raises:
             ValueError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has places.
         """
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("empty prompt: give each image a prompt of at least one word")
-            if len(prompt) > MAX_PROMPT_CHARS:
-                raise ValueError(
-                    f"prompt of {len(prompt)} characters starting {prompt[:40]!r}: the limit is {MAX_PROMPT_CHARS}"
-                )
+        check_prompts(prompts)
         rows = self.tokenizer([prompt.strip() for prompt in prompts])["input_ids"]
         rows = [[*row, self._boi] for row in rows]
         limit = self.net.config.text_config.max_position_embeddings - self.num_image_tokens
@@ -85,35 +60,24 @@ class Janus:
             if len(row) > limit:
                 raise ValueError(f"prompt of {len(row)} tokens starting {prompt[:40]!r}: the limit is {limit}")
         width = max(map(len, rows))
-        ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        keep = (ids == self.tokenizer.bos_token_id) | (ids == self._boi)
-        return PromptBatch(ids, mask, ids.masked_fill(~keep, self._pad))
+        ids_BP = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.device)
+        places = torch.arange(width, device=self.device)
+        mask_BP = places >= torch.tensor([width - len(row) for row in rows], device=self.device)[:, None]
+        keep = (ids_BP == self.tokenizer.bos_token_id) | (ids_BP == self._boi)
+        embed = self.language_model.embed_tokens
+        blank_BP = ids_BP.masked_fill(~keep, self._pad)  # the text becomes padding that is attended to, as in Janus
+        return PromptBatch(embed(ids_BP), embed(blank_BP), mask_BP, torch.zeros_like(ids_BP[:, 0]))
 
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
-        """What the language model reads for image tokens: [B, T, hidden]."""
+        """What the language model reads for image tokens: [B, T, E]."""
         return self.net.prepare_embeddings_for_image_generation(tokens_BT)
-
-    def image_logits(self, prompts: PromptBatch, tokens_BT: Tensor, conditional: bool = True) -> Tensor:
-        """Teacher-forced logits_BTV: row t is the distribution of token t given the prompt and tokens before t."""
-        ids = prompts.ids_BP if conditional else prompts.unconditional_ids_BP
-        text = self.core.language_model.embed_tokens(ids)
-        image = self.embed_image_tokens(tokens_BT[:, :-1])
-        mask = torch.cat([prompts.mask_BP, prompts.mask_BP.new_ones(image.shape[:2])], dim=1)
-        hidden = self.core.language_model(
-            inputs_embeds=torch.cat([text, image], dim=1),
-            attention_mask=mask,
-            position_ids=positions(mask),
-            use_cache=False,
-        ).last_hidden_state
-        return self.core.generation_head(hidden[:, prompts.ids_BP.shape[1] - 1 :])
 
     @torch.no_grad()
     def decode_pixels(self, tokens_BT: Tensor) -> np.ndarray:
         """Pictures of image tokens, uint8 [B, H, W, 3]."""
         parts = []
         for tokens in tokens_BT.to(self.device).split(DECODE_BATCH):
-            pixels = self.core.vqmodel.decode(tokens).float()
+            pixels = self.net.model.vqmodel.decode(tokens).float()
             parts.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
         return torch.cat(parts).numpy()
 
@@ -121,7 +85,7 @@ class Janus:
     def encode_pixels(self, images: np.ndarray) -> Tensor:
         """Image tokens tokens_BT of uint8 [B, H, W, 3]: the nearest code by cosine, as the original Janus does it
         (transformers' own quantiser compares without normalising)."""
-        vq = self.core.vqmodel
+        vq = self.net.model.vqmodel
         pixels = torch.from_numpy(images).to(self.device, vq.quant_conv.weight.dtype).permute(0, 3, 1, 2) / 127.5 - 1
         latents = vq.quant_conv(vq.encoder(pixels)).flatten(2).transpose(1, 2)
         codes = torch.nn.functional.normalize(vq.quantize.embedding.weight, dim=1)
@@ -133,12 +97,7 @@ class Janus:
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         inputs = self.processor(text=[text] * len(images), images=list(images), return_tensors="pt").to(self.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.core.aligner.fc1.weight.dtype)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.net.model.aligner.fc1.weight.dtype)
         out = self.net.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=max_new_tokens)
         new = out[:, inputs["input_ids"].shape[1] :]
         return [line.strip() for line in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-def positions(mask_BP: Tensor) -> Tensor:
-    """Position ids of left-padded rows: real tokens count from 0, padding gets 0."""
-    return (mask_BP.cumsum(-1) - 1).clamp(min=0)

@@ -1,12 +1,12 @@
 """Steps many rows through image tokens over a static key-value cache.
 
 transformers' own loop rebuilds masks, grows its cache by copying and re-reads padding at every step; this one
-prefills each distinct prompt once, writes each step's keys and values into place, and reads only the live part.
-Prompts lie at the left of their cache rows, so a row's next slot is its position: rows of different lengths
-(and rows that started at different steps) need no padding between them.
+reads each distinct prompt once, writes each step's keys and values into place, and reads only the live part.
+Prompts lie at the left of their cache rows and what a row draws follows without a gap: rows of different
+lengths need no padding between them.
 
-Shape legend: R rows (conditional, then unconditional), U distinct prompts, P prompt length, S cache slots,
-H key-value heads, E width of the model, D width of a head.
+Shape legend: R rows (conditional, then unconditional), U distinct prompts, P prompt length, S cache slots or
+positions, H key-value heads, E width of the model, D width of a head.
 """
 
 from __future__ import annotations
@@ -33,66 +33,72 @@ class Decoder:
         self._rows = 0
 
     @torch.no_grad()
-    def begin(self, ids_RP: Tensor, lengths_R: Tensor, new_tokens: int) -> Tensor:
+    def begin(
+        self, embeds_UPE: Tensor, lengths_U: Tensor, first_U: Tensor, of_row_R: Tensor, new_tokens: int
+    ) -> Tensor:
         """Reads the prompts; returns the hidden state of each row's last token, [R, E].
 
         Args:
-            ids_RP: token ids, padded on the right.
-            lengths_R: number of real tokens of each row, on the CPU.
+            embeds_UPE: distinct prompts, padded on the right.
+            lengths_U: int64: how many places of each prompt are no padding.
+            first_U: int64: the position of each prompt's first place.
+            of_row_R: int64: which prompt each row continues.
             new_tokens: how many steps will follow at most.
         """
-        width = ids_RP.shape[1]
-        distinct, of_row = torch.unique(
-            torch.cat([lengths_R.to(ids_RP.device)[:, None], ids_RP], dim=1), dim=0, return_inverse=True
-        )
-        self._reserve(len(ids_RP), width + new_tokens)
-        self._rows = len(ids_RP)
-        self._next_R = lengths_R.to(ids_RP.device)
-        self._live = int(lengths_R.max())
-        self._even = bool((lengths_R == lengths_R[0]).all())
-        slots = torch.arange(width + new_tokens, device=ids_RP.device)
-        cos, sin = self._model.rotary_emb(self._keys[0], slots[None])
+        device, width = embeds_UPE.device, embeds_UPE.shape[1]
+        self._rows = len(of_row_R)
+        self._reserve(self._rows, width + new_tokens)
+        lengths, first = lengths_U.cpu(), first_U.cpu()
+        self._live = int(lengths.max())
+        self._even = bool((lengths == lengths[0]).all())
+        self._next_R = lengths_U[of_row_R]
+        self._first_R = first_U[of_row_R]
+        places = torch.arange(int(first.max()) + width + new_tokens, device=device)
+        cos, sin = self._model.rotary_emb(embeds_UPE, places[None])
         self._cos_SD, self._sin_SD = cos[0], sin[0]
-        hidden_UPE = self._model.embed_tokens(distinct[:, 1:])
+        place_UP = first_U[:, None] + torch.arange(width, device=device)
+        cos, sin = self._cos_SD[place_UP][:, None], self._sin_SD[place_UP][:, None]
+        hidden_UPE = embeds_UPE
         for index, layer in enumerate(self._model.layers):
             query, key, value = self._project(layer, hidden_UPE)  # each [U, heads, P, D]
-            cos, sin = self._cos_SD[:width], self._sin_SD[:width]
             query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-            self._keys[index][: self._rows, :, :width] = key[of_row]
-            self._values[index][: self._rows, :, :width] = value[of_row]
+            self._keys[index][: self._rows, :, :width] = key[of_row_R]
+            self._values[index][: self._rows, :, :width] = value[of_row_R]
             # right padding: what follows a token never reaches it, and padding's slots are written over later
             attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self._grouped)
             hidden_UPE = self._finish(layer, hidden_UPE, attended)
-        last_U = distinct[:, 0] - 1
-        hidden_UE = hidden_UPE[torch.arange(len(distinct), device=last_U.device), last_U]
-        return self._model.norm(hidden_UE)[of_row]
+        hidden_UE = hidden_UPE[torch.arange(len(lengths_U), device=device), lengths_U - 1]
+        return _norm(self._model.norm, hidden_UE)[of_row_R]
 
     @torch.no_grad()
     def step(self, embeds_RE: Tensor) -> Tensor:
         """Reads one more token of each row; returns its hidden state, [R, E]."""
         self._live += 1
-        slot_R, live = self._next_R, self._live
-        cos, sin = self._cos_SD[slot_R][:, None, None], self._sin_SD[slot_R][:, None, None]
-        mask = None
+        slot_R, live, device = self._next_R, self._live, embeds_RE.device
+        place_R = slot_R + self._first_R
+        cos, sin = self._cos_SD[place_R][:, None, None], self._sin_SD[place_R][:, None, None]
+        mask, row_R = None, torch.arange(self._rows, device=device)
         if not self._even:
-            mask = (torch.arange(live, device=slot_R.device) <= slot_R[:, None])[:, None, None]
-        row_R = torch.arange(self._rows, device=slot_R.device)
+            mask = (torch.arange(live, device=device) <= slot_R[:, None])[:, None, None]
         hidden_R1E = embeds_RE[:, None]
         for index, layer in enumerate(self._model.layers):
             query, key, value = self._project(layer, hidden_R1E)
-            keys, values = self._keys[index], self._values[index]
-            keys[row_R, :, slot_R] = _rotate(key, cos, sin)[:, :, 0]
-            values[row_R, :, slot_R] = value[:, :, 0]
+            key = _rotate(key, cos, sin)
+            keys, values = self._keys[index][: self._rows], self._values[index][: self._rows]
+            if self._even:
+                keys[:, :, live - 1], values[:, :, live - 1] = key[:, :, 0], value[:, :, 0]
+            else:
+                keys[row_R, :, slot_R], values[row_R, :, slot_R] = key[:, :, 0], value[:, :, 0]
             attended = F.scaled_dot_product_attention(
                 _rotate(query, cos, sin),
-                keys[: self._rows, :, :live],
-                values[: self._rows, :, :live],
+                keys[:, :, :live],
+                values[:, :, :live],
                 attn_mask=mask,
                 enable_gqa=self._grouped,
             )
             hidden_R1E = self._finish(layer, hidden_R1E, attended)
         self._next_R = slot_R + 1
-        return self._model.norm(hidden_R1E[:, 0])
+        return _norm(self._model.norm, hidden_R1E[:, 0])
 
     @property
     def _grouped(self) -> bool:
@@ -114,7 +120,7 @@ class Decoder:
 
     def _project(self, layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of one layer, each [rows, heads, tokens, D], not yet rotated."""
-        normed, attention = layer.input_layernorm(hidden), layer.self_attn
+        normed, attention = _norm(layer.input_layernorm, hidden), layer.self_attn
         shape = (*hidden.shape[:2], -1, attention.head_dim)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         query, key, value = (projection(normed).view(shape).transpose(1, 2) for projection in projections)
@@ -124,7 +130,12 @@ class Decoder:
         """What a layer does after its attention: output projection and feed-forward, with their residuals."""
         merged = attended.transpose(1, 2).reshape(*hidden.shape[:2], -1)
         hidden = hidden + layer.self_attn.o_proj(merged)
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden))
+
+
+def _norm(norm: Any, x: Tensor) -> Tensor:
+    """A Llama's RMSNorm in one operation; transformers' own takes seven."""
+    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vce_ray.models.adapter import CARD, read_card
-from vce_ray.models.janus import folder_revision
-from vce_ray.models.load import model_folder
+from vce_ray.models.load import folder_revision, model_folder
 from vce_ray.store import Store
 
 

@@ -51,7 +51,7 @@ class Engine:
         Raises:
             ApiError: the prompt is empty or too long.
         """
-        from vce_ray.models.janus import MAX_PROMPT_CHARS
+        from vce_ray.models.base import MAX_PROMPT_CHARS
 
         check_prompt(prompt, MAX_PROMPT_CHARS)
         try:
@@ -66,7 +66,7 @@ class Engine:
 
     async def describe(self) -> dict[str, Any]:
         """What the ingress needs to know of the model: revision, image_size, max_prompt_chars."""
-        from vce_ray.models.janus import MAX_PROMPT_CHARS
+        from vce_ray.models.base import MAX_PROMPT_CHARS
 
         return {
             "base_revision": self._model.revision,

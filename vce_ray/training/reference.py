@@ -12,7 +12,7 @@ from torch import Tensor
 from vce_ray.models.base import ImageModel
 from vce_ray.models.load import load_model
 from vce_ray.pairs.generate import Outcome, Row
-from vce_ray.training.step import encode, pair_log_probs
+from vce_ray.training.step import pair_log_probs
 
 
 def check_stamp(found: dict, wanted: dict[str, str]) -> None:
@@ -37,7 +37,7 @@ def reference_log_probs(
     parts = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
-        encoded = encode(model, prompts[rows], [blank] * len(prompts[rows]))
+        encoded = model.encode_prompts(prompts[rows]).blanked([blank] * len(prompts[rows]))
         parts.append(pair_log_probs(model, encoded, chosen_BT[rows], rejected_BT[rows]))
     chosen, rejected = zip(*parts, strict=True)
     return torch.cat(chosen), torch.cat(rejected)

@@ -47,17 +47,9 @@ class AnchorBatch:
     tokens_BT: Tensor
 
 
-def encode(model: ImageModel, prompts: list[str], blank: list[bool]) -> PromptBatch:
-    """Tokenises prompts, and blanks the text of the rows that are to be seen without one."""
-    batch = model.encode_prompts(prompts)
-    rows = torch.tensor(blank, device=batch.ids_BP.device)[:, None]
-    ids = torch.where(rows, batch.unconditional_ids_BP, batch.ids_BP)
-    return PromptBatch(ids, batch.mask_BP, batch.unconditional_ids_BP)
-
-
 def pair_log_probs(model: ImageModel, prompts: PromptBatch, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probs of both sides, each float32 [B, T], in one forward pass of 2B rows."""
-    both = PromptBatch(*(tensor.repeat(2, 1) for tensor in (prompts.ids_BP, prompts.mask_BP, prompts.ids_BP)))
+    both = prompts.rows(torch.arange(len(prompts), device=chosen.device).repeat(2))
     tokens = torch.cat([chosen, rejected])
     log_probs = token_log_probs(model.image_logits(both, tokens), tokens)
     chosen_BT, rejected_BT = log_probs.chunk(2)
@@ -67,7 +59,7 @@ def pair_log_probs(model: ImageModel, prompts: PromptBatch, chosen: Tensor, reje
 def pair_loss(model: ImageModel, batch: PairBatch, step: int, config: TrainConfig) -> tuple[Tensor, dict[str, float]]:
     """The preference loss averaged over this worker's pairs, and the figures that are logged."""
     vsafe = config.method == "vsafe_dpo"
-    prompts = encode(model, batch.prompts, batch.blank)
+    prompts = model.encode_prompts(batch.prompts).blanked(batch.blank)
     chosen, rejected = pair_log_probs(model, prompts, batch.chosen_BT, batch.rejected_BT)
     drop = config.token_drop if vsafe else 0.0
     mask = keep_mask(batch.seeds, step, chosen.shape[1], drop)
@@ -92,7 +84,7 @@ AsReference = Callable[[], AbstractContextManager[None]]
 
 def keep_loss(model: ImageModel, reference: ImageModel, as_reference: AsReference, batch: KeepBatch) -> Tensor:
     """The preservation loss averaged over this worker's images. `reference` may be `model` itself."""
-    prompts = encode(model, batch.prompts, batch.blank)
+    prompts = model.encode_prompts(batch.prompts).blanked(batch.blank)
     with torch.no_grad(), as_reference():
         target = reference.image_logits(prompts, batch.tokens_BT)
     return preservation_loss(model.image_logits(prompts, batch.tokens_BT), target).mean()
@@ -105,8 +97,7 @@ def anchor_loss(model: ImageModel, reference: ImageModel, as_reference: AsRefere
     'an animal' is a deer now and then. Its log-probs are log p(refined) + min(0, log p(refined) - log p(unsafe)),
     one step of the negative guidance of ESD (arXiv 2303.07345), taken only where it lowers a token.
     """
-    blank = [False] * len(batch.prompts)
-    unsafe, refined = encode(model, batch.prompts, blank), encode(model, batch.refined, blank)
+    unsafe, refined = model.encode_prompts(batch.prompts), model.encode_prompts(batch.refined)
     with torch.no_grad(), as_reference():
         wanted = reference.image_logits(refined, batch.tokens_BT).log_softmax(-1)
         unwanted = reference.image_logits(unsafe, batch.tokens_BT).log_softmax(-1)

@@ -2,6 +2,7 @@
 
     python -m vce_ray.models.llamagen.convert --gpt t2i_XL_stage1_256.pt --vq vq_ds16_t2i.pt --out folder
 
+The encoder of flan-t5-xl, which reads the captions, is put beside them: the folder is then all that drawing needs.
 Every key and shape is checked: weights that do not fit in full are refused, never loaded in part.
 """
 
@@ -14,14 +15,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer, T5EncoderModel
 
 from vce_ray.models.llamagen import gpt, vq
 
-CONFIG, GPT_WEIGHTS, VQ_WEIGHTS = "config.json", "gpt.safetensors", "vq.safetensors"
+CONFIG, GPT_WEIGHTS, VQ_WEIGHTS, TEXT_ENCODER = "config.json", "gpt.safetensors", "vq.safetensors", "text_encoder"
+FLAN_T5 = "google/flan-t5-xl"
+DTYPE = "bfloat16"
+"""What the text encoder is stored in and the GPT is loaded in: LlamaGen's own precision of drawing."""
 MODEL_TYPE = "llamagen"
 SHOWN = 10
 """Keys that do not fit and are shown one by one; the rest is counted."""
@@ -49,14 +55,16 @@ ROTARY_TABLE = "freqs_cis"
 """The one tensor that may be there or not: LlamaGen's own serving code drops it from checkpoints that hold it."""
 
 
-def convert(gpt_path: Path, vq_path: Path, out: Path, image_size: int) -> None:
-    """Writes config.json, gpt.safetensors and vq.safetensors into `out`.
+def convert(gpt_path: Path, vq_path: Path, out: Path, image_size: int, text_encoder: str = FLAN_T5) -> None:
+    """Writes config.json, gpt.safetensors, vq.safetensors and text_encoder/ into `out`.
 
     Args:
         image_size: edge in pixels of the pictures the GPT was trained on; its weights do not tell.
+        text_encoder: the T5 whose features the GPT was trained on: a hub id, or a folder in transformers' format.
 
     Raises:
-        ValueError: a file is no checkpoint, or a key is missing, unknown or of another shape.
+        ValueError: a file is no checkpoint, a key is missing, unknown or of another shape, or the text encoder's
+            features are of another width.
     """
     gpt_config, gpt_state = convert_gpt(read_checkpoint(gpt_path), image_size, str(gpt_path))
     vq_weights = read_checkpoint(vq_path)
@@ -66,13 +74,21 @@ def convert(gpt_path: Path, vq_path: Path, out: Path, image_size: int) -> None:
             f"{vq_path} has {vq_config.codebook_size} codes, {gpt_path} draws {gpt_config.vocab_size}: "
             "give the tokenizer the GPT was trained with"
         )
+    encoder: Any = T5EncoderModel.from_pretrained(text_encoder, dtype=getattr(torch, DTYPE))
+    if encoder.config.d_model != gpt.CAPTION_WIDTH:
+        raise ValueError(
+            f"{text_encoder} gives features of width {encoder.config.d_model}, {gpt_path} reads {gpt.CAPTION_WIDTH}: "
+            "give the T5 the GPT was trained with"
+        )
     out.mkdir(parents=True, exist_ok=True)
+    encoder.save_pretrained(out / TEXT_ENCODER)
+    AutoTokenizer.from_pretrained(text_encoder).save_pretrained(out / TEXT_ENCODER)
     for state, name in ((gpt_state, GPT_WEIGHTS), (vq_weights, VQ_WEIGHTS)):
         # copies: safetensors refuses tensors that share memory, as the parts of wqkv do
         save_file(
             {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}, out / name
         )
-    card = {"model_type": MODEL_TYPE, "gpt": asdict(gpt_config), "vq": asdict(vq_config)}
+    card = {"model_type": MODEL_TYPE, "dtype": DTYPE, "gpt": asdict(gpt_config), "vq": asdict(vq_config)}
     (out / CONFIG).write_text(json.dumps(card, indent=2) + "\n")  # last: a folder with it is whole
 
 
@@ -84,7 +100,7 @@ def load_folder(
     Raises:
         ValueError: the folder was not written by `convert`, or its weights do not fit its config.json.
     """
-    absent = [name for name in (CONFIG, GPT_WEIGHTS, VQ_WEIGHTS) if not (folder / name).exists()]
+    absent = [name for name in (CONFIG, GPT_WEIGHTS, VQ_WEIGHTS, TEXT_ENCODER) if not (folder / name).exists()]
     if absent:
         raise ValueError(f"{folder} is no converted LlamaGen: {', '.join(absent)} missing")
     card = json.loads((folder / CONFIG).read_text())
@@ -262,13 +278,14 @@ def main() -> None:
     parser.add_argument(
         "--image-size", type=int, choices=gpt.IMAGE_SIZES, help="pixels; read from the GPT's file name by default"
     )
+    parser.add_argument("--text-encoder", default=FLAN_T5, help="hub id or folder of the T5")
     args = parser.parse_args()
     named = re.search(r"_(256|512)\.pt$", args.gpt.name)
     image_size = args.image_size or (int(named[1]) if named else None)
     if image_size is None:
         parser.error(f"{args.gpt.name} does not end in _256.pt or _512.pt: give --image-size")
     try:
-        convert(args.gpt, args.vq, args.out, image_size)
+        convert(args.gpt, args.vq, args.out, image_size, args.text_encoder)
     except ValueError as error:
         parser.error(str(error))
 

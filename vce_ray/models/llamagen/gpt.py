@@ -1,7 +1,7 @@
 """LlamaGen's text-to-image GPT: a Llama over image tokens that reads a caption as 120 text features.
 
-Shape legend: B images, P caption slots, T image tokens, V vocabulary, S positions (caption slots, then image
-tokens), F width of a caption feature, E width of the model, D width of a head.
+Shape legend: S positions (caption slots, then image tokens), F width of a caption feature, E width of the model,
+D width of a head.
 """
 
 from __future__ import annotations
@@ -98,27 +98,6 @@ class LlamaGenGPT(nn.Module):
         """Itself: training reaches a net's layers as `net.model.language_model`, as in transformers' Janus."""
         return self
 
-    def forward(self, caption_features_BPF: Tensor, caption_mask_BP: Tensor, tokens_BT: Tensor) -> Tensor:
-        """Teacher-forced logits_BTV: row t is the distribution of token t given the caption and tokens before t.
-
-        Args:
-            caption_features_BPF: flan-t5-xl's features, padded on the left; for an unconditional row,
-                `uncond_embedding` in all slots.
-            caption_mask_BP: True on slots that hold a feature. An unconditional row keeps its caption's mask.
-            tokens_BT: a picture's image tokens, or the first T of them.
-        """
-        assert caption_features_BPF.shape[1:] == (CAPTION_SLOTS, CAPTION_WIDTH), caption_features_BPF.shape
-        assert 0 < tokens_BT.shape[1] <= self.config.num_image_tokens, tokens_BT.shape
-        caption = self.caption_projection(caption_features_BPF)
-        embeds_BSE = torch.cat([caption, self.language_model.embed_tokens(tokens_BT[:, :-1])], dim=1)
-        hidden_BSE = self.language_model(
-            inputs_embeds=embeds_BSE,
-            attention_mask=attention_mask(caption_mask_BP, embeds_BSE.shape[1]),
-            position_ids=torch.arange(embeds_BSE.shape[1], device=embeds_BSE.device)[None],
-            use_cache=False,
-        ).last_hidden_state
-        return self.generation_head(hidden_BSE[:, CAPTION_SLOTS - 1 :])
-
 
 class CaptionProjection(nn.Module):
     """Takes caption features [..., F] to the width of the model, [..., E]."""
@@ -159,14 +138,3 @@ class GridRotary(nn.Module):
         angles = torch.cat([row, column, row, column], dim=-1)
         is_image = (token >= 0)[..., None]
         return (angles.cos() * is_image).to(x.dtype), (angles.sin() * is_image).to(x.dtype)
-
-
-def attention_mask(caption_mask_BP: Tensor, length: int) -> Tensor:
-    """Who sees whom, bool [B, 1, S, S] of S = `length`: what came before, but no padding.
-
-    A padding slot sees itself alone; nothing sees it, so its state only has to be finite.
-    """
-    keys_BS = F.pad(caption_mask_BP.bool(), (0, length - caption_mask_BP.shape[1]), value=True)
-    square = torch.ones(length, length, dtype=torch.bool, device=caption_mask_BP.device)
-    eye = torch.eye(length, dtype=torch.bool, device=caption_mask_BP.device)
-    return ((square.tril() & keys_BS[:, None]) | eye)[:, None]

@@ -1,0 +1,98 @@
+"""LlamaGen text-to-image behind ImageModel: a frozen T5 reads the caption, the GPT draws, VQ-16 makes pixels.
+
+The shape legend is in models/base.py; F is the width of a caption feature.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, T5EncoderModel
+
+from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
+from vce_ray.models.llamagen.convert import TEXT_ENCODER, load_folder
+from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, LlamaGenGPT
+from vce_ray.models.llamagen.vq import VQModel
+from vce_ray.models.load import folder_revision
+
+
+class LlamaGen(ImageModel):
+    """Draws; it cannot read pictures."""
+
+    def __init__(self, net: LlamaGenGPT, image_tokenizer: VQModel, encoder: Any, text_tokenizer: Any, revision: str):
+        self.net: Any = net
+        self.image_tokenizer = image_tokenizer
+        self.text_encoder, self.text_tokenizer = encoder, text_tokenizer
+        self.revision = revision
+        self.num_image_tokens = net.config.num_image_tokens
+        self.image_vocab_size = net.config.vocab_size
+        self.image_size = net.config.image_size
+
+    @classmethod
+    def from_folder(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LlamaGen:
+        """Loads a folder that `convert` wrote. Raises ValueError where it is not whole."""
+        net, image_tokenizer = load_folder(folder, device, dtype)
+        encoder: Any = T5EncoderModel.from_pretrained(folder / TEXT_ENCODER, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder / TEXT_ENCODER)
+        encoder = encoder.to(device).eval().requires_grad_(False)
+        return cls(net, image_tokenizer, encoder, tokenizer, folder_revision(folder))
+
+    def encode_prompts(self, prompts: list[str]) -> PromptBatch:
+        """The T5 features of prompts, as the GPT reads them. Tokens after the 120th are cut off, as LlamaGen does it.
+
+        Prompts are stripped and lowered, which is what is left of LlamaGen's caption cleaning for plain sentences;
+        its other rules (addresses, file names, HTML) are not taken over.
+
+        Raises:
+            ValueError: a prompt is empty or longer than MAX_PROMPT_CHARS.
+        """
+        check_prompts(prompts)
+        tokens = self.text_tokenizer(
+            [prompt.strip().lower() for prompt in prompts],
+            max_length=CAPTION_SLOTS,
+            padding="longest",
+            padding_side="right",
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.device)
+        mask_BP = tokens["attention_mask"].bool()
+        with torch.no_grad():
+            features_BPF = self.text_encoder(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            ).last_hidden_state
+        width = mask_BP.shape[1]
+        source_BP = (torch.arange(width, device=self.device) + mask_BP.sum(1, keepdim=True)) % width
+        features_BPF = features_BPF.gather(1, source_BP[..., None].expand_as(features_BPF))
+        return self.encode_features(features_BPF, mask_BP.gather(1, source_BP))
+
+    def encode_features(self, features_BPF: Tensor, mask_BP: Tensor) -> PromptBatch:
+        """Caption features padded on the left, at most 120 to a caption, as the GPT reads them."""
+        width = mask_BP.shape[1]
+        project = self.net.caption_projection
+        unconditional_PE = project(self.net.uncond_embedding[CAPTION_SLOTS - width :])
+        return PromptBatch(
+            project(features_BPF),
+            unconditional_PE.expand(len(mask_BP), -1, -1),
+            mask_BP,
+            CAPTION_SLOTS - mask_BP.sum(1),  # a caption ends where the image begins
+        )
+
+    def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
+        """What the language model reads for image tokens: [B, T, E]."""
+        return self.language_model.embed_tokens(tokens_BT)
+
+    def decode_pixels(self, tokens_BT: Tensor) -> np.ndarray:
+        """Pictures of image tokens, uint8 [B, H, W, 3]."""
+        return self.image_tokenizer.decode_pixels(tokens_BT.to(self.device))
+
+    def encode_pixels(self, images: np.ndarray) -> Tensor:
+        """Image tokens tokens_BT of uint8 [B, H, W, 3]."""
+        return self.image_tokenizer.encode_pixels(images)
+
+    def caption(self, images: np.ndarray) -> list[str]:
+        """Raises ValueError: LlamaGen cannot read pictures."""
+        raise ValueError("LlamaGen cannot describe pictures: give a captioner that can, such as a Janus-Pro checkpoint")
