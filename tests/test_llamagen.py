@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from vce_ray.config import SamplingConfig
+from vce_ray.config import EvalConfig, RunConfig, SamplingConfig
+from vce_ray.erase import Run
 from vce_ray.models.adapter import add_lora
 from vce_ray.models.llamagen import convert, gpt, vq
 from vce_ray.models.load import load_model, model_config, model_dtype
@@ -252,7 +253,7 @@ def test_one_pass_equals_step_by_step(model, batch, conditional: bool):
 
 @torch.no_grad()
 def test_it_draws_what_its_logits_say(model):
-    """Greedy tokens under guidance are the most likely ones of the teacher-forced pass, prompts of any length beside."""
+    """Greedy tokens under guidance are the most likely ones of the teacher-forced pass, prompts of any length."""
     prompts = ["a deer", "A deer on a red background", "a house"]
     sampling = SamplingConfig(temperature=0, guidance_scale=7.5)
     tokens = draw(model, [*prompts, prompts[0]], [0] * 4, sampling)
@@ -273,6 +274,18 @@ def test_a_converted_folder_names_its_dtype(folder):
     loaded = load_model(str(folder), device="cpu")
     assert loaded.image_head.weight.dtype == torch.bfloat16
     assert draw(loaded, ["a deer"], [1], SamplingConfig()).shape == (1, 256)
+
+
+def test_an_erasure_wants_who_describes_and_who_judges(folder, tmp_path):
+    settings = {"concept": "violence", "base": str(folder), "store": str(tmp_path)}
+    with pytest.raises(ValueError, match="has no judge"):
+        Run(RunConfig(**settings))
+    judged = EvalConfig(judge=str(tmp_path))
+    with pytest.raises(ValueError, match="cannot describe pictures: name a captioner"):
+        Run(RunConfig(**settings, evaluation=judged))
+    run = Run(RunConfig(**settings, evaluation=judged, captioner="emoji-world"))
+    assert run.config.sampling.guidance_scale == 7.5
+    assert run.config.sampling.top_k == 1000
 
 
 def test_a_lora_lies_on_every_matrix_of_the_layers(folder, batch):

@@ -18,7 +18,9 @@ from vce_ray.config import EvalConfig, PairConfig, RunConfig, TrainConfig, defau
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 StoreOption = Annotated[str, typer.Option(help="Where runs lie: a local folder or s3://bucket/prefix.")]
-BaseOption = Annotated[str, typer.Option(help="Base model: emoji-world, a checkpoint folder or a hub id.")]
+BaseOption = Annotated[
+    str, typer.Option(help="Base model: emoji-world, a checkpoint folder, s3://..., owner/name[@revision].")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
 MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]
 
@@ -34,6 +36,8 @@ def erase(
     concept: Annotated[str, typer.Argument(help="A concept of the catalogue, or your own YAML file.")],
     store: StoreOption = "runs",
     base: BaseOption = "emoji-world",
+    captioner: Annotated[str | None, typer.Option(help="Describes images where the base cannot: a Janus.")] = None,
+    judge: Annotated[str | None, typer.Option(help="CLIP folder that judges; the embedded model has its own.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; concept, method and seed by default.")] = None,
     seed: SeedOption = 0,
     method: MethodOption = "vsafe_dpo",
@@ -52,13 +56,14 @@ def erase(
         RunConfig(
             concept=concept,
             base=base,
+            captioner=captioner,
             store=store,
             name=name,
             seed=seed,
             prompts_file=prompts,
             pairs=PairConfig(num_pairs=pairs, num_keep=keep),
             train=TrainConfig(**(method_defaults(method) | train)),
-            evaluation=EvalConfig(num_erase=judged, num_keep=judged_keep),
+            evaluation=EvalConfig(num_erase=judged, num_keep=judged_keep, judge=judge),
         )
     )
 

@@ -27,8 +27,15 @@ class SamplingConfig(_Config):
 
 
 def default_sampling(base: str) -> SamplingConfig:
-    """How a base draws best: Janus' own settings, and what was measured for the embedded model (see its card)."""
-    return SamplingConfig(guidance_scale=2.0, temperature=0.7) if base == "emoji-world" else SamplingConfig()
+    """How a base draws best: Janus' and LlamaGen's own settings, and what was measured for the embedded model (see its
+    card). Raises ValueError where the base is unknown."""
+    if base == "emoji-world":
+        return SamplingConfig(guidance_scale=2.0, temperature=0.7)
+    from vce_ray.models.load import model_config, model_folder  # reads a file, or asks the hub for it
+
+    if model_config(model_folder(base))["model_type"] == "llamagen":
+        return SamplingConfig(guidance_scale=7.5, top_k=1000)
+    return SamplingConfig()
 
 
 class PairConfig(_Config):
@@ -103,6 +110,8 @@ class EvalConfig(_Config):
 
     num_erase: int = Field(default=500, ge=1)
     num_keep: int = Field(default=800, ge=1)
+    judge: str | None = None
+    """Folder of the CLIP, in open_clip's format, that says what is on an image. The embedded model has its own."""
 
 
 class RunConfig(_Config):
@@ -110,6 +119,8 @@ class RunConfig(_Config):
 
     concept: str
     base: str = "emoji-world"
+    captioner: str | None = None
+    """Describes the base's images, where the base itself cannot: a Janus, named as a base is."""
     store: str = "runs"
     name: str | None = None
     """Name of the run's prefix below the store; the concept's and the method's by default."""
@@ -126,6 +137,11 @@ class RunConfig(_Config):
     @classmethod
     def _fill_sampling(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {"sampling": default_sampling(values.get("base", "emoji-world"))} | values
+
+    @property
+    def reader(self) -> str:
+        """The model that describes images."""
+        return self.captioner or self.base
 
     if TYPE_CHECKING:  # types do not see that the validator fills in what is left out
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from vce_ray import schemas
 from vce_ray.concept import Concept, load_concept
 from vce_ray.config import RunConfig
-from vce_ray.models.load import EMBEDDED, base_stamp, model_folder
+from vce_ray.models.load import EMBEDDED, base_stamp, judge_folder, model_config, model_folder, reads_images
 from vce_ray.pairs.prompts import read_prompts
 from vce_ray.store import Store
 
@@ -43,7 +43,10 @@ class Run:
             StoreError: the store cannot be reached.
         """
         self.config, self.say = config, say
-        model_folder(config.base)
+        model_config(model_folder(config.base))
+        judge_folder(config.base, config.evaluation.judge)
+        if not reads_images(config.reader):
+            raise ValueError(f"{config.reader!r} cannot describe pictures: name a captioner, such as a Janus-Pro")
         self.concept: Concept = load_concept(config.concept, catalogue_of(config.base))
         if config.prompts_file is not None:
             read_prompts(config.prompts_file)

@@ -21,7 +21,7 @@ class Score:
 
     def __init__(self, run: RunConfig, concept: Concept, store: Store, arm: str):
         self.run, self.concept, self.arm = run, concept, arm
-        self.judge = Judge(judge_folder())
+        self.judge = Judge(judge_folder(run.base, run.evaluation.judge))
         self.objects = concept.slots["object"] if concept.kind == "style" else concept.labels
         if arm == "before":
             self.model = load_model(run.base)

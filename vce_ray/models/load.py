@@ -107,15 +107,26 @@ def model_dtype(config: dict) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
 
 
+def reads_images(ref: str) -> bool:
+    """Whether a model can describe pictures. Raises ValueError where it is unknown."""
+    return model_config(model_folder(ref))["model_type"] == "janus"
+
+
 def base_stamp(ref: str) -> dict[str, str]:
     """What cached log-probs depend on: revision of weights and tokenizer, and the dtype they are computed in."""
     folder = model_folder(ref)
     return {"base_revision": folder_revision(folder), "dtype": model_dtype(model_config(folder))}
 
 
-def judge_folder() -> Path:
-    """The judge of the embedded model: a CLIP in open_clip's folder format."""
-    return _HERE / "judge"
+def judge_folder(ref: str = EMBEDDED, judge: str | None = None) -> Path:
+    """The folder of the judge, a CLIP in open_clip's format: the one that is named, or the embedded model's own.
+
+    Raises:
+        ValueError: the base is another than the embedded one and no judge is named.
+    """
+    if judge is None and ref != EMBEDDED:
+        raise ValueError(f"base model {ref!r} has no judge: name one, a CLIP in open_clip's folder format (--judge)")
+    return Path(judge) if judge else _HERE / "judge"
 
 
 def load_model(ref: str = EMBEDDED, device: str | None = None, adapter: Path | None = None, dtype: str | None = None):

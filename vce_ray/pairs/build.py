@@ -53,7 +53,7 @@ def draw_unsafe(store: Store, run: RunConfig) -> None:
 def describe(store: Store, run: RunConfig, concept: Concept) -> None:
     """Stage captions: captions of the images that prompts for the concept gave, and the same without the concept."""
     source = dataset(store.stage("unsafe"), ["sample_id", "image", "kind"]).filter(expr=col("kind") == "erase")
-    settings = {"base": run.base, "concept": concept}
+    settings = {"reader": run.reader, "concept": concept}
     size, rows, limit = run.sampling.batch_size, run.pairs.num_pairs, run.pairs.max_reject_ratio
     fan_out(store, "captions", schemas.CAPTIONS, source, Describe, settings, size, rows, limit)
 
@@ -62,6 +62,7 @@ def draw_safe(store: Store, run: RunConfig, concept: Concept) -> None:
     """Stage safe: an image for each refined caption, in which a check finds no concept."""
     settings = {
         "base": run.base,
+        "reader": run.reader,
         "sampling": run.sampling,
         "concept": concept,
         "attempts": run.pairs.safe_attempts,

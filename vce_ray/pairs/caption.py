@@ -1,4 +1,4 @@
-"""Captions unsafe images and takes the concept out of the captions; here the base model captions itself."""
+"""Captions unsafe images and takes the concept out of the captions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Describe:
     empty caption, and a caption of which nothing is left without the concept.
     """
 
-    def __init__(self, base: str, concept: Concept):
-        self.model, self.concept = load_model(base), concept
+    def __init__(self, reader: str, concept: Concept):
+        self.reader, self.concept = load_model(reader), concept
 
     def __call__(self, rows: list[Row]) -> Outcome:
         captions: list[str] = []
         for start in range(0, len(rows), CAPTION_BATCH):
-            captions += self.model.caption(from_png(row["image"] for row in rows[start : start + CAPTION_BATCH]))
+            captions += self.reader.caption(from_png(row["image"] for row in rows[start : start + CAPTION_BATCH]))
         described, rejects = [], []
         for row, caption in zip(rows, captions, strict=True):
             refined = refine(caption, self.concept) if caption else None

@@ -55,12 +55,13 @@ class DrawSafe:
     """Refined captions -> safe pictures of the same content.
 
     Each picture is captioned again, and one in which the caption still names the concept is drawn anew with
-    the next seed, `attempts` times at most. The captioner is the base's own; the judge that scores a run is
-    another model and has no say here.
+    the next seed, `attempts` times at most. `reader`, the base itself where it can, describes; the judge that
+    scores a run is another model and has no say here.
     """
 
-    def __init__(self, base: str, sampling: SamplingConfig, concept: Concept, attempts: int):
+    def __init__(self, base: str, reader: str, sampling: SamplingConfig, concept: Concept, attempts: int):
         self.model, self.sampling, self.concept, self.attempts = load_model(base), sampling, concept, attempts
+        self.reader = self.model if reader == base else load_model(reader)
 
     def __call__(self, rows: list[Row]) -> Outcome:
         drawn: list[Row] = []
@@ -75,7 +76,7 @@ class DrawSafe:
             images = self.model.decode_pixels(tokens)
             still_open = []
             for row, seed, row_tokens, image, check in zip(
-                open_rows, seeds, tokens.tolist(), images, self.model.caption(images), strict=True
+                open_rows, seeds, tokens.tolist(), images, self.reader.caption(images), strict=True
             ):
                 last_check[row["sample_id"]] = check
                 if self.concept.mentions(check):
