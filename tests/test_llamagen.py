@@ -19,6 +19,7 @@ from vce_ray.config import EvalConfig, RunConfig, SamplingConfig
 from vce_ray.erase import Run
 from vce_ray.models.adapter import add_lora
 from vce_ray.models.llamagen import convert, gpt, vq
+from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model, model_config, model_dtype
 from vce_ray.sampling import draw
 from vce_ray.sampling.draw import guide
@@ -214,7 +215,7 @@ def batch():
 @torch.no_grad()
 def test_logits_equal_those_of_the_formulas_on_the_released_weights(released, model, batch):
     features, mask, tokens = batch
-    prompts = model.encode_features(features, mask)
+    prompts = encode_features(model.net, features, mask)
     ours = model.image_logits(prompts, tokens)
     assert ours.shape == (3, 256, CODES)
     for row, length in enumerate(LENGTHS):
@@ -230,10 +231,10 @@ def test_logits_equal_those_of_the_formulas_on_the_released_weights(released, mo
 def test_padding_may_hold_anything_or_be_left_out(model, batch):
     """Caption slots have no rotation, so a caption may lie in fewer than 120 of them."""
     features, mask, tokens = batch
-    logits = model.image_logits(model.encode_features(features, mask), tokens)
+    logits = model.image_logits(encode_features(model.net, features, mask), tokens)
     noisy = features + torch.randn_like(features) * ~mask[..., None]
-    assert torch.equal(model.image_logits(model.encode_features(noisy, mask), tokens), logits)
-    short = model.encode_features(features[1:, -LENGTHS[1] :], mask[1:, -LENGTHS[1] :])
+    assert torch.equal(model.image_logits(encode_features(model.net, noisy, mask), tokens), logits)
+    short = encode_features(model.net, features[1:, -LENGTHS[1] :], mask[1:, -LENGTHS[1] :])
     assert (model.image_logits(short, tokens[1:]) - logits[1:]).abs().max() < 1e-4
 
 
@@ -241,7 +242,7 @@ def test_padding_may_hold_anything_or_be_left_out(model, batch):
 @pytest.mark.parametrize("conditional", [True, False])
 def test_one_pass_equals_step_by_step(model, batch, conditional: bool):
     features, mask, tokens = batch
-    prompts = model.encode_features(features, mask)
+    prompts = encode_features(model.net, features, mask)
     embeds = prompts.embeds_BPE if conditional else prompts.unconditional_BPE
     lengths = mask.sum(1)
     packed = torch.stack([row.roll(n, 0) for row, n in zip(embeds, lengths.tolist(), strict=True)])
@@ -291,7 +292,7 @@ def test_an_erasure_wants_who_describes_and_who_judges(folder, tmp_path):
 def test_a_lora_lies_on_every_matrix_of_the_layers(folder, batch):
     model = load_model(str(folder), device="cpu", dtype="float32")
     features, mask, tokens = batch
-    prompts = model.encode_features(features, mask)
+    prompts = encode_features(model.net, features, mask)
     with torch.no_grad():
         before = model.image_logits(prompts, tokens)
         add_lora(model.net, rank=2, alpha=4)

@@ -1,4 +1,4 @@
-"""The command line: vce-ray demo | erase | serve | generate | status.
+"""The command line: vce-ray demo | erase | generate | plan | serve | status.
 
 torch and ray are imported inside the commands that need them, so `vce-ray --help` answers at once.
 """
@@ -112,6 +112,36 @@ def generate(
         path = out / f"{number:03d}.png"
         Image.fromarray(image).save(path)
         typer.echo(f"{path}  {prompt}")
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="A shape by name, such as janus-pro-7b, or a base model.")] = "emoji-world",
+    device: Annotated[str, typer.Option(help="h200, h100, a100-80gb, ..., or 'this': measured here.")] = "this",
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures at once; the best that fits by default.")] = None,
+    guidance: Annotated[bool, typer.Option(help="Whether unconditional rows are drawn beside.")] = True,
+) -> None:
+    """Tells batch, memory and time of drawing on a device, had or not, with the arithmetic."""
+    from vce_ray.sampling.plan import DEVICES, SHAPES, explain
+    from vce_ray.sampling.plan import plan as make_plan
+
+    if device != "this" and device not in DEVICES:
+        raise ValueError(f"unknown device {device!r}: known are this, {', '.join(DEVICES)}")
+    shape = SHAPES.get(model)
+    if shape is None:
+        from vce_ray.models.load import load_model
+
+        shape = load_model(model, device="cpu").shape
+    if device == "this":
+        import torch
+
+        from vce_ray.sampling.device import measure_device
+
+        where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        limits = measure_device(where, getattr(torch, shape.dtype))
+    else:
+        limits = DEVICES[device]
+    typer.echo(explain(shape, limits, make_plan(shape, limits, batch, guidance), guidance))
 
 
 @app.command()

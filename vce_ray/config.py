@@ -23,7 +23,7 @@ class SamplingConfig(_Config):
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """The fewest tokens that together have this probability; None is all of them."""
     batch_size: int = Field(default=64, ge=1, le=1024)
-    """Pictures drawn at once. No picture depends on it."""
+    """Pictures drawn at once; fewer where memory is short. No picture depends on it."""
 
 
 def default_sampling(base: str) -> SamplingConfig:

@@ -7,7 +7,8 @@ V image vocabulary, E width of the language model, H W picture height and width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vce_ray.sampling.decoder import Decoder
+from vce_ray.sampling.plan import Shape
 
 MAX_PROMPT_CHARS = 2000
 """Prompts are untrusted: a longer one is refused before it costs memory."""
@@ -99,6 +101,30 @@ class ImageModel(ABC):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.language_model.embed_tokens.weight.device
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All weights that are loaded."""
+        return self.net.parameters()
+
+    @cached_property
+    def shape(self) -> Shape:
+        """What drawing costs depend on, its parameters counted."""
+        config = self.language_model.config
+        shape = Shape(
+            name=self.revision,
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            key_value_heads=config.num_key_value_heads,
+            feed_forward=config.intermediate_size,
+            image_vocab=self.image_vocab_size,
+            image_tokens=self.num_image_tokens,
+            head_parameters=sum(p.numel() for p in self.image_head.parameters()),
+            idle_parameters=0,
+            dtype=str(self.language_model.embed_tokens.weight.dtype).removeprefix("torch."),
+        )
+        loaded = sum(p.numel() for p in self.parameters()) + self.image_vocab_size * config.hidden_size
+        return replace(shape, idle_parameters=loaded - shape.step_parameters)
 
     @cached_property
     def decoder(self) -> Decoder:

@@ -32,6 +32,11 @@ class Decoder:
         self._values: list[Tensor] = []
         self._rows = 0
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that the cache holds."""
+        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
     @torch.no_grad()
     def begin(
         self, embeds_UPE: Tensor, lengths_U: Tensor, first_U: Tensor, of_row_R: Tensor, new_tokens: int

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vce_ray.config import SamplingConfig
+from vce_ray.sampling.device import free_memory
 from vce_ray.sampling.noise import gumbel_noise
+from vce_ray.sampling.plan import fitting_batch
 
 if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel, PromptBatch
@@ -47,7 +49,8 @@ def _nucleus_floor(logits_BV: Tensor, top_p: float) -> Tensor:
 
 @torch.no_grad()
 def draw(model: ImageModel, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> Tensor:
-    """Image tokens of one picture for each (prompt, seed): int64 [B, T], drawn in batches of `sampling.batch_size`.
+    """Image tokens of one picture for each (prompt, seed): int64 [B, T], drawn in batches of `sampling.batch_size`, or
+    of what fits into memory.
 
     A row depends on its own prompt, seed and the settings alone, whatever else is drawn beside it (up to the
     last bits of floating-point sums, which differ with the shape of a batch).
@@ -57,7 +60,9 @@ def draw(model: ImageModel, prompts: list[str], seeds: list[int], sampling: Samp
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed for each prompt")
-    size = sampling.batch_size
+    free = free_memory(model.device) + model.decoder.cache_bytes
+    fitting = fitting_batch(model.shape, free, sampling.guidance_scale != 1, loaded=True)
+    size = max(1, min(sampling.batch_size, fitting))
     parts = [
         _draw_batch(model, prompts[i : i + size], seeds[i : i + size], sampling) for i in range(0, len(prompts), size)
     ]

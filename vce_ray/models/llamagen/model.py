@@ -5,6 +5,8 @@ The shape legend is in models/base.py; F is the width of a caption feature.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +69,15 @@ class LlamaGen(ImageModel):
         width = mask_BP.shape[1]
         source_BP = (torch.arange(width, device=self.device) + mask_BP.sum(1, keepdim=True)) % width
         features_BPF = features_BPF.gather(1, source_BP[..., None].expand_as(features_BPF))
-        return self.encode_features(features_BPF, mask_BP.gather(1, source_BP))
-
-    def encode_features(self, features_BPF: Tensor, mask_BP: Tensor) -> PromptBatch:
-        """Caption features padded on the left, at most 120 to a caption, as the GPT reads them."""
-        width = mask_BP.shape[1]
-        project = self.net.caption_projection
-        unconditional_PE = project(self.net.uncond_embedding[CAPTION_SLOTS - width :])
-        return PromptBatch(
-            project(features_BPF),
-            unconditional_PE.expand(len(mask_BP), -1, -1),
-            mask_BP,
-            CAPTION_SLOTS - mask_BP.sum(1),  # a caption ends where the image begins
-        )
+        return encode_features(self.net, features_BPF, mask_BP.gather(1, source_BP))
 
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
         """What the language model reads for image tokens: [B, T, E]."""
         return self.language_model.embed_tokens(tokens_BT)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All weights that are loaded."""
+        return chain(self.net.parameters(), self.image_tokenizer.parameters(), self.text_encoder.parameters())
 
     def decode_pixels(self, tokens_BT: Tensor) -> np.ndarray:
         """Pictures of image tokens, uint8 [B, H, W, 3]."""
@@ -96,3 +90,14 @@ class LlamaGen(ImageModel):
     def caption(self, images: np.ndarray) -> list[str]:
         """Raises ValueError: LlamaGen cannot read pictures."""
         raise ValueError("LlamaGen cannot describe pictures: give a captioner that can, such as a Janus-Pro checkpoint")
+
+
+def encode_features(net: LlamaGenGPT, features_BPF: Tensor, mask_BP: Tensor) -> PromptBatch:
+    """Caption features padded on the left, at most 120 to a caption, as the GPT reads them."""
+    unconditional_PE = net.caption_projection(net.uncond_embedding[CAPTION_SLOTS - mask_BP.shape[1] :])
+    return PromptBatch(
+        net.caption_projection(features_BPF),
+        unconditional_PE.expand(len(mask_BP), -1, -1),
+        mask_BP,
+        CAPTION_SLOTS - mask_BP.sum(1),  # a caption ends where the image begins
+    )

@@ -1,0 +1,210 @@
+"""Drawing image tokens: this project's decoder against transformers' own loop, and against what the machine allows.
+
+    python -m benchmarks.decode --models emoji-world janus-1b-cut --out docs/results/decode_cpu.json
+    python -m benchmarks.decode --models janus-pro-1b janus-pro-7b llamagen-xl --batches 1 16 64 128 --dtype bfloat16
+    python -m benchmarks.decode --models janus-1b-cut --batches 16 --profile
+
+Each row is measured in one process, the two loops in turns, and the fastest of their rounds counts. Weights are
+random but for the embedded model; shapes are those of the released models, `janus-1b-cut` with 4 of 24 layers.
+The limit is the one of vce_ray/sampling/plan.py, with bandwidth and arithmetic measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+
+from vce_ray.config import SamplingConfig
+from vce_ray.models.base import ImageModel
+from vce_ray.models.janus import Janus
+from vce_ray.models.llamagen.gpt import SIZES, GPTConfig, LlamaGenGPT
+from vce_ray.models.llamagen.model import encode_features
+from vce_ray.models.load import load_model
+from vce_ray.sampling import draw
+from vce_ray.sampling.device import measure_device
+from vce_ray.sampling.plan import Device, plan
+
+JANUS = {
+    "janus-1b-cut": (4, 2048, 16, 5632),
+    "janus-pro-1b": (24, 2048, 16, 5632),
+    "janus-pro-7b": (30, 4096, 32, 11008),
+}
+"""Layers, width, heads and feed-forward width."""
+PROMPT = "a deer in the style of openmoji on a blue background"
+
+
+def build(name: str, device: str, dtype: torch.dtype) -> ImageModel:
+    """The embedded model, or random weights of a released model's shape."""
+    if name == "emoji-world":
+        return load_model(device=device, dtype=str(dtype).removeprefix("torch."))
+    torch.manual_seed(0)
+    if name == "llamagen-xl":
+        return RandomLlamaGen(device, dtype)
+    layers, width, heads, feed_forward = JANUS[name]
+    small = load_model(device="cpu")
+    config = JanusConfig(
+        text_config=LlamaConfig(
+            vocab_size=102_400,
+            hidden_size=width,
+            intermediate_size=feed_forward,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=4096,
+        ),
+        vision_config=JanusVisionConfig(num_image_tokens=576, projection_dim=width),
+        vq_config=JanusVQVAEConfig(num_patches=24, projection_dim=width, image_token_embed_dim=width),
+        image_token_id=small.net.config.image_token_id,
+    )
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        net: Any = JanusForConditionalGeneration(config).eval()
+        torch.set_default_dtype(torch.float32)
+    net.generation_config = small.net.generation_config
+    return Janus(net, small.processor, revision=name)
+
+
+class RandomLlamaGen(ImageModel):
+    """LlamaGen-XL at 256 px with random weights and caption features; it draws tokens, not pixels."""
+
+    def __init__(self, device: str, dtype: torch.dtype):
+        layers, heads, width = SIZES["XL"]
+        with torch.device(device):
+            self.net = LlamaGenGPT(GPTConfig(layers, heads, width, 16_384, 256)).to(dtype).eval()
+        self.revision, self.num_image_tokens, self.image_vocab_size, self.image_size = "llamagen-xl", 256, 16_384, 256
+
+    def encode_prompts(self, prompts: list[str]):
+        features = torch.randn(len(prompts), 120, 2048, device=self.device, dtype=self.image_head.weight.dtype)
+        return encode_features(self.net, features, torch.ones(features.shape[:2], dtype=torch.bool, device=self.device))
+
+    def embed_image_tokens(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        return self.language_model.embed_tokens(tokens_BT)
+
+    def decode_pixels(self, tokens_BT: torch.Tensor):
+        raise NotImplementedError
+
+    def encode_pixels(self, images):
+        raise NotImplementedError
+
+    def caption(self, images):
+        raise NotImplementedError
+
+
+def ours(model: ImageModel, batch: int) -> Callable[[], torch.Tensor]:
+    """Draws with this project's decoder, all tokens of the vocabulary, guidance 5."""
+    return lambda: draw(model, [PROMPT] * batch, list(range(batch)), SamplingConfig(batch_size=batch))
+
+
+def theirs(model: ImageModel, batch: int) -> Callable[[], torch.Tensor] | None:
+    """Draws with transformers' own loop, the same settings; None for LlamaGen, which transformers does not have."""
+    if not isinstance(model, Janus):
+        return None
+    inputs = model.processor(text=[PROMPT] * batch, generation_mode="image", return_tensors="pt").to(model.device)
+    settings = {"generation_mode": "image", "do_sample": True, "top_k": 0, "guidance_scale": 5}
+    return lambda: model.net.generate(**inputs, **settings)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    begun = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def measure(model: ImageModel, name: str, batch: int, limits: Device, rounds: int, compiled: bool) -> dict[str, Any]:
+    """One row: both loops in turns, fastest round of each, and the share of the limit that ours reaches."""
+    loops: dict[str, Callable[[], Any]] = {"ours": ours(model, batch)}
+    if peer := theirs(model, batch):
+        loops["transformers"] = peer
+    before = peak_memory(reset=True)
+    times: dict[str, list[float]] = {loop: [] for loop in loops}
+    loops["ours"]()  # caches and kernels are there from here on
+    peak = peak_memory() - before
+    for _ in range(rounds):
+        for loop, work in loops.items():
+            times[loop].append(seconds(work))
+    if compiled and peer:
+        stack = model.language_model
+        model.net.model.language_model = torch.compile(stack)
+        peer()
+        times["transformers_compiled"] = [seconds(peer) for _ in range(rounds)]
+        model.net.model.language_model = stack
+    best = {loop: min(taken) for loop, taken in times.items()}
+    ideal = plan(model.shape, limits, batch)
+    row: dict[str, Any] = {"model": name, "batch": batch, "dtype": model.shape.dtype}
+    row |= {"ms_per_step": 1e3 * best["ours"] / model.num_image_tokens, "images_per_s": batch / best["ours"]}
+    row |= {f"times_{loop}": best[loop] / best["ours"] for loop in best if loop != "ours"}
+    row |= {"share_of_limit": ideal.batch_s / best["ours"], "bound": ideal.bound}
+    return row | {"peak_gb": peak / 1e9, "planned_gb": (ideal.peak_bytes - ideal.weight_bytes) / 1e9}
+
+
+def peak_memory(reset: bool = False) -> float:
+    """The most memory that was taken so far, in bytes: of the GPU since the reset, else of this process."""
+    if torch.cuda.is_available():
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated()
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS" if reset else "VmHWM"].split()[0]) * 1024.0
+
+
+def profile(work: Callable[[], Any]) -> str:
+    """Where the time of one call goes, by operation, own time only."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    key = "self_cpu_time_total"
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        key = "self_cuda_time_total"
+    with torch.profiler.profile(activities=activities) as found:
+        work()
+    return found.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60)
+
+
+def main() -> int:
+    """Measures, prints a table and writes the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["emoji-world"], choices=["emoji-world", *JANUS, "llamagen-xl"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compiled", action="store_true", help="transformers with its language model compiled, too")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, args.dtype)
+    limits = measure_device(torch.device(device), dtype)
+    print(f"{limits.name}: reads {limits.bandwidth / 1e9:.0f} GB/s, multiplies {limits.arithmetic / 1e9:.0f} Gflop/s")
+    rows = []
+    for name in args.models:
+        model = build(name, device, dtype)
+        for batch in args.batches:
+            if args.profile:
+                print(profile(ours(model, batch)))
+                continue
+            row = measure(model, name, batch, limits, args.rounds, args.compiled)
+            rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    if args.out and rows:
+        machine = {"device": limits.name, "bandwidth": limits.bandwidth, "arithmetic": limits.arithmetic}
+        machine |= {"torch": torch.__version__, "transformers": transformers.__version__, "os": platform.platform()}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

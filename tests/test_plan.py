@@ -1,0 +1,95 @@
+"""The plan of a batch against arithmetic done by hand, and against what drawing really takes."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from vce_ray.cli import main
+from vce_ray.config import SamplingConfig
+from vce_ray.models.load import load_model
+from vce_ray.sampling import draw
+from vce_ray.sampling.device import free_memory, measure_device
+from vce_ray.sampling.plan import DEVICES, SHAPES, Device, Shape, fitting_batch, plan
+
+TINY = Shape("tiny", 2, 8, 2, 1, 16, 100, 10, 50, 1000, prompt_tokens=5, dtype="float32")
+"""A head of width 4, one of keys and values for two of queries."""
+
+
+def test_a_plan_by_hand() -> None:
+    layer = 2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16 + 2 * 8  # queries and output, keys and values, feed-forward, norms
+    assert TINY.step_parameters == 2 * layer + 50
+    assert TINY.cache_bytes == 2 * 2 * 4 * 4
+    found = plan(TINY, Device("slow", 1e6, bandwidth=1000.0, arithmetic=1e9), batch=3)
+    assert (found.batch, found.rows) == (3, 6)
+    assert found.cache_bytes == 6 * 14 * TINY.cache_bytes
+    assert found.step_s == pytest.approx((TINY.step_parameters * 4 + 6 * 9.5 * TINY.cache_bytes) / 1000)
+    assert found.batch_s == pytest.approx(10 * found.step_s)
+    assert found.bound == "reading the weights"
+    assert plan(TINY, Device("dull", 1e6, 1e9, arithmetic=1e3), batch=3).bound == "matrix products"
+    assert plan(TINY, Device("slow", 1e6, 1000.0, 1e9), batch=3, guided=False).rows == 3
+
+
+def test_released_shapes_have_the_published_sizes() -> None:
+    """Janus-Pro-1B and -7B hold 2.1 and 7.4 thousand million weights, of which a step reads 1.27 and 6.17."""
+    for name, step, total in (("janus-pro-1b", 1.275e9, 2.09e9), ("janus-pro-7b", 6.172e9, 7.42e9)):
+        shape = SHAPES[name]
+        assert shape.step_parameters == pytest.approx(step, rel=0.01)
+        assert shape.step_parameters + shape.idle_parameters == pytest.approx(total, rel=0.03)
+    assert SHAPES["janus-pro-7b"].cache_bytes == 480 * 1024
+    assert SHAPES["llamagen-xl-256"].step_parameters == pytest.approx(0.752e9, rel=0.01)
+
+
+def test_the_batch_fits_and_one_more_would_not() -> None:
+    shape, card = SHAPES["janus-pro-7b"], DEVICES["rtx4090"]
+    batch = fitting_batch(shape, card.memory, guided=True)
+    assert plan(shape, card, batch).peak_bytes <= card.memory * 0.94 < plan(shape, card, batch + 1).peak_bytes
+    assert plan(shape, card).batch <= batch
+    with pytest.raises(ValueError, match=r"janus-pro-7b needs 16\.\d GB for one picture, small has less"):
+        plan(shape, Device("small", 8e9, 1e12, 1e14))
+
+
+def test_the_shape_of_a_loaded_model_counts_its_weights() -> None:
+    model = load_model(device="cpu")
+    layers = sum(p.numel() for p in model.language_model.layers.parameters())
+    assert model.shape.step_parameters == layers + sum(p.numel() for p in model.image_head.parameters())
+    table = model.image_embeddings_VE.numel()
+    assert model.shape.step_parameters + model.shape.idle_parameters == table + sum(
+        p.numel() for p in model.net.parameters()
+    )
+    draw(model, ["a deer"] * 3, [1, 2, 3], SamplingConfig())
+    prompt = model.encode_prompts(["a deer"]).mask_BP.shape[1]
+    assert model.decoder.cache_bytes == 3 * 2 * (prompt + 63) * model.shape.cache_bytes
+
+
+def test_short_memory_makes_smaller_batches_and_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(device="cpu")
+    prompts, seeds = ["a deer", "a house on a red background"] * 2, [1, 2, 3, 4]
+    wide = draw(model, prompts, seeds, SamplingConfig())
+    rows: list[int] = []
+    begin = model.decoder.begin
+    monkeypatch.setattr(importlib.import_module("vce_ray.sampling.draw"), "free_memory", lambda device: 4e6)
+    monkeypatch.setattr(model.decoder, "_keys", [])
+    monkeypatch.setattr(model.decoder, "_values", [])
+    monkeypatch.setattr(model.decoder, "begin", lambda *args: rows.append(len(args[3])) or begin(*args))
+    assert torch.equal(draw(model, prompts, seeds, SamplingConfig()), wide)
+    assert len(rows) > 1 and max(rows) < 8
+
+
+def test_the_device_at_hand_is_measured() -> None:
+    cpu = torch.device("cpu")
+    found = measure_device(cpu)
+    assert 1e9 < found.bandwidth < 1e12
+    assert 1e9 < found.arithmetic < 1e14
+    assert 0 < free_memory(cpu) == pytest.approx(found.memory, rel=0.2)
+
+
+def test_the_command_shows_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", "janus-pro-7b", "--device", "h200", "--batch", "64"]) == 0
+    told = capsys.readouterr().out
+    assert "128 rows x 615 tokens x 480 KiB = 38.69 GB" in told
+    assert "6.86 ms a step x 576 tokens = 3.95 s a batch, 16.20 pictures/s" in told
+    assert main(["plan", "--device", "h2000"]) == 2
+    assert "unknown device 'h2000'" in capsys.readouterr().err

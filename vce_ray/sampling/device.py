@@ -1,0 +1,49 @@
+"""What the device at hand can do: free memory, and bandwidth and arithmetic as measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from vce_ray.sampling.plan import Device
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be taken; infinite where the system does not tell."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return float("inf")
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024.0
+
+
+def measure_device(device: torch.device, dtype: torch.dtype = torch.float32) -> Device:
+    """The device at hand: bandwidth of reading far more than its caches hold, arithmetic of a square matrix product."""
+    on_gpu = device.type == "cuda"
+    size = 1 << 30 if on_gpu else 1 << 28
+    source = torch.ones(size // 4, device=device)
+    read_s = _fastest(lambda: source.sum(), device)
+    edge = 8192 if on_gpu else 2048
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+    multiply_s = _fastest(lambda: a @ b, device)
+    memory = float(torch.cuda.get_device_properties(device).total_memory) if on_gpu else free_memory(device)
+    name = torch.cuda.get_device_name(device) if on_gpu else f"this CPU, {torch.get_num_threads()} threads"
+    return Device(name, memory, size / read_s, 2 * edge**3 / multiply_s)
+
+
+def _fastest(work: Callable[[], object], device: torch.device, rounds: int = 7) -> float:
+    """Seconds of the fastest of several rounds: others on the machine only ever slow it."""
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begun)
+    return min(times)
