@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tools.emoji_world.scenes import held_out, render
 from tools.emoji_world.world import OBJECTS, Scene
 from vce_ray.models.adapter import add_lora, attach_adapter, merge_adapter
 from vce_ray.models.load import folder_revision, load_model, model_folder
+from vce_ray.store import Store
 from vce_ray.training.fsdp import adapter_off
 
 
@@ -120,6 +122,33 @@ def test_a_new_adapter_changes_nothing_and_off_is_the_base() -> None:
 def test_unknown_bases_are_named(ref: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model_folder(ref)
+
+
+def test_a_store_s_folder_is_copied_once_and_anew_when_it_changed(s3_uri, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VCE_RAY_MODEL_CACHE", str(tmp_path / "cache"))
+    ref = s3_uri("bases/small")
+    store = Store(ref)
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        model_folder(ref)
+    store.write_bytes("config.json", b'{"model_type": "janus"}')
+    store.write_bytes("text_encoder/model.safetensors", b"weights")
+    folder = model_folder(ref)
+    assert (folder / "text_encoder/model.safetensors").read_bytes() == b"weights"
+    stamp = (folder / "config.json").stat().st_mtime_ns
+    assert model_folder(ref) == folder and (folder / "config.json").stat().st_mtime_ns == stamp
+    store.write_bytes("text_encoder/model.safetensors", b"other weights")
+    assert (model_folder(ref) / "text_encoder/model.safetensors").read_bytes() == b"other weights"
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # and nothing half copied
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("multi_modality", "deepseek-community/Janus-Pro-7B"), ("llama", "model_type 'llama': known are janus, llamagen")],
+)
+def test_checkpoints_of_other_kinds_are_named(kind: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ValueError, match=message):
+        load_model(str(tmp_path))
 
 
 def test_a_folder_that_is_no_adapter_is_refused(tmp_path: Path, model) -> None:

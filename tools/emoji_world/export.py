@@ -1,4 +1,4 @@
-"""Writes the trained model and judge into the package.
+"""Writes the trained model, and the judge where it was trained too, into the package.
 
     python -m tools.emoji_world.export --out build/emoji_world
 
@@ -39,7 +39,8 @@ def main() -> None:
         codes = net.model.vqmodel.quantize.embedding.weight
         codes.copy_(F.normalize(codes, dim=1))  # transformers' nearest code is then the nearest by angle, up to float16
     checkpoint.export(net.eval(), processor, args.package / "janus")
-    shutil.copytree(args.out / "judge", args.package / "judge", dirs_exist_ok=True)
+    if (args.out / "judge").exists():
+        shutil.copytree(args.out / "judge", args.package / "judge", dirs_exist_ok=True)
     print(f"step {state['step']} -> {args.package}")
 
 

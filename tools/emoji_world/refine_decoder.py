@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import JanusVQVAEConfig
+from transformers import JanusForConditionalGeneration, JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from tools.emoji_world.progress import Training, load_checkpoint
@@ -29,15 +29,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start-from", type=Path, help="a checkpoint folder whose image tokenizer to go on from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokens = torch.load(args.out / "tokens.pt", weights_only=True)
     model = JanusVQVAE(JanusVQVAEConfig(**CONFIG))
     path = args.out / "decoder.pt"
     first = load_checkpoint(args.out / "vq.pt")
-    if first is None:
+    if args.start_from:
+        model.load_state_dict(
+            JanusForConditionalGeneration.from_pretrained(
+                args.start_from, dtype=torch.float32
+            ).model.vqmodel.state_dict()
+        )
+    elif first is not None:
+        model.load_state_dict(first["model"])
+    else:
         raise SystemExit(f"{args.out}/vq.pt is missing: run tools.emoji_world.train_vq first")
-    model.load_state_dict(first["model"])
     model.requires_grad_(False)
     model.decoder.requires_grad_(True)
     model.post_quant_conv.requires_grad_(True)
