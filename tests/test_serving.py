@@ -25,7 +25,7 @@ from vce_ray.models.adapter import adapter_state, add_lora, save_adapter
 from vce_ray.models.load import load_model, model_folder
 from vce_ray.sampling import draw
 from vce_ray.serving.batcher import Batcher, Busy
-from vce_ray.serving.deploy import build_app, check_host, check_port, check_token, serve_command, start
+from vce_ray.serving.deploy import app_from_args, build_app, check_host, check_port, check_token, serve_command, start
 from vce_ray.serving.schema import MAX_BODY_BYTES, MAX_SEED
 from vce_ray.store import Store
 
@@ -272,6 +272,16 @@ def test_what_build_app_refuses(base_model: str, adapter: Path, store_uri: str, 
         with pytest.raises(ValueError, match=r"base revision 0123456789abcdef, .* is [0-9a-f]{16}"):
             build_app(base_model, place, SAMPLING)
     build_app(base_model, str(adapter), SAMPLING)
+
+
+def test_a_config_file_names_the_endpoint_and_wants_a_token(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("VCE_RAY_API_TOKEN", raising=False)
+    with pytest.raises(ValueError, match="VCE_RAY_API_TOKEN is not set"):
+        app_from_args({"base": "emoji-world"})
+    monkeypatch.setenv("VCE_RAY_API_TOKEN", "0123456789abcdef")
+    with pytest.raises(ValueError, match="num_replica"):
+        app_from_args({"num_replica": 2})
+    app_from_args({"base": "emoji-world", "num_replicas": 2})
 
 
 # The queue before the decoder -----------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.deployment import Application
 
 from vce_ray import env
-from vce_ray.config import SamplingConfig
+from vce_ray.config import SamplingConfig, default_sampling
 from vce_ray.serving.adapters import check_adapter, resolve_adapter, resolve_base
 from vce_ray.serving.app import Api, token_digest
 from vce_ray.serving.engine import Engine
@@ -72,6 +73,33 @@ def build_app(
     ).bind(base, adapter, sampling, "cuda" if num_gpus else "cpu", max_waiting)
     model = name or (label if concept is None else f"{label}-without-{concept}".replace(" ", "-"))
     return Api.bind(engine, model, {"base": label, "erased": concept}, token_digest(token) if token else None)
+
+
+class Endpoint(BaseModel):
+    """What a `serveConfigV2` says of the endpoint: build_app's arguments under the same names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    base: str = "emoji-world"
+    adapter: str | None = None
+    name: str | None = None
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=1, gt=0)
+    num_gpus: float = Field(default=0, ge=0)
+    max_waiting: int = 256
+
+
+def app_from_args(args: dict[str, Any]) -> Application:
+    """The application that a Serve config file names as `vce_ray.serving.deploy:app_from_args`, e.g. a RayService's.
+
+    Where such files are deployed Serve listens to the whole cluster, so the token is not left to choice.
+
+    Raises:
+        ValueError: an argument is unknown or wrong, no token is set, or what build_app raises.
+    """
+    endpoint = Endpoint.model_validate(args)
+    if not env.API_TOKEN.get():
+        raise ValueError(f"{env.API_TOKEN.name} is not set: an endpoint that others can reach wants a token")
+    return build_app(**endpoint.model_dump(), sampling=default_sampling(endpoint.base))
 
 
 def start(

@@ -43,7 +43,7 @@ def train(run: RunConfig, store: Store, facts: dict) -> list[dict]:
         The figures of each step: loss, margin, log-probs of both sides, gradient norm.
     """
     config = run.train
-    gpus = torch.cuda.is_available()
+    gpus = ray.cluster_resources().get("GPU", 0) > 0  # the driver may run on a head node without any
     cpus = int(ray.cluster_resources().get("CPU", 1))
     scaling = ray.train.ScalingConfig(
         num_workers=config.num_workers,

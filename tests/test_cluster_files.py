@@ -1,0 +1,320 @@
+"""The files of cluster/ against the schemas of what reads them: KubeRay's custom resources, Ray Serve, `ray up`.
+
+What is not checked is KubeRay's rules in CEL (`x-kubernetes-validations`) and whether an image or a cloud exists.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import json
+import re
+import shlex
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import typer.main
+import yaml
+
+import vce_ray
+from vce_ray.cli import app as command_line
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "cluster"
+SCHEMAS = Path(__file__).parent / "data/kuberay"
+RESOURCES = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
+MANIFESTS = ["raycluster.yaml", "raycluster-fault-tolerant.yaml", "rayjob.yaml", "rayservice.yaml"]
+IMAGE = f"vce-ray:{vce_ray.__version__}"
+
+SECRET_NAME = re.compile(r"(?i)access_?key|private_?key|api_?key|secret|token|password|credential")
+SECRET_REFERENCES = {"secretRef", "secretKeyRef"}
+NOT_SECRET = {"HttpTokens"}
+ASSIGNMENT = re.compile(r"([\w-]+)=\S")
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, as the API server does; PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"given twice: {sorted(twice)}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.load((CLUSTER / name).read_text(), StrictLoader)
+
+
+def schema_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    assert manifest["apiVersion"] == "ray.io/v1"
+    return json.loads((SCHEMAS / f"{RESOURCES[manifest['kind']]}.json").read_text())
+
+
+def refusals(manifest: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """Why the API server would not take the manifest as it is written; each line begins with the field's path."""
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
+    wrong = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in errors]
+    return wrong + [f"{path}: unknown field" for path in unknown_fields(manifest, schema)]
+
+
+def unknown_fields(value: Any, schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Paths of fields that the schema does not have, which jsonschema lets pass and the API server does not."""
+    if schema.get("x-kubernetes-preserve-unknown-fields"):
+        return
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            here = f"{path}.{key}".removeprefix(".")
+            if here == "metadata":  # Kubernetes has a schema of its own for it, which custom resources do not repeat
+                yield from (
+                    f"metadata.{name}" for name in inner.keys() - {"name", "namespace", "labels", "annotations"}
+                )
+            elif key in schema.get("properties", {}):
+                yield from unknown_fields(inner, schema["properties"][key], here)
+            elif isinstance(schema.get("additionalProperties"), dict):
+                yield from unknown_fields(inner, schema["additionalProperties"], here)
+            else:
+                yield here
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from unknown_fields(inner, schema.get("items", {}), f"{path}[{index}]")
+
+
+def secrets_in(value: Any, path: str = "", name: str = "") -> Iterator[str]:
+    """Paths of literal texts whose name, or that of the variable they set, says that they are secret."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in SECRET_REFERENCES:
+                called = value.get("name", name) if key == "value" else key
+                yield from secrets_in(inner, f"{path}.{key}".removeprefix("."), called)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from secrets_in(inner, f"{path}[{index}]", name)
+    elif isinstance(value, str):
+        named = SECRET_NAME.search(name) and name not in NOT_SECRET and not value.startswith("~/")  # a file's name
+        if named or any(SECRET_NAME.search(variable) for variable in ASSIGNMENT.findall(value)):
+            yield path
+
+
+def cluster_spec(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The cluster that a manifest describes: itself, or the one of its job or service."""
+    spec = manifest["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+def pods(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The pod specs that a manifest holds: the head's, each worker group's, and that of a job's submitter."""
+    spec = cluster_spec(manifest)
+    found = {"head": spec["headGroupSpec"]["template"]["spec"]}
+    found |= {group["groupName"]: group["template"]["spec"] for group in spec["workerGroupSpecs"]}
+    if "submitterPodTemplate" in manifest["spec"]:
+        found["submitter"] = manifest["spec"]["submitterPodTemplate"]["spec"]
+    return found
+
+
+def serve_config() -> dict[str, Any]:
+    return yaml.load(load("rayservice.yaml")["spec"]["serveConfigV2"], StrictLoader)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_is_what_its_schema_describes(name: str) -> None:
+    manifest = load(name)
+    assert refusals(manifest, schema_of(manifest)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "refusal"),
+    [
+        (["autoscalerOptions", "idleTimeoutSeconds"], "5 min", "is not of type 'integer'"),
+        (["authOptions", "mode"], "password", "is not one of ['disabled', 'token']"),
+        (["headGroupSpec", "template", "spec", "containers", 0, "livenesProbe"], {}, "unknown field"),
+        (["workerGroupSpecs", 1, "template", "spec", "containers", 0, "resources", "limit"], {}, "unknown field"),
+        (["workerGroupSpecs", 0, "template", "spec", "tolerations"], {}, "is not of type 'array'"),
+        (["headGroupSpec", "rayStartParams", "num-cpus"], 0, "is not of type 'string'"),
+        (
+            ["workerGroupSpecs", 1, "template", "spec", "containers", 0, "resources", "limits", "cpu"],
+            "8 cores",
+            "match",
+        ),
+    ],
+)
+def test_what_the_api_server_would_refuse_is_refused_with_its_path(path: list, value: Any, refusal: str) -> None:
+    manifest = copy.deepcopy(load("raycluster.yaml"))
+    parent = manifest["spec"]
+    for step in path[:-1]:
+        parent = parent[step]
+    parent[path[-1]] = value
+    where = "spec" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    (line,) = refusals(manifest, schema_of(manifest))
+    # jsonschema writes keys with a hyphen as ['num-cpus']
+    assert line.startswith(where.replace(".num-cpus", "['num-cpus']") + ": ") and refusal in line
+
+
+def test_a_field_that_is_missing_is_refused() -> None:
+    manifest = copy.deepcopy(load("raycluster.yaml"))
+    del manifest["spec"]["workerGroupSpecs"][1]["maxReplicas"]
+    assert refusals(manifest, schema_of(manifest)) == ["spec.workerGroupSpecs[1]: 'maxReplicas' is a required property"]
+
+
+def test_unknown_fields_are_let_pass_only_where_the_schema_preserves_them() -> None:
+    free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema = {"type": "object", "properties": {"free": free, "closed": {"type": "object"}}}
+    assert refusals({"free": {"a": {"b": 1}}, "closed": {}}, schema) == []
+    assert refusals({"free": {}, "closed": {"a": 1}}, schema) == ["closed.a: unknown field"]
+
+
+def test_a_key_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(yaml.YAMLError, match="given twice: \\['b'\\]"):
+        yaml.load("a: {b: 1, b: 2}", StrictLoader)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_cluster_scales_asks_for_a_token_and_keeps_work_off_its_head(name: str) -> None:
+    spec = cluster_spec(load(name))
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"] is True and spec["autoscalerOptions"]["version"] == "v2"
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    assert groups.keys() == {"cpu", "gpu"}
+    for group in groups.values():
+        assert group["minReplicas"] == group["replicas"] < group["maxReplicas"]
+    assert groups["gpu"]["minReplicas"] == (1 if name == "rayjob.yaml" else 0)
+    gpus = {
+        pod: spec["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0)
+        for pod, spec in pods(load(name)).items()
+    }
+    assert {pod for pod, count in gpus.items() if count} == {"gpu"} and gpus["gpu"] == 1
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_container_is_confined_bounded_and_of_one_image(name: str) -> None:
+    manifest = load(name)
+    autoscaler = cluster_spec(manifest)["autoscalerOptions"]
+    containers = [container for pod in pods(manifest).values() for container in pod["containers"]]
+    for container in [autoscaler, *containers]:
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys() & container["resources"]["limits"].keys()
+    assert {container["image"] for container in containers} == {IMAGE}
+    for role, pod in pods(manifest).items():
+        assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] == 1000
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert role == "head" or pod["automountServiceAccountToken"] is False
+        assert role == "submitter" or {"readinessProbe", "livenessProbe"} <= pod["containers"][0].keys()
+
+
+def test_the_fault_tolerant_cluster_is_the_other_one_with_a_redis() -> None:
+    plain, tolerant = load("raycluster.yaml"), load("raycluster-fault-tolerant.yaml")
+    assert tolerant["spec"].pop("gcsFaultToleranceOptions") == {
+        "redisAddress": "redis:6379",
+        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "vce-ray-redis", "key": "password"}}},
+    }
+    assert tolerant["metadata"].pop("name") != plain["metadata"].pop("name")
+    assert tolerant == plain
+
+
+@pytest.mark.parametrize("name", [*MANIFESTS, "ray-up-aws.yaml"])
+def test_no_file_holds_a_secret(name: str) -> None:
+    config = load(name)
+    assert list(secrets_in(config)) == []
+    if name == "rayservice.yaml":
+        assert list(secrets_in(serve_config())) == []
+
+
+def test_a_literal_secret_is_found() -> None:
+    config = {
+        "env": [
+            {"name": "VCE_RAY_API_TOKEN", "value": "abc"},
+            {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": "store", "key": "secret"}}},
+            {"name": "AWS_REGION", "value": "eu-central-1"},
+        ],
+        "redisPassword": {"value": "abc"},
+        "run_options": ["--env=RAY_AUTH_TOKEN=abc", "--env=RAY_AUTH_MODE=token"],
+    }
+    assert list(secrets_in(config)) == ["env[0].value", "redisPassword.value", "run_options[0]"]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_node_reaches_the_store_and_whoever_serves_knows_the_token(name: str) -> None:
+    token = {
+        "name": "VCE_RAY_API_TOKEN",
+        "valueFrom": {"secretKeyRef": {"name": "vce-ray-api", "key": "token"}},
+    }
+    serving = {"rayjob.yaml": set(), "rayservice.yaml": {"head", "cpu", "gpu"}}.get(name, {"head"})
+    for role, pod in pods(load(name)).items():
+        if role != "submitter":
+            assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "vce-ray-s3"}}]
+            assert (pod["containers"][0].get("env") == [token]) == (role in serving)
+
+
+def test_ray_is_the_one_that_the_image_installs() -> None:
+    (ray,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert {name: cluster_spec(load(name))["rayVersion"] for name in MANIFESTS} == dict.fromkeys(MANIFESTS, ray)
+
+
+def test_the_job_runs_a_script_that_is_there_with_options_that_it_takes() -> None:
+    python, script, *arguments = shlex.split(load("rayjob.yaml")["spec"]["entrypoint"])
+    assert python == "python" and (ROOT / script).is_file() and script.startswith("jobs/")
+    erase = typer.main.get_command(command_line).commands["erase"]
+    context = erase.make_context("erase", ["violence", *arguments])  # as the script calls it; runs nothing
+    assert context.params["store"] == "s3://bucket/runs"
+
+
+def test_the_service_is_one_that_serve_can_build() -> None:
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+    config = serve_config()
+    checked = ServeDeploySchema.model_validate(config)
+    (application,) = checked.applications
+    assert config.keys() <= ServeDeploySchema.model_fields.keys()  # Serve passes over what it does not know
+    assert config["applications"][0].keys() <= ServeApplicationSchema.model_fields.keys()
+    assert application.args["adapter"].startswith("s3://bucket/runs/")
+    module, _, name = application.import_path.partition(":")
+    builder = getattr(importlib.import_module(module), name, None)
+    assert inspect.isfunction(builder), f"{application.import_path} is not there"
+    assert len(inspect.signature(builder).parameters) == 1  # Serve hands all args over as one
+
+
+def test_ray_up_takes_its_file_without_a_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    def no_network(*_: object) -> None:
+        raise AssertionError("validation went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    config = prepare_config(load("ray-up-aws.yaml"))
+    validate_config(config)
+    assert config["docker"]["image"] == IMAGE and "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert config["head_setup_commands"] == config["worker_setup_commands"] == []  # nothing installed over the image
+    head, gpu = config["available_node_types"]["head"], config["available_node_types"]["gpu"]
+    assert head["resources"] == {"CPU": 0} and head["max_workers"] == 0
+    assert gpu["resources"]["GPU"] == 1 and gpu["min_workers"] == 0 < gpu["max_workers"]
+    for machine in (head["node_config"], gpu["node_config"]):
+        assert machine["SecurityGroupIds"] and machine["MetadataOptions"] == {"HttpTokens": "required"}
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minuts"):
+        validate_config(config | {"idle_timeout_minuts": 5})
+
+
+def test_the_image_is_pinned_unprivileged_and_holds_what_jobs_need() -> None:
+    lines = [line for line in (CLUSTER / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    text = "\n".join(lines)
+    assert re.findall(r"^FROM (.*)$", text, re.MULTILINE) == ["python:3.11-slim"]
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["1000:1000"]
+    assert re.search(r"pip install .*--constraint constraints.txt", text)
+    assert {"wget", "rsync"} <= set(text.split())
+    copied = [path for names in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for path in names.split()]
+    assert {"vce_ray", "jobs"} <= set(copied) and all((ROOT / path).exists() for path in copied)
+
+
+def test_what_the_readme_names_is_there() -> None:
+    text = (CLUSTER / "README.md").read_text()
+    scripts, files = re.findall(r"jobs/\w+\.py", text), re.findall(r"`([\w-]+\.yaml|Dockerfile)`", text)
+    assert scripts and all((ROOT / script).is_file() for script in scripts)
+    assert {path.name for path in CLUSTER.iterdir()} - {"README.md"} <= set(files)
+    assert f"-t {IMAGE} " in text
+    used = {name for manifest in MANIFESTS for name in re.findall(r"vce-ray-(?:s3|api|redis)\b", str(load(manifest)))}
+    assert used == set(re.findall(r"create secret generic (\S+)", text))
