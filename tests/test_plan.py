@@ -47,6 +47,7 @@ def test_the_batch_fits_and_one_more_would_not() -> None:
     batch = fitting_batch(shape, card.memory, guided=True)
     assert plan(shape, card, batch).peak_bytes <= card.memory * 0.94 < plan(shape, card, batch + 1).peak_bytes
     assert plan(shape, card).batch <= batch
+    assert fitting_batch(shape, float("inf"), guided=True) > 10**6  # where a system does not tell its memory
     with pytest.raises(ValueError, match=r"janus-pro-7b needs 16\.\d GB for one picture, small has less"):
         plan(shape, Device("small", 8e9, 1e12, 1e14))
 

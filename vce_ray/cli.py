@@ -1,4 +1,4 @@
-"""The command line: vce-ray demo | erase | generate | plan | serve | status.
+"""The command line: vce-ray demo | erase | generate | plan | serve | status | doctor.
 
 torch and ray are imported inside the commands that need them, so `vce-ray --help` answers at once.
 """
@@ -142,6 +142,19 @@ def plan(
     else:
         limits = DEVICES[device]
     typer.echo(explain(shape, limits, make_plan(shape, limits, batch, guidance), guidance))
+
+
+@app.command()
+def doctor(store: StoreOption = "runs", base: BaseOption = "emoji-world") -> None:
+    """Says whether this machine and the store are fit for a run, and how to mend what is not."""
+    from vce_ray.doctor import examine
+
+    fit = True
+    for check in examine(store, base):
+        typer.echo(check.line)
+        fit = fit and check.ok
+    if not fit:
+        raise typer.Exit(2)
 
 
 @app.command()

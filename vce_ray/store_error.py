@@ -32,7 +32,7 @@ _CODES = (
     ("nosuchbucket", False, "the bucket's name in the URI, and that it was made at this endpoint"),
     ("accessdenied|accesskey|signature|token|credential|http status 40[13]", False, _CREDENTIALS),
     ("redirect|authorizationheader|http status 301", False, "the region (region= in the URI, or AWS_REGION)"),
-    ("networkconnection|timeout|connection|httpclient|protocol", True, _ENDPOINT),
+    ("networkconnection|timeout|connection|httpclient|protocol|sslerror", True, _ENDPOINT),
     (
         "slowdown|throttl|internal|unavailable|http status (429|50[0234])",
         True,
@@ -53,6 +53,8 @@ def diagnose(error: OSError) -> Fault | None:
             if re.search(pattern, spelled):
                 return Fault(passing, found[0], check)
         return Fault(False, found[0], "the endpoint, the bucket's rules and the server's log")
+    if "errors when deleting objects" in text:  # pyarrow words the refusal to delete several files in its own way
+        return Fault(False, " ".join(text.split()), _CREDENTIALS)
     if error.errno is not None:
         reason = f"{os.strerror(error.errno)} {error.filename or ''}".rstrip()
         return Fault(False, reason, f"the path, its owner and its permissions (user {os.getuid()})")

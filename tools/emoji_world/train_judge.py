@@ -3,8 +3,8 @@
     python -m tools.emoji_world.train_judge --out build/emoji_world        # resumes where it stopped
 
 It sees only renderings of its own seeds, with blur, noise and colour shifts, never a picture drawn by the model.
-Half of them went through the image tokenizer and back, as all that it will judge did: its blur must not be
-taken for a style.
+Three quarters of them went through the image tokenizer and back, as all that it will judge did, with some tokens
+swapped for near ones: blur and a misdrawn patch must not be taken for a style.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from torch import Tensor
 from transformers import JanusVQVAEConfig
@@ -93,13 +93,14 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def through_tokenizer(vq: JanusVQVAE, pixels: Tensor, generator: torch.Generator, second: float = 0.1) -> Tensor:
-    """Pictures as the image tokenizer gives them back; a share `second` of the tokens is the second-nearest code,
-    for a drawn token is not always the nearest one either."""
+def through_tokenizer(vq: JanusVQVAE, pixels: Tensor, generator: torch.Generator, near: int = 4) -> Tensor:
+    """Pictures as the image tokenizer gives them back, with up to 40 % of the tokens of a picture swapped for one of
+    their `near` nearest codes: a drawn token is not always the nearest one either."""
     z = latents(vq, pixels)
     codes = F.normalize(vq.quantize.embedding.weight, dim=1)
-    nearest = (z @ codes.T).topk(2, dim=-1).indices
-    pick = (torch.rand(z.shape[:-1], generator=generator) < second).long()
+    nearest = (z @ codes.T).topk(near, dim=-1).indices
+    swapped = torch.rand(z.shape[:-1], generator=generator) < 0.4 * torch.rand(len(z), 1, 1, generator=generator)
+    pick = torch.randint(near, z.shape[:-1], generator=generator) * swapped
     return decode(vq, codes[nearest.gather(-1, pick[..., None])[..., 0]]).clamp(-1, 1)
 
 
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start-from", type=Path, help="a judge's folder whose weights to go on from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
@@ -139,6 +141,9 @@ def main() -> None:
     tokenizer = build_judge_tokenizer()
     text_cfg = CLIPTextCfg(**(MODEL["text_cfg"] | {"vocab_size": len(tokenizer)}))
     model = CLIP(MODEL["embed_dim"], CLIPVisionCfg(**MODEL["vision_cfg"]), text_cfg, output_dict=False)
+    if args.start_from:
+        weights = load_file(args.start_from / "open_clip_model.safetensors")
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     blocks = [*model.visual.transformer.parameters(), *model.transformer.parameters()]
     hidden = [p for p in blocks if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim != 2 or all(p is not h for h in hidden)]
@@ -155,8 +160,8 @@ def main() -> None:
         drawn = [random_scene(rng) for _ in range(args.batch)]
         pictures = np.stack([scenes.render(scene, rng) for scene in drawn])
         pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        generator, half = torch.Generator().manual_seed(step), args.batch // 2
-        pixels = torch.cat([pixels[:half], through_tokenizer(vq, pixels[half:], generator)])
+        generator, clean = torch.Generator().manual_seed(step), args.batch // 4
+        pixels = torch.cat([pixels[:clean], through_tokenizer(vq, pixels[clean:], generator)])
         pixels = augment(pixels, generator)
         prompts = [random_prompt(rng, scene) for scene in drawn]
         image = F.normalize(model.encode_image(pixels), dim=-1)

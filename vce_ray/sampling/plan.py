@@ -11,7 +11,9 @@ Units: bytes, bytes/s, floating-point operations/s, seconds.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from math import isinf
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 RESERVE = 0.06
@@ -130,6 +132,8 @@ def plan(shape: Shape, device: Device, batch: int | None = None, guided: bool = 
 
 def fitting_batch(shape: Shape, memory: float, guided: bool, loaded: bool = False) -> int:
     """How many pictures at once fit into `memory`; where `loaded`, the weights are in the device's memory already."""
+    if isinf(memory):
+        return sys.maxsize
     weights = 0 if loaded else _weight_bytes(shape)
     return max(0, int((memory * (1 - RESERVE) - weights) // _bytes_of_picture(shape, guided)))
 
