@@ -19,10 +19,11 @@ from typing import Any
 
 from vce_ray.cli import method_defaults
 from vce_ray.config import EvalConfig, RunConfig, TrainConfig
-from vce_ray.erase import Run
+from vce_ray.erase import Run, default_steps
 from vce_ray.evaluation.metrics import evaluation_row
 from vce_ray.evaluation.pictures import before_after_png
 from vce_ray.evaluation.table import before_after_table, results_table
+from vce_ray.models.load import EMBEDDED
 from vce_ray.ray_session import ray_session
 from vce_ray.store import Store
 
@@ -45,6 +46,7 @@ RESULTS = Path("docs/results/emoji_world.json")
 def run_config(concept: str, method: str, seed: int, store: Path) -> RunConfig:
     """The settings of one row: those of `vce-ray erase`, judged on more images."""
     settings = ABLATION.get(method) or method_defaults(method) | {"method": method}
+    settings = {"steps": default_steps(concept, EMBEDDED)} | settings
     return RunConfig(
         concept=concept,
         store=str(store),

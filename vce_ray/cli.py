@@ -44,13 +44,18 @@ def erase(
     prompts: Annotated[str | None, typer.Option(help="Your own prompts for the concept, one per line.")] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Prompts with the concept.")] = PairConfig().num_pairs,
     keep: Annotated[int, typer.Option(min=0, help="Prompts of what must be kept.")] = PairConfig().num_keep,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = TrainConfig().steps,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; by default 80, more for many names.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     weights: Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")] = "lora",
     judged: Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")] = 500,
     judged_keep: Annotated[int, typer.Option(min=1, help="Kept images that are judged.")] = EvalConfig().num_keep,
 ) -> None:
     """Erases one concept. The same command goes on where a killed one stopped."""
+    from vce_ray.erase import default_steps
+
+    steps = default_steps(concept, base) if steps is None else steps
     train = {"method": method, "steps": steps, "num_workers": workers, "weights": weights}
     _erase(
         RunConfig(

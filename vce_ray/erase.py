@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from vce_ray import schemas
 from vce_ray.concept import Concept, load_concept
-from vce_ray.config import RunConfig
+from vce_ray.config import RunConfig, TrainConfig
 from vce_ray.models.load import EMBEDDED, base_stamp, judge_folder, model_config, model_folder, reads_images
 from vce_ray.pairs.prompts import read_prompts
 from vce_ray.store import Store
@@ -237,6 +237,13 @@ class Run:
         assert manifest is not None, f"stage {stage} has just been published"
         rejected = manifest["facts"].get("rejected")
         return {"rows": manifest["rows"]} | ({"rejected": rejected} if rejected else {})
+
+
+def default_steps(concept: str, base: str) -> int:
+    """Training steps for a concept: TrainConfig's own, and a fifth more for each name beyond the first, for the names
+    share the pairs. Raises ValueError where the concept is unknown."""
+    names = load_concept(concept, catalogue_of(base)).names
+    return TrainConfig().steps * (len(names) + 4) // 5
 
 
 def catalogue_of(base: str) -> str:
