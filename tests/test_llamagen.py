@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from vce_ray.config import EvalConfig, RunConfig, SamplingConfig
+from vce_ray.config import EvalConfig, RunConfig, SamplingConfig, TrainConfig
 from vce_ray.erase import Run
 from vce_ray.models.adapter import add_lora
 from vce_ray.models.llamagen import convert, gpt, vq
@@ -23,6 +23,8 @@ from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model, model_config, model_dtype
 from vce_ray.sampling import draw
 from vce_ray.sampling.draw import guide
+from vce_ray.training.reference import reference_log_probs
+from vce_ray.training.step import PairBatch, pair_loss
 
 LAYERS, HEADS, WIDTH, INNER, CODES = 2, 4, 64, 256, 128
 LENGTHS = [120, 37, 1]
@@ -287,6 +289,28 @@ def test_an_erasure_wants_who_describes_and_who_judges(folder, tmp_path):
     run = Run(RunConfig(**settings, evaluation=judged, captioner="emoji-world"))
     assert run.config.sampling.guidance_scale == 7.5
     assert run.config.sampling.top_k == 1000
+
+
+def test_a_bfloat16_base_is_trained_in_float32(folder, released):
+    model = load_model(str(folder), device="cpu")
+    add_lora(model.net, rank=2, alpha=4)
+    trained = [weight for weight in model.net.parameters() if weight.requires_grad]
+    assert {weight.dtype for weight in trained} == {torch.float32}
+    generator = torch.Generator().manual_seed(3)
+    chosen, rejected = (torch.randint(0, CODES, (2, 256), generator=generator) for _ in range(2))
+    prompts = ["a deer", "a deer on a red background"]
+    before = reference_log_probs(model, prompts, False, chosen, rejected)
+    batch = PairBatch(prompts, [False] * 2, torch.arange(2), chosen, rejected, *before)
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    margins = []
+    for step in range(3):
+        loss, figures = pair_loss(model, batch, step, TrainConfig())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        margins.append(figures["margin"])
+    assert margins[0] == 0
+    assert margins[-1] > 0.05
 
 
 def test_a_lora_lies_on_every_matrix_of_the_layers(folder, batch):

@@ -24,6 +24,9 @@ def add_lora(net: nn.Module, rank: int, alpha: int) -> None:
     net.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, lora_dropout=0.0, bias="none")
     inject_adapter_in_model(config, net)
+    for parameter in net.parameters():
+        if parameter.requires_grad:  # in bfloat16 most steps of an optimizer would round to nothing
+            parameter.data = parameter.data.float()
 
 
 def set_adapter_enabled(net: nn.Module, enabled: bool) -> None:
