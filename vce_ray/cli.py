@@ -28,7 +28,8 @@ MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The los
 @app.command()
 def demo(store: StoreOption = "runs", concept: str = "deer") -> None:
     """Erases a concept from the embedded model, from prompts to report, on this machine."""
-    _erase(RunConfig(concept=concept, store=store, name=f"demo-{Path(concept).stem}"))
+    judged = EvalConfig(num_keep=500)  # shorter than `erase`, and still 50 images of each neighbour
+    _erase(RunConfig(concept=concept, store=store, name=f"demo-{Path(concept).stem}", evaluation=judged))
 
 
 @app.command()
