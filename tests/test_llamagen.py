@@ -275,6 +275,7 @@ def test_a_converted_folder_names_its_dtype(folder):
     config = model_config(folder)
     assert model_dtype(config) == "bfloat16"
     loaded = load_model(str(folder), device="cpu")
+    assert loaded.shape.prompt_tokens == 120  # memory is planned for the longest caption
     assert loaded.image_head.weight.dtype == torch.bfloat16
     assert draw(loaded, ["a deer"], [1], SamplingConfig()).shape == (1, 256)
 

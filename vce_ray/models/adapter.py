@@ -29,15 +29,6 @@ def add_lora(net: nn.Module, rank: int, alpha: int) -> None:
             parameter.data = parameter.data.float()
 
 
-def set_adapter_enabled(net: nn.Module, enabled: bool) -> None:
-    """Switches the LoRA on or off: off, the net is exactly the base."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in net.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.enable_adapters(enabled)
-
-
 def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lora: dict | None, facts: dict) -> None:
     """Writes an adapter folder: weights, peft's config, and the card with the base's revision.
 

@@ -66,6 +66,8 @@ class ImageModel(ABC):
     image_vocab_size: int
     image_size: int
     """Edge of a picture in pixels."""
+    prompt_tokens = 40
+    """Of a longer prompt than most: what memory is planned for."""
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
@@ -121,6 +123,7 @@ class ImageModel(ABC):
             image_tokens=self.num_image_tokens,
             head_parameters=sum(p.numel() for p in self.image_head.parameters()),
             idle_parameters=0,
+            prompt_tokens=self.prompt_tokens,
             dtype=str(self.language_model.embed_tokens.weight.dtype).removeprefix("torch."),
         )
         loaded = sum(p.numel() for p in self.parameters()) + self.image_vocab_size * config.hidden_size

@@ -25,6 +25,8 @@ from vce_ray.models.load import folder_revision
 class LlamaGen(ImageModel):
     """Draws; it cannot read pictures."""
 
+    prompt_tokens = CAPTION_SLOTS
+
     def __init__(self, net: LlamaGenGPT, image_tokenizer: VQModel, encoder: Any, text_tokenizer: Any, revision: str):
         self.net: Any = net
         self.image_tokenizer = image_tokenizer
