@@ -11,6 +11,12 @@ import torch
 from torch import nn
 
 
+def pick_device() -> torch.device:
+    """The GPU where there is one, with products in TF32; else the CPU."""
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Progress:
     """Prints a line every `every` seconds: step, averages of what was logged, speed, time left."""
 
@@ -44,7 +50,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 def load_checkpoint(path: Path) -> dict | None:
     """The state that was saved last, or None."""
-    return torch.load(path, weights_only=True) if path.exists() else None
+    return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
 
 
 class Training:

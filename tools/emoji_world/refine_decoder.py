@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import JanusForConditionalGeneration, JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from tools.emoji_world.progress import Training, load_checkpoint
+from tools.emoji_world.progress import Training, load_checkpoint, pick_device
 from tools.emoji_world.train_janus import picture
 from tools.emoji_world.train_vq import CONFIG, decode, optimizers, reconstruction_loss
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="a checkpoint folder whose image tokenizer to go on from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    device = pick_device()
     tokens = torch.load(args.out / "tokens.pt", weights_only=True)
     model = JanusVQVAE(JanusVQVAEConfig(**CONFIG))
     path = args.out / "decoder.pt"
@@ -46,18 +48,18 @@ def main() -> None:
         model.load_state_dict(first["model"])
     else:
         raise SystemExit(f"{args.out}/vq.pt is missing: run tools.emoji_world.train_vq first")
-    model.requires_grad_(False)
+    nn.Module.to(model, device).requires_grad_(False)
     model.decoder.requires_grad_(True)
     model.post_quant_conv.requires_grad_(True)
-    trained = torch.nn.ModuleList([model.decoder, model.post_quant_conv])
+    trained = nn.ModuleList([model.decoder, model.post_quant_conv])
     training = Training(path, model, optimizers(trained, args.lr), steps=args.steps, lr=args.lr, descent=0.4)
     entries = F.normalize(model.quantize.embedding.weight, dim=1)
     for step in range(training.begin, args.steps):
         rng = random.Random(32_452_843 * step + 1)
         rows = [rng.randrange(len(tokens)) for _ in range(args.batch)]
         pictures = np.stack([picture(i)[1] for i in rows])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        output = decode(model, entries[tokens[rows].long()].view(len(rows), 8, 8, -1))
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        output = decode(model, entries[tokens[rows].to(device, torch.long)].view(len(rows), 8, 8, -1))
         loss = reconstruction_loss(output, pixels)
         loss.backward()
         with torch.no_grad():

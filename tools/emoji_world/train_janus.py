@@ -18,7 +18,7 @@ from transformers import JanusForConditionalGeneration
 
 from tools.emoji_world import scenes
 from tools.emoji_world.checkpoint import build_model, build_processor, export
-from tools.emoji_world.progress import Training, load_checkpoint
+from tools.emoji_world.progress import Training, load_checkpoint, pick_device
 from tools.emoji_world.world import STYLES, THINGS, Scene, caption, random_prompt, random_scene
 from vce_ray.models.janus import Janus
 
@@ -42,7 +42,7 @@ def tokenise(model: Janus, count: int, path: Path) -> Tensor:
     parts = []
     for start in range(0, count, 128):
         images = np.stack([picture(i)[1] for i in range(start, min(count, start + 128))])
-        parts.append(model.encode_pixels(images).short())
+        parts.append(model.encode_pixels(images).short().cpu())
         if start % 12_800 == 0:
             print(f"tokenised {start}/{count}", flush=True)
     tokens = torch.cat(parts)
@@ -67,7 +67,7 @@ def drawing_loss(model: Janus, indices: list[int], tokens: Tensor, rng: random.R
     """Cross-entropy of image tokens given prompts, some of them blanked out."""
     texts = [random_prompt(rng, picture_scene(i)) for i in indices]
     prompts = model.encode_prompts(texts).blanked([rng.random() < UNCONDITIONAL for _ in indices])
-    targets = tokens[indices].long()
+    targets = tokens[indices].to(model.device, torch.long)
     logits = model.image_logits(prompts, targets)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
@@ -90,8 +90,9 @@ def caption_loss(model: Janus, indices: list[int]) -> Tensor:
         text = tokenizer(caption(noun, STYLES[scene.style], scene.background))["input_ids"][1:]
         rows.append([*text, tokenizer.eos_token_id])
     width = max(map(len, rows))
-    ids = torch.tensor([head + row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-    logits = net(input_ids=ids, pixel_values=pixels, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+    ids = torch.tensor([head + row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows]).to(model.device)
+    seen = net(input_ids=ids, pixel_values=pixels.to(model.device), use_cache=False, logits_to_keep=width + 1)
+    logits = seen.logits[:, :-1]
     targets = ids[:, -width:].masked_fill(ids[:, -width:] == tokenizer.pad_token_id, -100)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
@@ -112,6 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    device = pick_device()
     processor = build_processor()
     net = build_model(processor)
     if args.start_from:
@@ -126,6 +128,7 @@ def main() -> None:
         net.model.vqmodel.quantize.embedding.weight.copy_(codes)
         if not args.start_from:
             net.model.generation_embeddings.weight.copy_(codes)
+    nn.Module.to(net, device)
     model = Janus(net, processor, revision="training")
     tokens = tokenise(model, args.pictures, args.out / "tokens.pt")
     optims = optimizers(net, args.lr)
@@ -141,7 +144,7 @@ def main() -> None:
         (drawing + 0.3 * reading).backward()
         nn.utils.clip_grad_norm_([p for p in net.parameters() if p.grad is not None], 1.0)
         training.finish_step(step, {"drawing": drawing.item(), "reading": reading.item()})
-    export(net.eval(), processor, args.out / "janus")
+    export(net.cpu().eval(), processor, args.out / "janus")
     print(f"exported to {args.out / 'janus'}")
 
 

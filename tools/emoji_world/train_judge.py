@@ -26,7 +26,7 @@ from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from tools.emoji_world import scenes
-from tools.emoji_world.progress import Training, load_checkpoint
+from tools.emoji_world.progress import Training, load_checkpoint, pick_device
 from tools.emoji_world.tokenizer import build_tokenizer
 from tools.emoji_world.train_vq import CONFIG as VQ
 from tools.emoji_world.train_vq import decode, latents
@@ -74,19 +74,20 @@ def encode_texts(tokenizer, texts: list[str]) -> Tensor:
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Blur, noise, colour shift and small moves, each picture its own: float [B, 3, H, W] in -1..1."""
-    rand = lambda *shape: torch.rand(*shape, generator=generator)
+    options: dict[str, Any] = {"generator": generator, "device": pixels.device}
+    rand = lambda *shape: torch.rand(*shape, **options)
     count = len(pixels)
     small = F.interpolate(pixels, scale_factor=0.5, mode="bilinear", antialias=True)
     blurred = F.interpolate(small, size=pixels.shape[-2:], mode="bilinear")
     strength = (rand(count, 1, 1, 1) * 1.4 - 0.4).clamp(min=0)
     pixels = pixels + strength * (blurred - pixels)
     pixels = pixels * (0.85 + 0.3 * rand(count, 3, 1, 1)) + 0.2 * (rand(count, 3, 1, 1) - 0.5)
-    noise = torch.randn(pixels.shape, generator=generator)
-    coarse = torch.randn(count, 3, 16, 16, generator=generator)
+    noise = torch.randn(pixels.shape, **options)
+    coarse = torch.randn(count, 3, 16, 16, **options)
     coarse = F.interpolate(coarse, size=pixels.shape[-2:], mode="bilinear")
     pixels = pixels + 0.12 * rand(count, 1, 1, 1) * noise + 0.3 * rand(count, 1, 1, 1) * coarse
     zoom, shift = 0.9 + 0.2 * rand(count, 1), 0.1 * (rand(count, 2) - 0.5)
-    theta = torch.zeros(count, 2, 3)
+    theta = torch.zeros(count, 2, 3, device=pixels.device)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom[:, 0], zoom[:, 0], shift
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False).clamp(-1, 1)
@@ -99,8 +100,9 @@ def through_tokenizer(vq: JanusVQVAE, pixels: Tensor, generator: torch.Generator
     z = latents(vq, pixels)
     codes = F.normalize(vq.quantize.embedding.weight, dim=1)
     nearest = (z @ codes.T).topk(near, dim=-1).indices
-    swapped = torch.rand(z.shape[:-1], generator=generator) < 0.4 * torch.rand(len(z), 1, 1, generator=generator)
-    pick = torch.randint(near, z.shape[:-1], generator=generator) * swapped
+    options: dict[str, Any] = {"generator": generator, "device": z.device}
+    swapped = torch.rand(z.shape[:-1], **options) < 0.4 * torch.rand(len(z), 1, 1, **options)
+    pick = torch.randint(near, z.shape[:-1], **options) * swapped
     return decode(vq, codes[nearest.gather(-1, pick[..., None])[..., 0]]).clamp(-1, 1)
 
 
@@ -133,17 +135,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
+    device = pick_device()
     vq = JanusVQVAE(JanusVQVAEConfig(**VQ)).eval().requires_grad_(False)
     trained = load_checkpoint(args.out / "decoder.pt") or load_checkpoint(args.out / "vq.pt")
     if trained is None:
         raise SystemExit(f"{args.out}/vq.pt is missing: run tools.emoji_world.train_vq first")
     vq.load_state_dict(trained["model"])
+    torch.nn.Module.to(vq, device)
     tokenizer = build_judge_tokenizer()
     text_cfg = CLIPTextCfg(**(MODEL["text_cfg"] | {"vocab_size": len(tokenizer)}))
     model = CLIP(MODEL["embed_dim"], CLIPVisionCfg(**MODEL["vision_cfg"]), text_cfg, output_dict=False)
     if args.start_from:
         weights = load_file(args.start_from / "open_clip_model.safetensors")
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    model.to(device)
     blocks = [*model.visual.transformer.parameters(), *model.transformer.parameters()]
     hidden = [p for p in blocks if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim != 2 or all(p is not h for h in hidden)]
@@ -152,36 +157,41 @@ def main() -> None:
         torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     training = Training(args.out / "judge.pt", model, optims, steps=args.steps, lr=args.lr)
-    label_ids = encode_texts(tokenizer, [text for group in LABELS for text in group])
+    label_ids = encode_texts(tokenizer, [text for group in LABELS for text in group]).to(device)
     sizes = [len(group) for group in LABELS]
     model.train()
     for step in range(training.begin, args.steps):
         rng = random.Random(15_485_863 * step + 5)
         drawn = [random_scene(rng) for _ in range(args.batch)]
         pictures = np.stack([scenes.render(scene, rng) for scene in drawn])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        generator, clean = torch.Generator().manual_seed(step), args.batch // 4
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        generator, clean = torch.Generator(device).manual_seed(step), args.batch // 4
         pixels = torch.cat([pixels[:clean], through_tokenizer(vq, pixels[clean:], generator)])
         pixels = augment(pixels, generator)
         prompts = [random_prompt(rng, scene) for scene in drawn]
         image = F.normalize(model.encode_image(pixels), dim=-1)
-        text = F.normalize(model.encode_text(torch.cat([label_ids, encode_texts(tokenizer, prompts)])), dim=-1)
+        prompt_ids = encode_texts(tokenizer, prompts).to(device)
+        text = F.normalize(model.encode_text(torch.cat([label_ids, prompt_ids])), dim=-1)
         scale = model.logit_scale.exp().clamp(max=100)
         logits = scale * image @ text.T
         *named, batch_logits = logits.split([*sizes, args.batch], dim=1)
-        targets = torch.tensor([labels(scene) for scene in drawn])
+        targets = torch.tensor([labels(scene) for scene in drawn], device=device)
         losses = [F.cross_entropy(named[i], targets[:, i]) for i in range(3)]
         # a prompt also fits other pictures of the batch: those are left out of its negatives
-        same = torch.tensor([[a == b and i != j for j, b in enumerate(prompts)] for i, a in enumerate(prompts)])
+        number = {prompt: i for i, prompt in enumerate(prompts)}
+        which, own = (
+            torch.tensor([number[prompt] for prompt in prompts], device=device),
+            torch.arange(args.batch, device=device),
+        )
+        same = (which[:, None] == which) & (own[:, None] != own)
         batch_logits = batch_logits.masked_fill(same, float("-inf"))
-        own = torch.arange(args.batch)
         contrast = (F.cross_entropy(batch_logits, own) + F.cross_entropy(batch_logits.T, own)) / 2
         (sum(losses, 0.3 * contrast)).backward()
         right = (named[0].argmax(1) == targets[:, 0]).float().mean()
         styled = (named[1].argmax(1) == targets[:, 1])[targets[:, 1] >= 0].float().mean()
         figures = {"contrast": contrast.item(), "objects": right.item(), "styles": styled.item()}
         training.finish_step(step, figures)
-    export(model.eval(), tokenizer, args.out / "judge")
+    export(model.cpu().eval(), tokenizer, args.out / "judge")
     print(f"exported to {args.out / 'judge'}")
 
 

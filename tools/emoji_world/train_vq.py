@@ -20,7 +20,7 @@ from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from tools.emoji_world import scenes
-from tools.emoji_world.progress import Training
+from tools.emoji_world.progress import Training, pick_device
 from tools.emoji_world.world import random_scene
 
 CODES = 1024
@@ -105,25 +105,26 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    device = pick_device()
     path = args.out / "vq.pt"
     model = JanusVQVAE(JanusVQVAEConfig(**CONFIG))
     for module in model.modules():  # transformers' 0.02 is too small for a net without skips to learn from
         if isinstance(module, nn.Conv2d):
             module.reset_parameters()
-    model.train()
+    nn.Module.to(model, device).train()
     start_codes = int(args.steps * args.codebook_at)
     training = Training(path, model, optimizers(model, args.lr), steps=args.steps, lr=args.lr, descent=0.4)
-    usage, flat = training.state.get("usage", torch.ones(CODES)), torch.empty(0, 8)
+    usage, flat = training.state.get("usage", torch.ones(CODES)).to(device), torch.empty(0, 8)
     codebook = model.quantize.embedding.weight
     for step in range(training.begin, args.steps):
-        pixels = batch(step, args.batch)
+        pixels = batch(step, args.batch).to(device)
         if step == start_codes:
             with torch.no_grad():
-                points = torch.cat([latents(model, batch(10**6 + i, 64)).reshape(-1, 8) for i in range(10)])
-                codebook.copy_(kmeans(points, CODES))
+                drawn = [latents(model, batch(10**6 + i, 64).to(device)).reshape(-1, 8).cpu() for i in range(10)]
+                codebook.copy_(kmeans(torch.cat(drawn), CODES))
         z = latents(model, pixels)
         if step < start_codes:
-            codes, commitment = z + 0.02 * torch.randn_like(z), torch.zeros(())
+            codes, commitment = z + 0.02 * torch.randn_like(z), torch.zeros((), device=device)
         else:
             entries = F.normalize(codebook, dim=1)
             flat = z.detach().reshape(-1, 8)
@@ -138,7 +139,7 @@ def main() -> None:
         if start_codes <= step < 0.7 * args.steps and step % 50 == 0:  # codes that nothing chooses start anew
             dead = (usage < 0.5).nonzero()[:, 0]
             with torch.no_grad():
-                codebook[dead] = flat[torch.randint(len(flat), (len(dead),))]
+                codebook[dead] = flat[torch.randint(len(flat), (len(dead),), device=device)]
             usage[dead] = 5.0
         with torch.no_grad():
             mse = (output.clamp(-1, 1) - pixels).square().mean((1, 2, 3)) / 4
