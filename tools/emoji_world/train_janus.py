@@ -25,7 +25,7 @@ from vce_ray.models.janus import Janus
 UNCONDITIONAL = 0.1
 """Share of pictures that are learned without their prompt, for classifier-free guidance."""
 EMPHASIS = {"openmoji": 1.5, "lineart": 1.5}
-"""How often a style is seen in training, against 1: the outlines of these two are the same, so they are learned last."""
+"""How often a style is seen in training, against 1: these two share their outlines, so they are learned last."""
 
 
 def picture(index: int) -> tuple[Scene, np.ndarray]:
