@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import JanusForConditionalGeneration
 
 from tools.emoji_world import scenes
@@ -35,16 +37,28 @@ def picture(index: int) -> tuple[Scene, np.ndarray]:
     return scene, scenes.render(scene, rng)
 
 
-def tokenise(model: Janus, count: int, path: Path) -> Tensor:
+class Pictures(Dataset[np.ndarray]):
+    """The training set, rendered."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return picture(index)[1]
+
+
+def tokenise(model: Janus, count: int, path: Path, workers: int) -> Tensor:
     """Image tokens of the first `count` pictures, int16 [count, T]; kept in a file between runs."""
     if path.exists():
         return torch.load(path, weights_only=True)
     parts = []
-    for start in range(0, count, 128):
-        images = np.stack([picture(i)[1] for i in range(start, min(count, start + 128))])
-        parts.append(model.encode_pixels(images).short().cpu())
-        if start % 12_800 == 0:
-            print(f"tokenised {start}/{count}", flush=True)
+    for batch in DataLoader(Pictures(count), batch_size=128, num_workers=workers):
+        parts.append(model.encode_pixels(batch.numpy()).short().cpu())
+        if len(parts) % 100 == 0:
+            print(f"tokenised {128 * len(parts)}/{count}", flush=True)
     tokens = torch.cat(parts)
     torch.save(tokens, path)
     return tokens
@@ -63,13 +77,40 @@ def optimizers(net: JanusForConditionalGeneration, lr: float) -> list[torch.opti
     ]
 
 
-def drawing_loss(model: Janus, indices: list[int], tokens: Tensor, rng: random.Random) -> Tensor:
-    """Cross-entropy of image tokens given prompts, some of them blanked out."""
-    texts = [random_prompt(rng, picture_scene(i)) for i in indices]
-    prompts = model.encode_prompts(texts).blanked([rng.random() < UNCONDITIONAL for _ in indices])
-    targets = tokens[indices].to(model.device, torch.long)
-    logits = model.image_logits(prompts, targets)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+@dataclass(frozen=True)
+class Lesson:
+    """What one step learns: prompts of pictures that it draws, pictures that it reads."""
+
+    indices: list[int]
+    prompts: list[str]
+    blank: list[bool]
+    """Which pictures are drawn without their prompt."""
+    pixels: Tensor
+    """Of the pictures to read: float [captions, 3, H, W] in -1..1."""
+    captions: list[str]
+
+
+class Lessons(Dataset[Lesson]):
+    """The lesson of every step, always the same for the same step; a loader's workers make them ahead."""
+
+    def __init__(self, steps: int, pictures: int, batch: int, captions: int):
+        self.steps, self.batch, self.count = steps, batch, batch + captions
+        weights = (EMPHASIS.get(STYLES[picture_scene(i).style], 1.0) for i in range(pictures))
+        self.cumulative = list(accumulate(weights))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Lesson:
+        rng = random.Random(9_999_991 * step + 11)
+        chosen = rng.choices(range(len(self.cumulative)), cum_weights=self.cumulative, k=self.count)
+        indices, read = chosen[: self.batch], [picture(i) for i in chosen[self.batch :]]
+        prompts = [random_prompt(rng, picture_scene(i)) for i in indices]
+        blank = [rng.random() < UNCONDITIONAL for _ in indices]
+        pixels = torch.from_numpy(np.stack([image for _, image in read])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        nouns = [None if scene.thing is None else THINGS[scene.thing].name for scene, _ in read]
+        lines = [caption(noun, STYLES[scene.style], scene.background) for noun, (scene, _) in zip(nouns, read)]
+        return Lesson(indices, prompts, blank, pixels, lines)
 
 
 def picture_scene(index: int) -> Scene:
@@ -77,21 +118,23 @@ def picture_scene(index: int) -> Scene:
     return random_scene(random.Random(7_368_787 * index + 3))
 
 
-def caption_loss(model: Janus, indices: list[int]) -> Tensor:
+def drawing_loss(model: Janus, lesson: Lesson, tokens: Tensor) -> Tensor:
+    """Cross-entropy of image tokens given prompts, some of them blanked out."""
+    prompts = model.encode_prompts(lesson.prompts).blanked(lesson.blank)
+    targets = tokens[lesson.indices].to(model.device, torch.long)
+    logits = model.image_logits(prompts, targets)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def caption_loss(model: Janus, lesson: Lesson) -> Tensor:
     """Cross-entropy of the one caption sentence given the picture."""
     tokenizer, net = model.tokenizer, model.net
-    drawn = [picture(i) for i in indices]
-    pixels = torch.from_numpy(np.stack([image for _, image in drawn])).permute(0, 3, 1, 2).float() / 127.5 - 1
     boi, eoi = (tokenizer.convert_tokens_to_ids(t) for t in (tokenizer.boi_token, tokenizer.eoi_token))
     head = [tokenizer.bos_token_id, boi] + [net.config.image_token_id] * model.num_image_tokens + [eoi]
-    rows = []
-    for scene, _ in drawn:
-        noun = None if scene.thing is None else THINGS[scene.thing].name
-        text = tokenizer(caption(noun, STYLES[scene.style], scene.background))["input_ids"][1:]
-        rows.append([*text, tokenizer.eos_token_id])
+    rows = [[*row[1:], tokenizer.eos_token_id] for row in tokenizer(lesson.captions)["input_ids"]]
     width = max(map(len, rows))
     ids = torch.tensor([head + row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows]).to(model.device)
-    seen = net(input_ids=ids, pixel_values=pixels.to(model.device), use_cache=False, logits_to_keep=width + 1)
+    seen = net(input_ids=ids, pixel_values=lesson.pixels.to(model.device), use_cache=False, logits_to_keep=width + 1)
     logits = seen.logits[:, :-1]
     targets = ids[:, -width:].masked_fill(ids[:, -width:] == tokenizer.pad_token_id, -100)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
@@ -107,6 +150,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=8, help="of each batch, in addition")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare steps ahead, for a GPU")
     parser.add_argument(
         "--start-from", type=Path, help="a checkpoint folder whose weights, tokenizer too, to go on from"
     )
@@ -130,17 +174,14 @@ def main() -> None:
             net.model.generation_embeddings.weight.copy_(codes)
     nn.Module.to(net, device)
     model = Janus(net, processor, revision="training")
-    tokens = tokenise(model, args.pictures, args.out / "tokens.pt")
+    tokens = tokenise(model, args.pictures, args.out / "tokens.pt", args.workers)
     optims = optimizers(net, args.lr)
     training = Training(args.out / "janus.pt", net, optims, steps=args.steps, lr=args.lr, every=200)
-    weights = [EMPHASIS.get(STYLES[picture_scene(i).style], 1.0) for i in range(args.pictures)]
-    cumulative = list(accumulate(weights))
+    lessons = Lessons(args.steps, args.pictures, args.batch, args.captions)
+    ahead = DataLoader(lessons, batch_size=None, sampler=range(training.begin, args.steps), num_workers=args.workers)
     net.train()
-    for step in range(training.begin, args.steps):
-        rng = random.Random(9_999_991 * step + 11)
-        indices = rng.choices(range(args.pictures), cum_weights=cumulative, k=args.batch + args.captions)
-        drawing = drawing_loss(model, indices[: args.batch], tokens, rng)
-        reading = caption_loss(model, indices[args.batch :])
+    for step, lesson in enumerate(ahead, training.begin):
+        drawing, reading = drawing_loss(model, lesson, tokens), caption_loss(model, lesson)
         (drawing + 0.3 * reading).backward()
         nn.utils.clip_grad_norm_([p for p in net.parameters() if p.grad is not None], 1.0)
         training.finish_step(step, {"drawing": drawing.item(), "reading": reading.item()})
