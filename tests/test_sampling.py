@@ -14,7 +14,7 @@ from vce_ray.config import SamplingConfig
 from vce_ray.models.janus import Janus
 from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
-from vce_ray.sampling.draw import choose, guide
+from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.noise import gumbel_noise, uniform_noise
 
 PROMPTS = ["a deer", "a cat in the style of openmoji on a blue background", "an owl on a red background", "key"]
@@ -40,7 +40,7 @@ def test_noise_is_uniform_and_belongs_to_seed_and_step():
 
 def test_gumbel_argmax_samples_from_the_softmax():
     logits = torch.log(torch.tensor([0.1, 0.2, 0.7])).repeat(40_000, 1)
-    drawn = choose(logits, torch.arange(40_000), 0, SamplingConfig())
+    drawn = choose(logits, gumbel_noise(torch.arange(40_000), 0, 3), SamplingConfig())
     shares = drawn.bincount(minlength=3) / 40_000
     assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.01)
     assert math.isclose(gumbel_noise(torch.arange(2000), 0, 50).mean().item(), 0.5772, abs_tol=0.02)
@@ -48,12 +48,12 @@ def test_gumbel_argmax_samples_from_the_softmax():
 
 def test_choose_by_hand():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
-    seeds = torch.tensor([9])
-    assert choose(logits, seeds, 0, SamplingConfig(temperature=0)).tolist() == [1]
+    noise = gumbel_noise(torch.tensor([9]), 0, 3)
+    assert choose(logits, noise, SamplingConfig(temperature=0)).tolist() == [1]
 
     def drawn(**settings) -> set[int]:
         sampling = SamplingConfig(temperature=5.0, **settings)  # probabilities 0.27, 0.40, 0.33
-        return {int(choose(logits, torch.tensor([seed]), 0, sampling)) for seed in range(200)}
+        return {int(choose(logits, gumbel_noise(torch.tensor([seed]), 0, 3), sampling)) for seed in range(200)}
 
     assert drawn() == {0, 1, 2}
     assert drawn(top_k=1) == {1}
@@ -118,7 +118,8 @@ def test_decoding_gives_the_logits_of_the_teacher_forced_pass(model):
     with torch.no_grad():
         stepped = model.image_head(torch.stack(hidden, dim=1))
         at_once = model.image_logits(batch, tokens)
-    assert (stepped - at_once).abs().max() < 1e-4
+    # 1e-4, and the rounding of float32 in a pass whose logits reach 100: either pass is 1e-4 off from float64 there
+    assert (stepped - at_once).abs().max() < 1e-4 + 1e-6 * at_once.abs().max()
 
 
 def test_drawn_log_probs_equal_the_teacher_forced_pass(model):

@@ -11,31 +11,63 @@ positions, H key-value heads, E width of the model, D width of a head.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vce_ray.sampling.layers import Layer, Layers, norm
+
+if TYPE_CHECKING:
+    from vce_ray.config import SamplingConfig
+    from vce_ray.models.base import ImageModel
+    from vce_ray.sampling.captured import CapturedStep
+
 
 class Decoder:
-    """A Llama stack read straight from transformers' (or peft's) modules; one batch of rows at a time.
+    """A Llama stack read from transformers' (or peft's) modules; one batch of rows at a time.
 
-    Weights are never copied, so an adapter put on, merged or switched off is seen by the next batch. The cache
-    is kept between batches and grows when a batch needs more rows or slots.
+    An adapter put on, merged or switched off is seen by the next batch. The cache is kept between batches and grows
+    when a batch needs more rows or slots.
     """
 
     def __init__(self, language_model: Any):
         self._model = language_model
-        self._config = language_model.config
+        self._layers = Layers(language_model)
         self._keys: list[Tensor] = []  # each [R, H, S, D]
         self._values: list[Tensor] = []
-        self._rows = 0
+        self.next_R = self.first_R = torch.empty(0, dtype=torch.int64)
+        """The slot into which the next token of each row goes, and the position of its first slot: int64."""
+        self.cos_SD = self.sin_SD = torch.empty(0, 0)
+        """The rotary embedding by position; the sines have the sign of the half that they fall on."""
+        self._captures: dict[Any, CapturedStep] = {}
+        self._addresses: tuple[int, ...] = ()
+        config = language_model.config
+        self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
+        self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
     @property
     def cache_bytes(self) -> int:
         """Memory that the cache holds."""
         return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    def cache(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of each layer, [rows, H, S, D]: views, which hold until a batch needs more."""
+        return [keys[:rows] for keys in self._keys], [values[:rows] for values in self._values]
+
+    def captured(self, model: ImageModel, pictures: int, sampling: SamplingConfig) -> CapturedStep:
+        """The step for so many pictures, captured when it is first drawn with."""
+        from vce_ray.sampling.captured import CapturedStep  # Triton, which only machines with a GPU need
+
+        addresses = tuple(parameter.data_ptr() for parameter in self._model.parameters())
+        if addresses != self._addresses:
+            self._captures = {}
+        key = (pictures, sampling.model_copy(update={"batch_size": 1}))
+        if key not in self._captures:
+            self._captures[key] = CapturedStep(model, pictures, sampling)
+            self._addresses = tuple(parameter.data_ptr() for parameter in self._model.parameters())
+        return self._captures[key]
 
     @torch.no_grad()
     def begin(
@@ -50,64 +82,62 @@ class Decoder:
             of_row_R: int64: which prompt each row continues.
             new_tokens: how many steps will follow at most.
         """
-        device, width = embeds_UPE.device, embeds_UPE.shape[1]
-        self._rows = len(of_row_R)
-        self._reserve(self._rows, width + new_tokens)
+        device, width, rows = embeds_UPE.device, embeds_UPE.shape[1], len(of_row_R)
         lengths, first = lengths_U.cpu(), first_U.cpu()
+        self._reserve(rows, width + new_tokens)
+        self._tabulate(int(first.max()) + width + new_tokens)
         self._live = int(lengths.max())
         self._even = bool((lengths == lengths[0]).all())
-        self._next_R = lengths_U[of_row_R]
-        self._first_R = first_U[of_row_R]
-        places = torch.arange(int(first.max()) + width + new_tokens, device=device)
-        cos, sin = self._model.rotary_emb(embeds_UPE, places[None])
-        self._cos_SD, self._sin_SD = cos[0], sin[0]
+        self.next_R, self.first_R = lengths_U[of_row_R], first_U[of_row_R]
+        self._row_R = torch.arange(rows, device=device)
         place_UP = first_U[:, None] + torch.arange(width, device=device)
-        cos, sin = self._cos_SD[place_UP][:, None], self._sin_SD[place_UP][:, None]
+        cos, sin = self.cos_SD[place_UP][:, :, None], self.sin_SD[place_UP][:, :, None]
         hidden_UPE = embeds_UPE
-        for index, layer in enumerate(self._model.layers):
-            query, key, value = self._project(layer, hidden_UPE)  # each [U, heads, P, D]
-            query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-            self._keys[index][: self._rows, :, :width] = key[of_row_R]
-            self._values[index][: self._rows, :, :width] = value[of_row_R]
+        batch = []
+        for layer, keys, values in zip(self._layers.current(), self._keys, self._values, strict=True):
+            query, key, value = self._split(layer.project(hidden_UPE), cos, sin)  # each [U, P, heads, D]
+            keys[:rows, :, :width] = key.transpose(1, 2)[of_row_R]
+            values[:rows, :, :width] = value.transpose(1, 2)[of_row_R]
             # right padding: what follows a token never reaches it, and padding's slots are written over later
-            attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self._grouped)
-            hidden_UPE = self._finish(layer, hidden_UPE, attended)
+            attended = F.scaled_dot_product_attention(
+                query.transpose(1, 2),
+                key.transpose(1, 2),
+                value.transpose(1, 2),
+                is_causal=True,
+                enable_gqa=self._heads != self._key_heads,
+            )
+            hidden_UPE = layer.finish(hidden_UPE, attended.transpose(1, 2).flatten(2))
+            batch.append((layer, keys[:rows], values[:rows]))
+        self._batch: list[tuple[Layer, Tensor, Tensor]] = batch
         hidden_UE = hidden_UPE[torch.arange(len(lengths_U), device=device), lengths_U - 1]
-        return _norm(self._model.norm, hidden_UE)[of_row_R]
+        return norm(self._model.norm, hidden_UE)[of_row_R]
 
     @torch.no_grad()
     def step(self, embeds_RE: Tensor) -> Tensor:
         """Reads one more token of each row; returns its hidden state, [R, E]."""
         self._live += 1
-        slot_R, live, device = self._next_R, self._live, embeds_RE.device
-        place_R = slot_R + self._first_R
-        cos, sin = self._cos_SD[place_R][:, None, None], self._sin_SD[place_R][:, None, None]
-        mask, row_R = None, torch.arange(self._rows, device=device)
+        slot_R, live, row_R = self.next_R, self._live, self._row_R
+        place_R = slot_R + self.first_R
+        cos, sin = self.cos_SD[place_R][:, None], self.sin_SD[place_R][:, None]
+        hidden_RE, unseen_R11S = embeds_RE, None
         if not self._even:
-            mask = (torch.arange(live, device=device) <= slot_R[:, None])[:, None, None]
-        hidden_R1E = embeds_RE[:, None]
-        for index, layer in enumerate(self._model.layers):
-            query, key, value = self._project(layer, hidden_R1E)
-            key = _rotate(key, cos, sin)
-            keys, values = self._keys[index][: self._rows], self._values[index][: self._rows]
+            unseen_R11S = (torch.arange(live, device=slot_R.device) > slot_R[:, None])[:, None, None]
+        for layer, keys, values in self._batch:
+            query, key, value = self._split(layer.project(hidden_RE), cos, sin)  # each [R, heads, D]
             if self._even:
-                keys[:, :, live - 1], values[:, :, live - 1] = key[:, :, 0], value[:, :, 0]
+                keys[:, :, live - 1], values[:, :, live - 1] = key, value
             else:
-                keys[row_R, :, slot_R], values[row_R, :, slot_R] = key[:, :, 0], value[:, :, 0]
-            attended = F.scaled_dot_product_attention(
-                _rotate(query, cos, sin),
-                keys[:, :, :live],
-                values[:, :, :live],
-                attn_mask=mask,
-                enable_gqa=self._grouped,
-            )
-            hidden_R1E = self._finish(layer, hidden_R1E, attended)
-        self._next_R = slot_R + 1
-        return _norm(self._model.norm, hidden_R1E[:, 0])
+                keys[row_R, :, slot_R], values[row_R, :, slot_R] = key, value
+            attended = _attend(query, keys[:, :, :live], values[:, :, :live], unseen_R11S)
+            hidden_RE = layer.finish(hidden_RE, attended)
+        self.next_R = slot_R + 1
+        return norm(self._model.norm, hidden_RE)
 
-    @property
-    def _grouped(self) -> bool:
-        return self._config.num_attention_heads != self._config.num_key_value_heads
+    def _split(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated, and values: each [..., heads, D] of projections [..., heads * D]."""
+        projected = projected.unflatten(-1, (-1, self._head_dim))
+        turned = _rotate(projected[..., : self._heads + self._key_heads, :], cos, sin)
+        return turned[..., : self._heads, :], turned[..., self._heads :, :], projected[..., -self._key_heads :, :]
 
     def _reserve(self, rows: int, slots: int) -> None:
         weight = self._model.embed_tokens.weight
@@ -115,35 +145,45 @@ class Decoder:
             if rows <= self._keys[0].shape[0] and slots <= self._keys[0].shape[2]:
                 return
             rows, slots = max(rows, self._keys[0].shape[0]), max(slots, self._keys[0].shape[2])
+        self._batch = []
+        self._captures = {}
         self._keys, self._values = [], []  # freed before the larger ones are made
-        config = self._config
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (rows, config.num_key_value_heads, slots, dim)
         for _ in self._model.layers:
-            self._keys.append(weight.new_zeros(shape))
-            self._values.append(weight.new_zeros(shape))
+            self._keys.append(weight.new_zeros(rows, self._key_heads, slots, self._head_dim))
+            self._values.append(weight.new_zeros(rows, self._key_heads, slots, self._head_dim))
 
-    def _project(self, layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of one layer, each [rows, heads, tokens, D], not yet rotated."""
-        normed, attention = _norm(layer.input_layernorm, hidden), layer.self_attn
-        shape = (*hidden.shape[:2], -1, attention.head_dim)
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, key, value = (projection(normed).view(shape).transpose(1, 2) for projection in projections)
-        return query, key, value
-
-    def _finish(self, layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
-        """What a layer does after its attention: output projection and feed-forward, with their residuals."""
-        merged = attended.transpose(1, 2).reshape(*hidden.shape[:2], -1)
-        hidden = hidden + layer.self_attn.o_proj(merged)
-        return hidden + layer.mlp(_norm(layer.post_attention_layernorm, hidden))
+    def _tabulate(self, places: int) -> None:
+        """Cosines and sines of the first positions, once for all batches."""
+        weight = self._model.embed_tokens.weight
+        if len(self.cos_SD) >= places and self.cos_SD.device == weight.device and self.cos_SD.dtype == weight.dtype:
+            return
+        cos, sin = self._model.rotary_emb(weight, torch.arange(-(-places // 64) * 64, device=weight.device)[None])
+        self.cos_SD, self.sin_SD = cos[0], _signed(sin[0])
+        self._captures = {}
 
 
-def _norm(norm: Any, x: Tensor) -> Tensor:
-    """A Llama's RMSNorm in one operation; transformers' own takes seven."""
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+def _attend(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unseen_R11S: Tensor | None) -> Tensor:
+    """One query of each row over the live cache: [R, H * D]. Heads that share keys (H > K) are neighbours.
+
+    Two batched products: on CPUs a third faster than torch's fused attention, which splits long queries, not rows.
+    """
+    query = query_RHD.unflatten(1, (keys_RKSD.shape[1], -1)).flatten(0, 1)  # [R K, H / K, D]
+    keys, values = keys_RKSD.flatten(0, 1), values_RKSD.flatten(0, 1)
+    scale = query_RHD.shape[-1] ** -0.5
+    scores = torch.baddbmm(query.new_empty(()), query, keys.transpose(1, 2), beta=0, alpha=scale)
+    if unseen_R11S is not None:
+        scores.unflatten(0, (len(query_RHD), -1)).masked_fill_(unseen_R11S, float("-inf"))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    return torch.bmm(weights, values).view(len(query_RHD), -1)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _signed(sin: Tensor) -> Tensor:
+    """The sines of a rotation with the sign of the half that they fall on."""
+    left, right = sin.chunk(2, dim=-1)
+    return torch.cat((-left, right), dim=-1)
+
+
+def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotary position embedding of [..., D], halves paired as Llama does it."""
     left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), signed_sin)

@@ -5,6 +5,7 @@ Knows prompts and tokens, not pixels, files or Ray. The shape legend is in model
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,45 +13,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vce_ray.config import SamplingConfig
+from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.device import free_memory
+from vce_ray.sampling.layers import capturable, padded_batch
 from vce_ray.sampling.noise import gumbel_noise
 from vce_ray.sampling.plan import fitting_batch
 
 if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel, PromptBatch
 
-
-def guide(conditional_BV: Tensor, unconditional_BV: Tensor, scale: float) -> Tensor:
-    """Guided logits: unconditional + scale * (conditional - unconditional), as Janus and LlamaGen define it."""
-    return unconditional_BV + scale * (conditional_BV - unconditional_BV)
-
-
-def choose(logits_BV: Tensor, seeds_B: Tensor, step: int, sampling: SamplingConfig) -> Tensor:
-    """Samples one token for each row: int64 [B]. Temperature 0 takes the most likely token."""
-    logits_BV = logits_BV.float()
-    if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
-    logits_BV = logits_BV / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
-        floor_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < floor_B1, float("-inf"))
-    if sampling.top_p is not None:
-        logits_BV = logits_BV.masked_fill(logits_BV < _nucleus_floor(logits_BV, sampling.top_p), float("-inf"))
-    return (logits_BV + gumbel_noise(seeds_B, step, logits_BV.shape[-1])).argmax(-1)
-
-
-def _nucleus_floor(logits_BV: Tensor, top_p: float) -> Tensor:
-    """The least logit of the fewest tokens that together have probability `top_p`: [B, 1]."""
-    sorted_BV = logits_BV.sort(dim=-1, descending=True).values
-    before_BV = sorted_BV.softmax(-1).cumsum(-1).roll(1, -1)
-    before_BV[:, 0] = 0
-    return sorted_BV.masked_fill(before_BV >= top_p, float("inf")).amin(-1, keepdim=True)
+CHECK_EVERY = 16
+"""Steps between two looks at whether to go on."""
+NOISE_AT_ONCE = 1 << 17
+"""Numbers of sampling noise that are made at once, for several steps where batch and vocabulary are small."""
 
 
 @torch.no_grad()
-def draw(model: ImageModel, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> Tensor:
+def draw(
+    model: ImageModel,
+    prompts: list[str],
+    seeds: list[int],
+    sampling: SamplingConfig,
+    stop: Callable[[], bool] | None = None,
+) -> Tensor:
     """Image tokens of one picture for each (prompt, seed): int64 [B, T], drawn in batches of `sampling.batch_size`, or
-    of what fits into memory.
+    of what fits into memory. `stop` is asked every few steps whether to give up: then only the batches that were
+    finished before are returned.
 
     A row depends on its own prompt, seed and the settings alone, whatever else is drawn beside it (up to the
     last bits of floating-point sums, which differ with the shape of a batch).
@@ -63,31 +51,58 @@ def draw(model: ImageModel, prompts: list[str], seeds: list[int], sampling: Samp
     free = free_memory(model.device) + model.decoder.cache_bytes
     fitting = fitting_batch(model.shape, free, sampling.guidance_scale != 1, loaded=True)
     size = max(1, min(sampling.batch_size, fitting))
-    parts = [
-        _draw_batch(model, prompts[i : i + size], seeds[i : i + size], sampling) for i in range(0, len(prompts), size)
-    ]
+    parts = []
+    for i in range(0, len(prompts), size):
+        drawn = _draw_batch(model, prompts[i : i + size], seeds[i : i + size], sampling, size, stop)
+        if drawn is None:
+            break
+        parts.append(drawn)
     return torch.cat(parts) if parts else torch.empty((0, model.num_image_tokens), dtype=torch.long)
 
 
-def _draw_batch(model: ImageModel, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> Tensor:
-    guided = sampling.guidance_scale != 1
+def _draw_batch(
+    model: ImageModel,
+    prompts: list[str],
+    seeds: list[int],
+    sampling: SamplingConfig,
+    largest: int,
+    stop: Callable[[], bool] | None,
+) -> Tensor | None:
+    guided, count = sampling.guidance_scale != 1, len(prompts)
+    captured = capturable(model.language_model)
+    if captured:
+        spare = padded_batch(count, largest) - count
+        prompts, seeds = prompts + prompts[-1:] * spare, seeds + seeds[-1:] * spare
     distinct = list(dict.fromkeys(prompts))
+    place = {prompt: i for i, prompt in enumerate(distinct)}
     embeds_UPE, lengths_U, first_U, of_row_R = _rows(model.encode_prompts(distinct), guided)
-    asked = torch.tensor([distinct.index(prompt) for prompt in prompts], device=model.device)
+    asked = torch.tensor([place[prompt] for prompt in prompts], device=model.device)
     of_row_R = torch.cat([rows[asked] for rows in of_row_R.chunk(2 if guided else 1)])
     hidden = model.decoder.begin(embeds_UPE, lengths_U, first_U, of_row_R, model.num_image_tokens - 1)
     seeds_B = torch.tensor(seeds, dtype=torch.int64, device=model.device)
-    tokens = []
-    for step in range(model.num_image_tokens):
-        logits = model.image_head(hidden)
+    if captured:
+        tokens_BT = model.decoder.captured(model, len(prompts), sampling).draw(hidden, seeds_B, stop)
+        return None if tokens_BT is None else tokens_BT[:count]
+    tokens: list[Tensor] = []
+    noise = _noise_of_steps(seeds_B, model.num_image_tokens, model.image_vocab_size)
+    for step, noise_BV in enumerate(noise):
+        if stop is not None and step % CHECK_EVERY == 0 and stop():
+            return None
+        logits = model.image_head(hidden).float()
         if guided:
             logits = guide(*logits.chunk(2), sampling.guidance_scale)
-        chosen = choose(logits, seeds_B, step, sampling)
-        tokens.append(chosen)
+        tokens.append(choose(logits, noise_BV, sampling))
         if step + 1 < model.num_image_tokens:
-            embeds = F.embedding(chosen, model.image_embeddings_VE)
+            embeds = F.embedding(tokens[-1], model.image_embeddings_VE)
             hidden = model.decoder.step(embeds.repeat(2, 1) if guided else embeds)
     return torch.stack(tokens, dim=1).cpu()
+
+
+def _noise_of_steps(seeds_B: Tensor, steps: int, vocabulary: int) -> Iterator[Tensor]:
+    """Sampling noise of one step after the other, [B, V], made for several at once where they are small."""
+    moments = torch.arange(steps, device=seeds_B.device)[:, None]
+    for part in moments.split(max(1, NOISE_AT_ONCE // (len(seeds_B) * vocabulary))):
+        yield from gumbel_noise(seeds_B, part, vocabulary)
 
 
 def _rows(batch: PromptBatch, guided: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

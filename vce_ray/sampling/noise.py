@@ -10,6 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+GOLDEN = 0x9E3779B97F4A7C15
+MIX1 = 0xBF58476D1CE4E5B9
+MIX2 = 0x94D049BB133111EB
+
 
 def _signed(value: int) -> int:
     """The value modulo 2^64, as the int64 of the same bits."""
@@ -17,9 +21,7 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MIX1 = _signed(0xBF58476D1CE4E5B9)
-_MIX2 = _signed(0x94D049BB133111EB)
+_GOLDEN, _MIX1, _MIX2 = _signed(GOLDEN), _signed(MIX1), _signed(MIX2)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -33,20 +35,21 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniform_noise(seeds_B: Tensor, step: int, size: int) -> Tensor:
+def uniform_noise(seeds_B: Tensor, step: int | Tensor, size: int) -> Tensor:
     """Uniform numbers in (0, 1), float32 [B, size], for one step of each sample.
 
     Args:
         seeds_B: int64 seeds, one for each sample.
-        step: which image token is drawn, from 0.
+        step: which image token is drawn, from 0; or int64 [N, 1] for several steps at once, which gives [N, B, size].
         size: how many numbers a sample needs.
     """
-    stream_B = _mix(_mix(seeds_B * _GOLDEN) + _signed((step + 1) * _GOLDEN))
+    moment = _signed((step + 1) * _GOLDEN) if isinstance(step, int) else (step + 1) * _GOLDEN
+    stream = _mix(_mix(seeds_B * _GOLDEN) + moment)
     counter = torch.arange(1, size + 1, device=seeds_B.device) * _GOLDEN
-    bits = _shift(_mix(stream_B[:, None] + counter), 40)  # 24 bits: what a float32 holds exactly
+    bits = _shift(_mix(stream[..., None] + counter), 40)  # 24 bits: what a float32 holds exactly
     return (bits.float() + 0.5) / (1 << 24)
 
 
-def gumbel_noise(seeds_B: Tensor, step: int, size: int) -> Tensor:
-    """Standard Gumbel noise, float32 [B, size]: argmax(logits + noise) samples from softmax(logits)."""
+def gumbel_noise(seeds_B: Tensor, step: int | Tensor, size: int) -> Tensor:
+    """Standard Gumbel noise of uniform_noise's shape: argmax(logits + noise) samples from softmax(logits)."""
     return -torch.log(-torch.log(uniform_noise(seeds_B, step, size)))

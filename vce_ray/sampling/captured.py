@@ -1,0 +1,149 @@
+"""Drawing on a GPU: the whole step, from hidden states over the choice of tokens to the next hidden states, captured
+once as a CUDA graph and replayed for every token. The host does nothing in between, and no step waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vce_ray.config import SamplingConfig
+from vce_ray.sampling import kernels
+from vce_ray.sampling.choose import choose, guide
+
+if TYPE_CHECKING:
+    from vce_ray.models.base import ImageModel
+
+CHECK_EVERY = 16
+"""Steps between two looks at whether to go on; then the host runs at most twice as many ahead of the GPU."""
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """One layer's matrices, those with a common input joined, and its norms."""
+
+    before: Tensor
+    qkv: Tensor
+    out: Tensor
+    between: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+def _join(parts: list[Any]) -> Tensor:
+    """One matrix of several linear modules, of which they become views: no weight lies in memory twice."""
+    sizes = [len(part.weight) for part in parts]
+    first = parts[0].weight
+    whole = first.as_strided((sum(sizes), first.shape[1]), first.stride())
+    if [part.weight.data_ptr() for part in parts] == [view.data_ptr() for view in whole.split(sizes)]:
+        return whole.detach()
+    joined = torch.cat([part.weight.detach() for part in parts])
+    for part, view in zip(parts, joined.split(sizes), strict=True):
+        part.weight.data = view
+    return joined
+
+
+class CapturedStep:
+    """One step for a number of pictures and one way of sampling.
+
+    Args:
+        model: what draws; its decoder's cache must not be replaced while this lives.
+        pictures: B, drawn at once.
+        sampling: guidance, temperature, top-k and top-p, fixed by the capture.
+    """
+
+    def __init__(self, model: ImageModel, pictures: int, sampling: SamplingConfig):
+        self._model, self._sampling, self._decoder = model, sampling, model.decoder
+        self._guided = sampling.guidance_scale != 1
+        self.rows = 2 * pictures if self._guided else pictures
+        device, stack = model.device, model.language_model
+        self._weights = [
+            _Weights(
+                layer.input_layernorm.weight,
+                _join([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
+                layer.self_attn.o_proj.weight,
+                layer.post_attention_layernorm.weight,
+                _join([layer.mlp.gate_proj, layer.mlp.up_proj]),
+                layer.mlp.down_proj.weight,
+            )
+            for layer in stack.layers
+        ]
+        self._embeddings_VE = model.image_embeddings_VE
+        self._hidden_RE = self._embeddings_VE.new_zeros(self.rows, self._embeddings_VE.shape[1])
+        self._slots_R, self._first_R = (torch.zeros(self.rows, dtype=torch.int64, device=device) for _ in range(2))
+        self._seeds_B = torch.zeros(pictures, dtype=torch.int64, device=device)
+        self._tokens_BT = torch.zeros(pictures, model.num_image_tokens, dtype=torch.int64, device=device)
+        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.no_grad()
+    def draw(self, hidden_RE: Tensor, seeds_B: Tensor, stop: Callable[[], bool] | None) -> Tensor | None:
+        """Image tokens [B, T] after the decoder has read the prompts; None where `stop` said so."""
+        if self._graph is None:
+            self._set_state(hidden_RE, seeds_B)
+            self._capture()
+        assert self._graph is not None
+        self._set_state(hidden_RE, seeds_B)
+        behind: list[torch.cuda.Event] = []
+        for step in range(self._model.num_image_tokens - 1):
+            if stop is not None and step % CHECK_EVERY == 0:
+                if len(behind) == 2:
+                    behind.pop(0).synchronize()
+                if stop():
+                    return None
+                behind.append(torch.cuda.Event())
+                behind[-1].record()
+            self._graph.replay()
+        self._choose()  # the last token is read by nothing
+        return self._tokens_BT.cpu()
+
+    def _set_state(self, hidden_RE: Tensor, seeds_B: Tensor) -> None:
+        self._hidden_RE.copy_(hidden_RE)
+        self._slots_R.copy_(self._decoder.next_R)
+        self._first_R.copy_(self._decoder.first_R)
+        self._seeds_B.copy_(seeds_B)
+        self._step.zero_()
+
+    def _capture(self) -> None:
+        side = torch.cuda.Stream(self._model.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._run()  # compiles kernels; what it writes is written again by the first replay
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._run()
+
+    def _choose(self) -> Tensor:
+        """Picks each picture's next token, notes it, and gives its embedding to the picture's rows: [R, E]."""
+        logits = self._model.image_head(self._hidden_RE).float()
+        if self._guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = guide(conditional, unconditional, self._sampling.guidance_scale)
+        noise_BV = kernels.gumbel(self._seeds_B, self._step, logits.shape[-1])
+        chosen_B = choose(logits, noise_BV, self._sampling)
+        self._tokens_BT.scatter_(1, self._step.expand(len(chosen_B), 1), chosen_B[:, None])
+        embeds_BE = F.embedding(chosen_B, self._embeddings_VE)
+        return embeds_BE.repeat(2, 1) if self._guided else embeds_BE
+
+    def _run(self) -> None:
+        x_RE, delta_RE = self._choose(), None
+        decoder, final = self._decoder, self._model.language_model.norm
+        epsilon = final.variance_epsilon
+        for weights, keys, values in zip(self._weights, *decoder.cache(self.rows), strict=True):
+            normed = kernels.add_norm(x_RE, delta_RE, weights.before, epsilon)
+            projected = F.linear(normed, weights.qkv)
+            query = kernels.rotate_store(
+                projected, decoder.cos_SD, decoder.sin_SD, self._slots_R, self._first_R, keys, values
+            )
+            attended = kernels.attend(query, keys, values, self._slots_R, projected.dtype)
+            normed = kernels.add_norm(x_RE, F.linear(attended, weights.out), weights.between, epsilon)
+            delta_RE = F.linear(kernels.gate(F.linear(normed, weights.gate_up)), weights.down)
+        self._hidden_RE.copy_(kernels.add_norm(x_RE, delta_RE, final.weight, epsilon))
+        self._slots_R += 1
+        self._step += 1

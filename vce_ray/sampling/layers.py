@@ -1,0 +1,133 @@
+"""How a Llama's layer is applied while drawing: straight from its modules, or from weights packed for this CPU.
+
+oneDNN multiplies the few rows of a drawing step twice as fast from weights that lie in its own layout, and takes
+activation, product and residual sum along. torch reaches it through operators that its compiler (inductor) emits for
+frozen weights; where they are missing, or the weights are no plain float32 matrices on a CPU, modules are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vce_ray.sampling.device import free_memory
+
+ROWS = 32
+"""Rows of a step that packing is tuned for; it serves any number."""
+
+
+class Layer(Protocol):
+    """What a decoder needs of a layer."""
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Queries, keys and values of all heads, one after the other, not yet rotated: [..., heads * D]."""
+        ...
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention: output projection and feed-forward, with their residuals."""
+        ...
+
+
+class ModuleLayer:
+    """Calls the modules, adapters included."""
+
+    def __init__(self, layer: Any):
+        self._layer = layer
+
+    def project(self, hidden: Tensor) -> Tensor:
+        attention, normed = self._layer.self_attn, norm(self._layer.input_layernorm, hidden)
+        return torch.cat([attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)], dim=-1)
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + self._layer.self_attn.o_proj(attended)
+        return hidden + self._layer.mlp(norm(self._layer.post_attention_layernorm, hidden))
+
+
+class PackedLayer:
+    """Multiplies with copies of the weights in oneDNN's layout."""
+
+    def __init__(self, layer: Any):
+        attention, mlp = layer.self_attn, layer.mlp
+        self._before, self._between = layer.input_layernorm, layer.post_attention_layernorm
+        joined = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+        matrices = (joined, attention.o_proj.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+        packed = [torch.ops.mkldnn._reorder_linear_weight(matrix.detach(), ROWS) for matrix in matrices]
+        self._qkv, self._out, self._gate, self._up, self._down = packed
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return _LINEAR(norm(self._before, hidden), self._qkv, None, "none", [], "")
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = _LINEAR.binary(attended, hidden, self._out, None, "add")
+        normed = norm(self._between, hidden)
+        gated = _LINEAR.binary(normed, _LINEAR(normed, self._gate, None, "swish", [], ""), self._up, None, "mul")
+        return _LINEAR.binary(gated, hidden, self._down, None, "add")
+
+
+_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+class Layers:
+    """The layers of a language model as they are to be applied now; packed anew when the weights have changed."""
+
+    def __init__(self, language_model: Any):
+        self._model = language_model
+        self._fingerprint: list[tuple[int, int]] | None = None
+        self._packed: list[Layer] = []
+
+    def current(self) -> list[Layer]:
+        """One for each layer of the model."""
+        found = list(linears(self._model))
+        if not self._can_pack(found):
+            self._fingerprint, self._packed = None, []
+            return [ModuleLayer(layer) for layer in self._model.layers]
+        # every change in place that autograd knows of (an optimizer's, a load, a merge) counts the version up
+        fingerprint = [(linear.weight.data_ptr(), linear.weight._version) for linear in found]
+        if fingerprint != self._fingerprint:
+            self._fingerprint, self._packed = fingerprint, []  # the old ones are freed first
+            self._packed = [PackedLayer(layer) for layer in self._model.layers]
+        return self._packed
+
+    def _can_pack(self, found: list[Any]) -> bool:
+        weight = self._model.embed_tokens.weight
+        if _LINEAR is None or not torch.backends.mkldnn.is_available() or weight.device.type != "cpu":
+            return False
+        if weight.dtype != torch.float32 or self._model.config.hidden_act != "silu" or not plain(found):
+            return False
+        return bool(self._packed) or sum(linear.weight.nbytes for linear in found) < free_memory(weight.device) / 4
+
+
+def linears(language_model: Any) -> Iterator[Any]:
+    """The modules that hold the matrices of all layers."""
+    for layer in language_model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def plain(found: Iterable[nn.Module]) -> bool:
+    """Whether all are linear modules without bias, and nothing lies on them."""
+    return all(type(linear) is nn.Linear and linear.bias is None for linear in found)
+
+
+def capturable(language_model: Any) -> bool:
+    """Whether its matrices lie plainly on a GPU, so that a step can be captured: no adapter that is not merged."""
+    on_gpu = language_model.embed_tokens.weight.device.type == "cuda"
+    return on_gpu and language_model.config.hidden_act == "silu" and plain(linears(language_model))
+
+
+def padded_batch(pictures: int, largest: int) -> int:
+    """How many pictures are drawn for so many that are asked for: few sizes, so that few steps are captured."""
+    size = 1
+    while size < pictures:
+        size += size // 4 if size >= 16 else size
+    return min(size, largest)
+
+
+def norm(module: Any, x: Tensor) -> Tensor:
+    """A Llama's RMSNorm in one operation; transformers' own takes seven."""
+    return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
