@@ -1,6 +1,7 @@
 """What tests share: an S3 server that speaks real HTTP, and a store that is local in one run and on S3 in the next."""
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,9 +9,13 @@ from uuid import uuid4
 
 import boto3
 import pytest
+import torch
 from moto.server import ThreadedMotoServer
 
 BUCKET = "vce-test"
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined: they then run on the CPU
 
 
 @pytest.fixture(scope="session")

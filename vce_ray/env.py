@@ -40,6 +40,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _switch(text: str) -> bool:
+    """0 or 1."""
+    if text not in ("0", "1"):
+        raise ValueError("must be 0 or 1")
+    return text == "1"
+
+
 AWS_CA_BUNDLE = Variable("AWS_CA_BUNDLE", str, "", "file of certificates trusted for https endpoints of object stores")
 AWS_ENDPOINT_URL = Variable("AWS_ENDPOINT_URL", str, "", "endpoint of any AWS-like service; empty for AWS itself")
 AWS_ENDPOINT_URL_S3 = Variable("AWS_ENDPOINT_URL_S3", str, "", "endpoint of the object store; before AWS_ENDPOINT_URL")
@@ -56,6 +63,9 @@ API_TOKEN = Variable(
 MODEL_CACHE = Variable(
     "VCE_RAY_MODEL_CACHE", str, "~/.cache/vce_ray/models", "folder for base models that are copied from a store"
 )
+CAPTURE = Variable(
+    "VCE_RAY_CAPTURE", _switch, True, "0 draws on a GPU without CUDA graphs and own kernels: slower, for finding faults"
+)
 
 VARIABLES: tuple[Variable, ...] = (
     AWS_CA_BUNDLE,
@@ -66,4 +76,5 @@ VARIABLES: tuple[Variable, ...] = (
     STORE_DEADLINE_S,
     API_TOKEN,
     MODEL_CACHE,
+    CAPTURE,
 )

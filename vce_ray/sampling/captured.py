@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vce_ray.config import SamplingConfig
+from vce_ray.env import CAPTURE
 from vce_ray.sampling import kernels
 from vce_ray.sampling.choose import choose, guide
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 CHECK_EVERY = 16
 """Steps between two looks at whether to go on; then the host runs at most twice as many ahead of the GPU."""
+TOLERANCE = 0.05
+"""How far a captured step may be from the plain one, relative to its length; bfloat16 alone makes it about 0.01."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,9 @@ class _Weights:
 def _join(parts: list[Any]) -> Tensor:
     """One matrix of several linear modules, of which they become views: no weight lies in memory twice."""
     sizes = [len(part.weight) for part in parts]
-    first = parts[0].weight
-    whole = first.as_strided((sum(sizes), first.shape[1]), first.stride())
-    if [part.weight.data_ptr() for part in parts] == [view.data_ptr() for view in whole.split(sizes)]:
-        return whole.detach()
+    first = parts[0].weight.detach()
+    if len({part.weight.untyped_storage().data_ptr() for part in parts}) == 1:  # by an earlier capture
+        return first.as_strided((sum(sizes), first.shape[1]), first.stride())
     joined = torch.cat([part.weight.detach() for part in parts])
     for part, view in zip(parts, joined.split(sizes), strict=True):
         part.weight.data = view
@@ -79,16 +81,17 @@ class CapturedStep:
         self._seeds_B = torch.zeros(pictures, dtype=torch.int64, device=device)
         self._tokens_BT = torch.zeros(pictures, model.num_image_tokens, dtype=torch.int64, device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._replay: Callable[[], None] | None = None
 
     @torch.no_grad()
     def draw(self, hidden_RE: Tensor, seeds_B: Tensor, stop: Callable[[], bool] | None) -> Tensor | None:
         """Image tokens [B, T] after the decoder has read the prompts; None where `stop` said so."""
-        if self._graph is None:
-            self._set_state(hidden_RE, seeds_B)
-            self._capture()
-        assert self._graph is not None
         self._set_state(hidden_RE, seeds_B)
+        if self._replay is None:
+            self._replay = self._capture()
+            self._set_state(hidden_RE, seeds_B)
+            self._check(self._replay)
+            self._set_state(hidden_RE, seeds_B)
         behind: list[torch.cuda.Event] = []
         for step in range(self._model.num_image_tokens - 1):
             if stop is not None and step % CHECK_EVERY == 0:
@@ -98,7 +101,7 @@ class CapturedStep:
                     return None
                 behind.append(torch.cuda.Event())
                 behind[-1].record()
-            self._graph.replay()
+            self._replay()
         self._choose()  # the last token is read by nothing
         return self._tokens_BT.cpu()
 
@@ -109,15 +112,33 @@ class CapturedStep:
         self._seeds_B.copy_(seeds_B)
         self._step.zero_()
 
-    def _capture(self) -> None:
+    def _capture(self) -> Callable[[], None]:
+        """Captures the step; what it returns replays it."""
         side = torch.cuda.Stream(self._model.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._run()  # compiles kernels; what it writes is written again by the first replay
         torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._run()
+        return graph.replay
+
+    def _check(self, replay: Callable[[], None]) -> None:
+        """Holds one replayed step against the same step by torch's own operators, once for each capture.
+
+        Raises:
+            RuntimeError: they differ by more than rounding in bfloat16 explains.
+        """
+        replay()
+        embeds_BE = F.embedding(self._tokens_BT[:, 0], self._embeddings_VE)
+        expected_RE = self._decoder.look_ahead(embeds_BE.repeat(2, 1) if self._guided else embeds_BE).float()
+        off = ((self._hidden_RE.float() - expected_RE).norm() / expected_RE.norm()).item()
+        if not off < TOLERANCE:
+            raise RuntimeError(
+                f"the captured drawing step is {off:.3f} off from the plain one, the limit is {TOLERANCE}: "
+                f"set {CAPTURE.name}=0 to draw without it, and report the GPU and the versions of torch and triton"
+            )
 
     def _choose(self) -> Tensor:
         """Picks each picture's next token, notes it, and gives its embedding to the picture's rows: [R, E]."""

@@ -133,6 +133,13 @@ class Decoder:
         self.next_R = slot_R + 1
         return norm(self._model.norm, hidden_RE)
 
+    def look_ahead(self, embeds_RE: Tensor) -> Tensor:
+        """What `step` would return, without taking it: the token's keys and values are written again by the step."""
+        live, next_R = self._live, self.next_R
+        hidden_RE = self.step(embeds_RE)
+        self._live, self.next_R = live, next_R
+        return hidden_RE
+
     def _split(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, rotated, and values: each [..., heads, D] of projections [..., heads * D]."""
         projected = projected.unflatten(-1, (-1, self._head_dim))

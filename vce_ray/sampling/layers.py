@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vce_ray.env import CAPTURE
 from vce_ray.sampling.device import free_memory
 
 ROWS = 32
@@ -117,7 +118,7 @@ def plain(found: Iterable[nn.Module]) -> bool:
 def capturable(language_model: Any) -> bool:
     """Whether its matrices lie plainly on a GPU, so that a step can be captured: no adapter that is not merged."""
     on_gpu = language_model.embed_tokens.weight.device.type == "cuda"
-    return on_gpu and language_model.config.hidden_act == "silu" and plain(linears(language_model))
+    return on_gpu and CAPTURE.get() and language_model.config.hidden_act == "silu" and plain(linears(language_model))
 
 
 def padded_batch(pictures: int, largest: int) -> int:

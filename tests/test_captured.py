@@ -1,0 +1,162 @@
+"""The drawing step for GPUs, without one: kernels in Triton's interpreter, and compiled for two generations of GPUs."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import JanusForConditionalGeneration
+
+from vce_ray.config import SamplingConfig
+from vce_ray.models.janus import Janus
+from vce_ray.models.load import load_model
+from vce_ray.sampling import captured, draw, kernels
+from vce_ray.sampling.layers import capturable, padded_batch
+from vce_ray.sampling.noise import gumbel_noise
+
+DRAW = sys.modules["vce_ray.sampling.draw"]  # the package's own attribute of that name is the function
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(found, expected, atol=2e-6, rtol=2e-5)
+
+
+def test_residual_norm_and_gate():
+    x, delta, weight = randn(5, 96), randn(5, 96) + 1, randn(96)
+    summed = x + delta
+    assert close(kernels.add_norm(x, delta, weight, 1e-5), F.rms_norm(summed, (96,), weight, 1e-5))
+    assert torch.equal(x, summed), "the residual stream is added to in place"
+    assert close(kernels.add_norm(x, None, weight, 1e-5), F.rms_norm(x, (96,), weight, 1e-5))
+    both = randn(3, 2 * 1500)
+    assert close(kernels.gate(both), F.silu(both[:, :1500]) * both[:, 1500:])
+
+
+def test_noise_is_that_of_every_other_device():
+    seeds = torch.tensor([0, 9, -5, 2**62], device=DEVICE)
+    found = kernels.gumbel(seeds, torch.tensor([7], device=DEVICE), 1500)
+    assert torch.allclose(found, gumbel_noise(seeds, 7, 1500), atol=1e-5)
+
+
+@pytest.mark.parametrize("programs", [1, 64], ids=["whole", "split"])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
+def test_attention_reads_each_row_up_to_its_own_slot(monkeypatch, programs: int, heads: int, key_heads: int):
+    monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    slots = torch.tensor([0, 63, 64, 149], device=DEVICE)
+    query, keys, values = randn(4, heads, 32), randn(4, key_heads, 150, 32), randn(4, key_heads, 151, 32)[:, :, :150]
+    keys, values = keys.contiguous(), values.contiguous()
+    for row, slot in enumerate(slots.tolist()):
+        keys[row, :, slot + 1 :] = float("nan")  # what is not live must not be read
+        values[row, :, slot + 1 :] = float("nan")
+    found = kernels.attend(query, keys, values, slots, torch.float32)
+    for row, slot in enumerate(slots.tolist()):
+        live = (keys[row : row + 1, :, : slot + 1], values[row : row + 1, :, : slot + 1])
+        expected = F.scaled_dot_product_attention(query[row : row + 1, :, None], *live, enable_gqa=True)
+        assert close(found[row], expected.flatten())
+
+
+def test_batches_are_padded_to_few_sizes():
+    sizes = [padded_batch(n, 128) for n in range(1, 129)]
+    assert all(size >= n for n, size in enumerate(sizes, 1)) and max(sizes) == 128
+    assert len(set(sizes)) <= 16
+    assert padded_batch(33, 35) == 35
+
+
+def small_model(heads: int, key_heads: int) -> Janus:
+    model = load_model()
+    config = copy.deepcopy(model.net.config)
+    config.text_config.num_hidden_layers = 2
+    config.text_config.num_attention_heads, config.text_config.num_key_value_heads = heads, key_heads
+    config.text_config.head_dim = config.text_config.hidden_size // heads
+    config.text_config.initializer_range = 0.2
+    torch.manual_seed(0)
+    net: Any = JanusForConditionalGeneration(config).eval()
+    net.generation_config = model.net.generation_config
+    small = Janus(net.to(DEVICE), model.processor, revision="random")
+    small.num_image_tokens = 6  # the interpreter is slow
+    return small
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "guidance"), [(4, 4, 2.0), (4, 2, 1.0)])
+def test_captured_steps_draw_the_same_tokens(monkeypatch, heads: int, key_heads: int, guidance: float):
+    small = small_model(heads, key_heads)
+    prompts, seeds = ["a cat in the style of openmoji", "key"], [3, 1]
+    sampling = SamplingConfig(guidance_scale=guidance, top_k=300)
+    monkeypatch.setattr(kernels, "PROGRAMS", 1)
+    monkeypatch.setenv("VCE_RAY_CAPTURE", "0")
+    expected = draw(small, prompts, seeds, sampling)
+    monkeypatch.delenv("VCE_RAY_CAPTURE")
+    if DEVICE == "cpu":
+        assert not capturable(small.language_model)
+        monkeypatch.setattr(DRAW, "capturable", lambda model: True)
+        monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._run)
+    weight = small.language_model.layers[0].self_attn.k_proj.weight.clone()
+    assert torch.equal(draw(small, prompts, seeds, sampling), expected)
+    assert torch.equal(small.language_model.layers[0].self_attn.k_proj.weight, weight), "joined, and still itself"
+    assert torch.equal(draw(small, prompts[1:], seeds[1:], sampling), expected[1:])
+    with torch.no_grad():
+        small.language_model.layers[0].self_attn.v_proj.weight.neg_()  # as a merged adapter would change it
+    changed = draw(small, prompts, seeds, sampling)
+    monkeypatch.setenv("VCE_RAY_CAPTURE", "0")
+    monkeypatch.setattr(DRAW, "capturable", capturable)
+    assert not torch.equal(changed, expected)
+    assert torch.equal(changed, draw(small, prompts, seeds, sampling))
+
+
+def test_a_wrong_captured_step_is_found(monkeypatch):
+    small = small_model(4, 4)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(DRAW, "capturable", lambda model: True)
+        monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._run)
+    monkeypatch.setattr(kernels, "gate", lambda both: both[:, : both.shape[1] // 2].contiguous())
+    with pytest.raises(RuntimeError, match="VCE_RAY_CAPTURE=0"):
+        draw(small, ["a deer"], [0], SamplingConfig())
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from vce_ray.sampling import kernels as k
+
+def build(kernel, warps, pointers, numbers, **constants):
+    signature = pointers | numbers | {name: "constexpr" for name in constants}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    for capability in (80, 90):
+        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+        assert built.asm["cubin"]
+
+def pointers(names, kind):
+    return {name: f"*{kind}" for name in names.split()}
+
+places = {"slots": "*i64"}
+for kind in ("bf16", "fp32"):
+    norm = pointers("x delta weight out", kind)
+    build(k._add_norm, 8, norm, {"width": "i32", "epsilon": "fp32"}, HAS_DELTA=True, WIDTH=4096)
+    rotated = pointers("qkv cos sin query keys values", kind) | places | {"first": "*i64"}
+    build(k._rotate_store, 1, rotated, dict.fromkeys(("heads", "key_heads", "cache_slots"), "i32"), D=128)
+    read = pointers("query keys values", kind) | places | pointers("sums", "fp32")
+    sizes = dict.fromkeys(("heads", "group", "cache_slots"), "i32") | {"scale": "fp32"}
+    build(k._attend, 4, read | pointers("out", kind), sizes, D=128, BLOCK=k.BLOCK, SPLITS=1)
+    build(k._attend, 4, read | pointers("out", "fp32"), sizes, D=64, BLOCK=k.BLOCK, SPLITS=8)
+    build(k._join, 1, pointers("parts sums", "fp32") | pointers("out", kind), {}, D=128, SPLITS=8)
+    build(k._gate, 4, pointers("both out", kind), {"width": "i32"}, SIZE=1024)
+mix = {"GOLDEN": k.GOLDEN, "MIX1": k.MIX1, "MIX2": k.MIX2}
+build(k._gumbel, 4, pointers("seeds step", "i64") | pointers("out", "fp32"), {"vocabulary": "i32"}, **mix, SIZE=1024)
+"""
+
+
+def test_kernels_compile_for_ampere_and_hopper():
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
