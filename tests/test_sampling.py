@@ -80,6 +80,20 @@ def test_a_sample_is_the_same_in_every_batch(model):
     assert not torch.equal(together[0], draw(model, prompts[:1], [99], SamplingConfig())[0])
 
 
+def test_drawing_stops_when_it_is_told_to(model):
+    asked = []
+
+    def after_the_first_batch() -> bool:
+        asked.append(len(asked))
+        return len(asked) > 64 // 16
+
+    prompts, seeds = PROMPTS[:3], [0, 1, 2]
+    drawn = draw(model, prompts, seeds, SamplingConfig(batch_size=2), stop=after_the_first_batch)
+    assert torch.equal(drawn, draw(model, prompts[:2], seeds[:2], SamplingConfig(batch_size=2)))
+    assert len(asked) == 5
+    assert draw(model, prompts, seeds, SamplingConfig(), stop=lambda: True).shape == (0, 64)
+
+
 def test_greedy_tokens_equal_those_of_transformers(model):
     prompts = PROMPTS[:3]
     ours = draw(model, prompts, [0] * 3, SamplingConfig(temperature=0, guidance_scale=4))

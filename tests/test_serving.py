@@ -291,7 +291,7 @@ def test_what_waits_is_drawn_together_in_order():
     calls: list[list[int]] = []
     free = threading.Event()
 
-    def work(items: list[int]) -> list[int]:
+    def work(items: list[int], _) -> list[int]:
         calls.append(items)
         free.wait(30)
         return [10 * item for item in items]
@@ -314,9 +314,36 @@ def test_what_waits_is_drawn_together_in_order():
     assert answers[4] == Busy(waiting=6, limit=7, retry_after_s=2)
 
 
+def test_a_batch_that_nobody_waits_for_is_told_to_stop():
+    begun, stopped = threading.Event(), threading.Event()
+
+    def work(items: list[int], abandoned) -> list[int]:
+        if items == [0, 1]:
+            begun.set()
+            while not abandoned():
+                time.sleep(0.01)
+            stopped.set()
+            return []
+        return items
+
+    async def run() -> list[int] | Busy:
+        batcher: Batcher[int, int] = Batcher(work, max_batch=4, max_waiting=7, linger_s=0.05)
+        callers = [asyncio.create_task(batcher.submit([item])) for item in (0, 1)]
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        callers[0].cancel()
+        await asyncio.sleep(0.1)
+        assert not stopped.is_set(), "the other caller still waits"
+        callers[1].cancel()
+        return await batcher.submit([2])
+
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == [2]
+    assert stopped.is_set()
+
+
 def test_a_batch_that_fails_fails_its_callers_and_no_others():
     async def run() -> None:
-        batcher: Batcher[int, float] = Batcher(lambda items: [1 / item for item in items], 2, 8, linger_s=0)
+        batcher: Batcher[int, float] = Batcher(lambda items, _: [1 / item for item in items], 2, 8, linger_s=0)
         with pytest.raises(ZeroDivisionError):
             await batcher.submit([0])
         assert await batcher.submit([1, 2, 4]) == [1, 0.5, 0.25]

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -39,13 +40,20 @@ class Batcher(Generic[T, R]):
     """A bounded queue before one worker thread.
 
     Args:
-        work: called in the thread with up to `max_batch` items, gives one result for each.
+        work: called in the thread with up to `max_batch` items and a function that says whether all their callers have
+            gone; gives one result for each item, and may give up, with fewer, once they have.
         max_batch: items of one call.
         max_waiting: items that may wait besides those being worked on.
         linger_s: how long an idle worker waits for company to the first item.
     """
 
-    def __init__(self, work: Callable[[list[T]], Sequence[R]], max_batch: int, max_waiting: int, linger_s: float):
+    def __init__(
+        self,
+        work: Callable[[list[T], Callable[[], bool]], Sequence[R]],
+        max_batch: int,
+        max_waiting: int,
+        linger_s: float,
+    ):
         self._work = work
         self._max_batch = max_batch
         self._max_waiting = max_waiting
@@ -59,7 +67,8 @@ class Batcher(Generic[T, R]):
     async def submit(self, items: Sequence[T]) -> list[R] | Busy:
         """Results of all items, or Busy where they do not fit into the queue. Raises what `work` raised.
 
-        If the caller is cancelled, those of its items that still wait are dropped.
+        If the caller is cancelled, those of its items that still wait are dropped, and a batch that nobody waits for
+        any more is told to stop.
         """
         waiting = sum(not future.done() for _, future in self._queue)
         if waiting + len(items) > self._max_waiting:
@@ -92,7 +101,10 @@ class Batcher(Generic[T, R]):
                 continue
             started = time.monotonic()
             try:
-                results = await loop.run_in_executor(self._thread, self._work, [item for item, _ in batch])
+                items = [item for item, _ in batch]
+                results = await loop.run_in_executor(self._thread, self._work, items, partial(_abandoned, batch))
+                if _abandoned(batch):
+                    continue
                 assert len(results) == len(batch), f"{len(results)} results for {len(batch)} items"
             except Exception as error:
                 logger.exception("a batch of %d failed", len(batch))
@@ -109,6 +121,11 @@ class Batcher(Generic[T, R]):
             if not entry[1].done():
                 batch.append(entry)
         return batch
+
+
+def _abandoned(batch: list) -> bool:
+    """Whether every caller of a batch has gone."""
+    return all(future.done() for _, future in batch)
 
 
 def _settle(batch: list, how: Callable[[asyncio.Future, int], None]) -> None:

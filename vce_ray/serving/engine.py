@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,12 @@ class Engine:
         """Called by Serve: raising has the replica replaced."""
         self._batcher.check()
 
-    def _draw(self, jobs: list[tuple[str, int]]) -> list[np.ndarray]:
-        """Images uint8 [H, W, 3] of (prompt, seed) pairs. Runs in the decoder's thread."""
+    def _draw(self, jobs: list[tuple[str, int]], abandoned: Callable[[], bool]) -> list[np.ndarray]:
+        """Images uint8 [H, W, 3] of (prompt, seed) pairs, fewer where `abandoned`. Runs in the decoder's thread."""
         from vce_ray.sampling import draw
 
         prompts, seeds = [prompt for prompt, _ in jobs], [seed for _, seed in jobs]
-        tokens_BT = draw(self._model, prompts, seeds, self._sampling)
+        tokens_BT = draw(self._model, prompts, seeds, self._sampling, stop=abandoned)
         # One by one: in batches the VQ decoder's sums round otherwise, and a picture would depend on its company.
         return [self._model.decode_pixels(row_T[None])[0] for row_T in tokens_BT]
 
