@@ -11,6 +11,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from vce_ray.config import SamplingConfig
+from vce_ray.models.adapter import add_lora, merge_adapter
 from vce_ray.models.janus import Janus
 from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
@@ -78,6 +79,24 @@ def test_a_sample_is_the_same_in_every_batch(model):
     assert torch.equal(together[:4], alone)
     assert torch.equal(together, reverse.flip(0))
     assert not torch.equal(together[0], draw(model, prompts[:1], [99], SamplingConfig())[0])
+
+
+def test_a_change_of_weights_is_seen_by_the_next_drawing():
+    model, settings = load_model(), SamplingConfig(temperature=0, guidance_scale=2)
+    before = draw(model, PROMPTS, [0] * 4, settings)
+    add_lora(model.net, rank=4, alpha=8)
+    with torch.no_grad():
+        for name, parameter in model.net.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(len(name)))
+    lora = draw(model, PROMPTS, [0] * 4, settings)
+    merge_adapter(model.net)
+    assert not torch.equal(lora, before)
+    assert torch.equal(draw(model, PROMPTS, [0] * 4, settings), lora)
+    with torch.no_grad():
+        for parameter in model.net.model.language_model.layers.parameters():
+            parameter.mul_(1.5)  # as an optimizer would, in place
+    assert not torch.equal(draw(model, PROMPTS, [0] * 4, settings), lora)
 
 
 def test_drawing_stops_when_it_is_told_to(model):

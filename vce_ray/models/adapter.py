@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -84,13 +86,16 @@ def attach_adapter(model: ImageModel, folder: Path) -> None:
 
 def merge_adapter(net: nn.Module) -> None:
     """Adds the LoRA to the weights it lies on and takes it off: drawing then costs what the base costs."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
-    layers = [(name, module) for name, module in net.named_modules() if isinstance(module, BaseTunerLayer)]
+    layers: list[tuple[str, Any]] = [(name, x) for name, x in net.named_modules() if isinstance(x, LoraLayer)]
     for name, layer in layers:
-        layer.merge()
+        base = layer.get_base_layer()
+        with torch.no_grad():  # in place, so that weights packed for drawing are known to be stale; peft's merge is not
+            for adapter in layer.active_adapters:
+                base.weight.add_(layer.get_delta_weight(adapter).to(base.weight.dtype))
         parent, _, child = name.rpartition(".")
-        setattr(net.get_submodule(parent), child, layer.get_base_layer())
+        setattr(net.get_submodule(parent), child, base)
 
 
 def adapter_state(net: nn.Module) -> dict[str, Tensor]:

@@ -52,6 +52,10 @@ class Decoder:
         """Memory that the cache holds."""
         return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
 
+    def prepare(self) -> None:
+        """Packs the weights where that is to be done, so that what is free afterwards is free for drawing."""
+        self._layers.current()
+
     def cache(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of each layer, [rows, H, S, D]: views, which hold until a batch needs more."""
         return [keys[:rows] for keys in self._keys], [values[:rows] for values in self._values]

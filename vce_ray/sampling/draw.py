@@ -48,6 +48,7 @@ def draw(
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed for each prompt")
+    model.decoder.prepare()
     free = free_memory(model.device) + model.decoder.cache_bytes
     fitting = fitting_batch(model.shape, free, sampling.guidance_scale != 1, loaded=True)
     size = max(1, min(sampling.batch_size, fitting))

@@ -1,9 +1,4 @@
-"""How a Llama's layer is applied while drawing: straight from its modules, or from weights packed for this CPU.
-
-oneDNN multiplies the few rows of a drawing step twice as fast from weights that lie in its own layout, and takes
-activation, product and residual sum along. torch reaches it through operators that its compiler (inductor) emits for
-frozen weights; where they are missing, or the weights are no plain float32 matrices on a CPU, modules are used.
-"""
+"""How a Llama's layer is applied while drawing: by its modules, or on a CPU with packed copies of its weights."""
 
 from __future__ import annotations
 
@@ -16,9 +11,7 @@ from torch import Tensor, nn
 
 from vce_ray.env import CAPTURE
 from vce_ray.sampling.device import free_memory
-
-ROWS = 32
-"""Rows of a step that packing is tuned for; it serves any number."""
+from vce_ray.sampling.packed import can_multiply_packed, combine_packed, multiply_packed, pack
 
 
 class Layer(Protocol):
@@ -49,27 +42,23 @@ class ModuleLayer:
 
 
 class PackedLayer:
-    """Multiplies with copies of the weights in oneDNN's layout."""
+    """Multiplies with packed copies of the weights, and takes activation, product and residual sum along."""
 
     def __init__(self, layer: Any):
         attention, mlp = layer.self_attn, layer.mlp
         self._before, self._between = layer.input_layernorm, layer.post_attention_layernorm
         joined = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-        matrices = (joined, attention.o_proj.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
-        packed = [torch.ops.mkldnn._reorder_linear_weight(matrix.detach(), ROWS) for matrix in matrices]
-        self._qkv, self._out, self._gate, self._up, self._down = packed
+        self._qkv, self._out = pack(joined), pack(attention.o_proj.weight)
+        self._gate, self._up, self._down = (pack(x.weight) for x in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
 
     def project(self, hidden: Tensor) -> Tensor:
-        return _LINEAR(norm(self._before, hidden), self._qkv, None, "none", [], "")
+        return multiply_packed(norm(self._before, hidden), self._qkv)
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        hidden = _LINEAR.binary(attended, hidden, self._out, None, "add")
+        hidden = combine_packed(attended, self._out, hidden, "add")
         normed = norm(self._between, hidden)
-        gated = _LINEAR.binary(normed, _LINEAR(normed, self._gate, None, "swish", [], ""), self._up, None, "mul")
-        return _LINEAR.binary(gated, hidden, self._down, None, "add")
-
-
-_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+        gated = combine_packed(normed, self._up, multiply_packed(normed, self._gate, "swish"), "mul")
+        return combine_packed(gated, self._down, hidden, "add")
 
 
 class Layers:
@@ -95,7 +84,7 @@ class Layers:
 
     def _can_pack(self, found: list[Any]) -> bool:
         weight = self._model.embed_tokens.weight
-        if _LINEAR is None or not torch.backends.mkldnn.is_available() or weight.device.type != "cpu":
+        if not can_multiply_packed() or weight.device.type != "cpu":
             return False
         if weight.dtype != torch.float32 or self._model.config.hidden_act != "silu" or not plain(found):
             return False

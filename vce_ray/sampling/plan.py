@@ -80,6 +80,8 @@ class Device:
     bandwidth: float
     arithmetic: float
     """Of dense matrix products, in the dtype of the weights."""
+    packs: bool = False
+    """Whether float32 matrices of the layers are held a second time, in the layout that it multiplies fastest from."""
 
 
 DEVICES = {
@@ -120,7 +122,7 @@ def plan(shape: Shape, device: Device, batch: int | None = None, guided: bool = 
         ValueError: not even one picture fits.
     """
     if batch is None:
-        largest = fitting_batch(shape, device.memory, guided)
+        largest = fitting_batch(shape, device.memory, guided, packs=device.packs)
         if largest < 1:
             need = _measure(shape, device, 1, guided).peak_bytes / (1 - RESERVE)
             raise ValueError(f"{shape.name} needs {need / 1e9:.1f} GB for one picture, {device.name} has less")
@@ -130,16 +132,17 @@ def plan(shape: Shape, device: Device, batch: int | None = None, guided: bool = 
     return _measure(shape, device, batch, guided)
 
 
-def fitting_batch(shape: Shape, memory: float, guided: bool, loaded: bool = False) -> int:
+def fitting_batch(shape: Shape, memory: float, guided: bool, loaded: bool = False, packs: bool = False) -> int:
     """How many pictures at once fit into `memory`; where `loaded`, the weights are in the device's memory already."""
     if isinf(memory):
         return sys.maxsize
-    weights = 0 if loaded else _weight_bytes(shape)
+    weights = 0 if loaded else _weight_bytes(shape, packs)
     return max(0, int((memory * (1 - RESERVE) - weights) // _bytes_of_picture(shape, guided)))
 
 
-def _weight_bytes(shape: Shape) -> int:
-    return (shape.step_parameters + shape.idle_parameters) * BYTES[shape.dtype]
+def _weight_bytes(shape: Shape, packs: bool) -> int:
+    again = shape.step_parameters - shape.head_parameters if packs and shape.dtype == "float32" else 0
+    return (shape.step_parameters + shape.idle_parameters + again) * BYTES[shape.dtype]
 
 
 def _bytes_of_picture(shape: Shape, guided: bool) -> int:
@@ -159,7 +162,7 @@ def _measure(shape: Shape, device: Device, batch: int, guided: bool) -> Plan:
     batch_s = shape.image_tokens * step_s
     parts = {"reading the cache": cache_s, "reading the weights": read_s, "matrix products": multiply_s}
     slots = shape.prompt_tokens + shape.image_tokens - 1
-    weights = _weight_bytes(shape)
+    weights = _weight_bytes(shape, device.packs)
     return Plan(
         batch=batch,
         rows=rows,
@@ -178,12 +181,13 @@ def explain(shape: Shape, device: Device, found: Plan, guided: bool = True) -> s
     size = BYTES[shape.dtype]
     slots = shape.prompt_tokens + shape.image_tokens - 1
     alone = plan(shape, device, 1, guided)
+    again = ", the layers twice" if device.packs and shape.dtype == "float32" else ""
     return "\n".join(
         [
             f"{shape.name} in {shape.dtype} on {device.name}: {device.memory / 1e9:.0f} GB, "
             f"{device.bandwidth / 1e12:.2f} TB/s, {device.arithmetic / 1e12:.0f} Tflop/s",
-            f"weights     ({shape.step_parameters / 1e6:.0f} M read at a step + {shape.idle_parameters / 1e6:.0f} M) "
-            f"x {size} B = {found.weight_bytes / 1e9:.2f} GB",
+            f"weights     ({shape.step_parameters / 1e6:.0f} M read at a step + {shape.idle_parameters / 1e6:.0f} M"
+            f"{again}) x {size} B = {found.weight_bytes / 1e9:.2f} GB",
             f"cache       {found.rows} rows x {slots} tokens x {shape.cache_bytes / 1024:.0f} KiB "
             f"= {found.cache_bytes / 1e9:.2f} GB",
             f"batch       {found.batch} pictures at once, peak {found.peak_bytes / 1e9:.2f} GB",
