@@ -46,7 +46,7 @@ def erase(
     pairs: Annotated[int, typer.Option(min=1, help="Prompts with the concept.")] = PairConfig().num_pairs,
     keep: Annotated[int, typer.Option(min=0, help="Prompts of what must be kept.")] = PairConfig().num_keep,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; by default 80, more for many names.")
+        int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     weights: Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")] = "lora",

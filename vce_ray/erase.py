@@ -240,10 +240,12 @@ class Run:
 
 
 def default_steps(concept: str, base: str) -> int:
-    """Training steps for a concept: TrainConfig's own, and a fifth more for each name beyond the first, for the names
-    share the pairs. Raises ValueError where the concept is unknown."""
-    names = load_concept(concept, catalogue_of(base)).names
-    return TrainConfig().steps * (len(names) + 4) // 5
+    """Training steps for a concept: TrainConfig's own, half again as many for a style, which must go from every object,
+    and a fifth more for each name beyond the first, for the names share the pairs. Raises ValueError where the concept
+    is unknown."""
+    known = load_concept(concept, catalogue_of(base))
+    steps = TrainConfig().steps * (len(known.names) + 4) // 5
+    return steps * 3 // 2 if known.kind == "style" else steps
 
 
 def catalogue_of(base: str) -> str:
