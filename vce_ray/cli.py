@@ -28,8 +28,11 @@ MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The los
 @app.command()
 def demo(store: StoreOption = "runs", concept: str = "deer") -> None:
     """Erases a concept from the embedded model, from prompts to report, on this machine."""
+    from vce_ray.erase import default_steps
+
     judged = EvalConfig(num_keep=500)  # shorter than `erase`, and still 50 images of each neighbour
-    _erase(RunConfig(concept=concept, store=store, name=f"demo-{Path(concept).stem}", evaluation=judged))
+    train = TrainConfig(steps=default_steps(concept, "emoji-world"))
+    _erase(RunConfig(concept=concept, store=store, name=f"demo-{Path(concept).stem}", train=train, evaluation=judged))
 
 
 @app.command()

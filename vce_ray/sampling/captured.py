@@ -40,11 +40,13 @@ class _Weights:
 
 def _join(parts: list[Any]) -> Tensor:
     """One matrix of several linear modules, of which they become views: no weight lies in memory twice."""
-    sizes = [len(part.weight) for part in parts]
-    first = parts[0].weight.detach()
-    if len({part.weight.untyped_storage().data_ptr() for part in parts}) == 1:  # by an earlier capture
-        return first.as_strided((sum(sizes), first.shape[1]), first.stride())
-    joined = torch.cat([part.weight.detach() for part in parts])
+    weights = [part.weight.detach() for part in parts]
+    sizes, first = [len(weight) for weight in weights], weights[0]
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    same_storage = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+    if same_storage and all(weight.data_ptr() == end for weight, end in zip(weights[1:], ends, strict=False)):
+        return first.as_strided((sum(sizes), first.shape[1]), first.stride())  # joined by an earlier capture
+    joined = torch.cat(weights)
     for part, view in zip(parts, joined.split(sizes), strict=True):
         part.weight.data = view
     return joined
@@ -88,10 +90,11 @@ class CapturedStep:
         """Image tokens [B, T] after the decoder has read the prompts; None where `stop` said so."""
         self._set_state(hidden_RE, seeds_B)
         if self._replay is None:
-            self._replay = self._capture()
+            replay = self._capture()
             self._set_state(hidden_RE, seeds_B)
-            self._check(self._replay)
+            self._check(replay)
             self._set_state(hidden_RE, seeds_B)
+            self._replay = replay
         behind: list[torch.cuda.Event] = []
         for step in range(self._model.num_image_tokens - 1):
             if stop is not None and step % CHECK_EVERY == 0:
@@ -120,7 +123,7 @@ class CapturedStep:
             self._run()  # compiles kernels; what it writes is written again by the first replay
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
             self._run()
         return graph.replay
 

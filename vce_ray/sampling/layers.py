@@ -105,9 +105,13 @@ def plain(found: Iterable[nn.Module]) -> bool:
 
 
 def capturable(language_model: Any) -> bool:
-    """Whether its matrices lie plainly on a GPU, so that a step can be captured: no adapter that is not merged."""
-    on_gpu = language_model.embed_tokens.weight.device.type == "cuda"
-    return on_gpu and CAPTURE.get() and language_model.config.hidden_act == "silu" and plain(linears(language_model))
+    """Whether a step can be captured: matrices that lie plainly on a GPU, with no adapter that is not merged, and heads
+    of a width that Triton's blocks can have."""
+    config, on_gpu = language_model.config, language_model.embed_tokens.weight.device.type == "cuda"
+    if not on_gpu or not CAPTURE.get() or config.hidden_act != "silu" or not plain(linears(language_model)):
+        return False
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return width & (width - 1) == 0
 
 
 def padded_batch(pictures: int, largest: int) -> int:
