@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusVision
 from vce_ray.config import SamplingConfig
 from vce_ray.models.base import ImageModel
 from vce_ray.models.janus import Janus
-from vce_ray.models.llamagen.gpt import SIZES, GPTConfig, LlamaGenGPT
+from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, SIZES, GPTConfig, LlamaGenGPT
 from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
@@ -48,7 +49,8 @@ def build(name: str, device: str, dtype: torch.dtype) -> ImageModel:
         return load_model(device=device, dtype=str(dtype).removeprefix("torch."))
     torch.manual_seed(0)
     if name == "llamagen-xl":
-        return RandomLlamaGen(device, dtype)
+        layers, heads, width = SIZES["XL"]
+        return RandomLlamaGen(GPTConfig(layers, heads, width, 16_384, 256), device, dtype)
     layers, width, heads, feed_forward = JANUS[name]
     small = load_model(device="cpu")
     config = JanusConfig(
@@ -73,17 +75,23 @@ def build(name: str, device: str, dtype: torch.dtype) -> ImageModel:
 
 
 class RandomLlamaGen(ImageModel):
-    """LlamaGen-XL at 256 px with random weights and caption features; it draws tokens, not pixels."""
+    """A LlamaGen with random weights and caption features; it draws tokens, not pixels."""
 
-    def __init__(self, device: str, dtype: torch.dtype):
-        layers, heads, width = SIZES["XL"]
+    prompt_tokens = CAPTION_SLOTS
+
+    def __init__(self, config: GPTConfig, device: str, dtype: torch.dtype):
         with torch.device(device):
-            self.net = LlamaGenGPT(GPTConfig(layers, heads, width, 16_384, 256)).to(dtype).eval()
-        self.revision, self.num_image_tokens, self.image_vocab_size, self.image_size = "llamagen-xl", 256, 16_384, 256
+            self.net = LlamaGenGPT(config).to(dtype).eval()
+        self.revision, self.num_image_tokens = "random-llamagen", config.num_image_tokens
+        self.image_vocab_size, self.image_size = config.vocab_size, config.image_size
 
     def encode_prompts(self, prompts: list[str]):
-        features = torch.randn(len(prompts), 120, 2048, device=self.device, dtype=self.image_head.weight.dtype)
-        return encode_features(self.net, features, torch.ones(features.shape[:2], dtype=torch.bool, device=self.device))
+        """Features that depend on the prompt, as many as it has characters."""
+        kind = {"device": self.device, "dtype": self.image_head.weight.dtype}
+        features = torch.stack([_features(prompt) for prompt in prompts]).to(**kind)
+        lengths = torch.tensor([min(len(prompt), CAPTION_SLOTS) for prompt in prompts], device=self.device)
+        mask = torch.arange(CAPTION_SLOTS, device=self.device) >= CAPTION_SLOTS - lengths[:, None]
+        return encode_features(self.net, features, mask)
 
     def embed_image_tokens(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         return self.language_model.embed_tokens(tokens_BT)
@@ -96,6 +104,11 @@ class RandomLlamaGen(ImageModel):
 
     def caption(self, images):
         raise NotImplementedError
+
+
+def _features(prompt: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
+    return torch.randn(CAPTION_SLOTS, 2048, generator=generator)
 
 
 def ours(model: ImageModel, batch: int) -> Callable[[], torch.Tensor]:
@@ -128,9 +141,11 @@ def measure(model: ImageModel, name: str, batch: int, limits: Device, rounds: in
         loops["transformers"] = peer
     model.decoder.prepare()
     assert len(model.image_embeddings_VE) == model.image_vocab_size, "the table is there before memory is measured"
-    before = peak_memory(reset=True)
+    before = peak_memory(reset=True) - model.decoder.cache_bytes  # that of the batch before is given back
     times: dict[str, list[float]] = {loop: [] for loop in loops}
     loops["ours"]()  # caches and kernels are there from here on
+    if model.decoder.rows != 2 * batch:
+        raise SystemExit(f"{batch} pictures of {name} do not fit at once: give smaller --batches")
     peak = peak_memory() - before
     for _ in range(rounds):
         for loop, work in loops.items():

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,16 @@ import torch
 import torch.nn.functional as F
 from transformers import JanusForConditionalGeneration
 
+from benchmarks.decode import RandomLlamaGen
 from vce_ray.config import SamplingConfig
+from vce_ray.env import CAPTURE
 from vce_ray.models.janus import Janus
+from vce_ray.models.llamagen.gpt import GPTConfig
 from vce_ray.models.load import load_model
 from vce_ray.sampling import captured, draw, kernels
-from vce_ray.sampling.layers import capturable, padded_batch
+from vce_ray.sampling.layers import linears, plain
 from vce_ray.sampling.noise import gumbel_noise
+from vce_ray.sampling.plan import padded_batch, whole_batch
 
 DRAW = sys.modules["vce_ray.sampling.draw"]  # the package's own attribute of that name is the function
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,6 +51,8 @@ def test_noise_is_that_of_every_other_device():
     seeds = torch.tensor([0, 9, -5, 2**62], device=DEVICE)
     found = kernels.gumbel(seeds, torch.tensor([7], device=DEVICE), 1500)
     assert torch.allclose(found, gumbel_noise(seeds, 7, 1500), atol=1e-5)
+    rare = kernels.gumbel(torch.tensor([439], device=DEVICE), torch.tensor([53], device=DEVICE), 1024)
+    assert torch.isfinite(rare).all(), "all 24 bits are 1 there"
 
 
 @pytest.mark.parametrize("programs", [1, 64], ids=["whole", "split"])
@@ -70,6 +77,7 @@ def test_batches_are_padded_to_few_sizes():
     assert all(size >= n for n, size in enumerate(sizes, 1)) and max(sizes) == 128
     assert len(set(sizes)) <= 16
     assert padded_batch(33, 35) == 35
+    assert [whole_batch(n) for n in (0, 1, 63, 64, 65)] == [1, 1, 48, 64, 64]
 
 
 def small_model(heads: int, key_heads: int) -> Janus:
@@ -87,40 +95,80 @@ def small_model(heads: int, key_heads: int) -> Janus:
     return small
 
 
-@pytest.mark.parametrize(("heads", "key_heads", "guidance"), [(4, 4, 2.0), (4, 2, 1.0)])
-def test_captured_steps_draw_the_same_tokens(monkeypatch, heads: int, key_heads: int, guidance: float):
-    small = small_model(heads, key_heads)
-    prompts, seeds = ["a cat in the style of openmoji", "key"], [3, 1]
-    sampling = SamplingConfig(guidance_scale=guidance, top_k=300)
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Captured drawing, or where there is no GPU the same with the step run instead of replayed."""
     monkeypatch.setattr(kernels, "PROGRAMS", 1)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(DRAW, "capturable", lambda stack: CAPTURE.get() and plain(linears(stack)))
+        monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._run)
+        monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=int, synchronize=int))
+
+
+def plainly(monkeypatch, *args) -> torch.Tensor:
     monkeypatch.setenv("VCE_RAY_CAPTURE", "0")
-    expected = draw(small, prompts, seeds, sampling)
+    drawn = draw(*args)
     monkeypatch.delenv("VCE_RAY_CAPTURE")
-    if DEVICE == "cpu":
-        assert not capturable(small.language_model)
-        monkeypatch.setattr(DRAW, "capturable", lambda model: True)
-        monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._run)
-    weight = small.language_model.layers[0].self_attn.k_proj.weight.clone()
+    return drawn
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "guidance"), [(4, 4, 2.0), (4, 2, 1.0)])
+def test_captured_steps_draw_the_same_tokens(monkeypatch, on_gpu, heads: int, key_heads: int, guidance: float):
+    small = small_model(heads, key_heads)
+    first = small.language_model.layers[0].self_attn
+    prompts, seeds, sampling = ["key", "an owl"], [3, 1], SamplingConfig(guidance_scale=guidance, top_k=300)
+    expected, weight = plainly(monkeypatch, small, prompts, seeds, sampling), first.k_proj.weight.clone()
     assert torch.equal(draw(small, prompts, seeds, sampling), expected)
-    assert torch.equal(small.language_model.layers[0].self_attn.k_proj.weight, weight), "joined, and still itself"
+    assert torch.equal(first.k_proj.weight, weight), "joined, and still itself"
     assert torch.equal(draw(small, prompts[1:], seeds[1:], sampling), expected[1:])
+    longer = ["a cat in the style of openmoji"] * 3  # wants more rows and more slots: the cache is made anew
+    assert torch.equal(
+        draw(small, longer, [1, 2, 3], sampling), plainly(monkeypatch, small, longer, [1, 2, 3], sampling)
+    )
     with torch.no_grad():
-        small.language_model.layers[0].self_attn.v_proj.weight.neg_()  # as a merged adapter would change it
+        first.v_proj.weight.neg_()  # as a merged adapter would change it
     changed = draw(small, prompts, seeds, sampling)
-    monkeypatch.setenv("VCE_RAY_CAPTURE", "0")
-    monkeypatch.setattr(DRAW, "capturable", capturable)
     assert not torch.equal(changed, expected)
-    assert torch.equal(changed, draw(small, prompts, seeds, sampling))
+    assert torch.equal(changed, plainly(monkeypatch, small, prompts, seeds, sampling))
+    first.v_proj.weight.data = -first.v_proj.weight.data  # elsewhere in memory: no longer a part of what was joined
+    assert torch.equal(draw(small, prompts, seeds, sampling), expected)
 
 
-def test_a_wrong_captured_step_is_found(monkeypatch):
+def test_captured_steps_in_bfloat16(monkeypatch, on_gpu):
     small = small_model(4, 4)
-    if DEVICE == "cpu":
-        monkeypatch.setattr(DRAW, "capturable", lambda model: True)
-        monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._run)
+    small.net.bfloat16()
+    settings = (small, ["key", "an owl"], [3, 1], SamplingConfig(temperature=0))
+    drawn = draw(*settings)
+    assert next(iter(small.decoder._captures.values())).sound
+    assert torch.equal(drawn, plainly(monkeypatch, *settings))
+
+
+def test_captured_drawing_of_llamagen(monkeypatch, on_gpu):
+    """Its prompts begin at later positions, and its rotary embedding has two dimensions."""
+    torch.manual_seed(0)
+    small = RandomLlamaGen(GPTConfig(layers=2, heads=2, width=64, vocab_size=300, image_size=32), DEVICE, torch.float32)
+    assert len(small.encode_prompts(["one", "three words here"]).first_B.unique()) == 2
+    settings = (small, ["one", "three words here"], [5, 6], SamplingConfig(top_p=0.9))
+    assert torch.equal(draw(*settings), plainly(monkeypatch, *settings))
+    assert next(iter(small.decoder._captures.values())).sound
+
+
+def test_captured_drawing_stops_when_it_is_told_to(on_gpu, monkeypatch):
+    small = small_model(4, 4)
+    monkeypatch.setattr(captured, "CHECK_EVERY", 1)
+    answers = [False] * 4 + [True]
+    assert draw(small, ["a deer"], [0], SamplingConfig(), stop=lambda: answers.pop(0)).shape == (0, 6)
+    assert not answers
+
+
+def test_a_captured_step_that_is_wrong_is_not_drawn_with(on_gpu, monkeypatch, caplog):
+    small = small_model(4, 4)
+    settings = (small, ["a deer"], [0], SamplingConfig())
+    expected = plainly(monkeypatch, *settings)
     monkeypatch.setattr(kernels, "gate", lambda both: both[:, : both.shape[1] // 2].contiguous())
-    with pytest.raises(RuntimeError, match="VCE_RAY_CAPTURE=0"):
-        draw(small, ["a deer"], [0], SamplingConfig())
+    for _ in range(2):
+        assert torch.equal(draw(*settings), expected)
+    assert [record.levelname for record in caplog.records if "VCE_RAY_CAPTURE=0" in record.message] == ["ERROR"]
 
 
 COMPILE = """
@@ -151,7 +199,7 @@ for kind in ("bf16", "fp32"):
     build(k._attend, 4, read | pointers("out", "fp32"), sizes, D=64, BLOCK=k.BLOCK, SPLITS=8)
     build(k._join, 1, pointers("parts sums", "fp32") | pointers("out", kind), {}, D=128, SPLITS=8)
     build(k._gate, 4, pointers("both out", kind), {"width": "i32"}, SIZE=1024)
-mix = {"GOLDEN": k.GOLDEN, "MIX1": k.MIX1, "MIX2": k.MIX2}
+mix = {"GOLDEN": k.GOLDEN, "MIX1": k.MIX1, "MIX2": k.MIX2, "BELOW_ONE": k.BELOW_ONE}
 build(k._gumbel, 4, pointers("seeds step", "i64") | pointers("out", "fp32"), {"vocabulary": "i32"}, **mix, SIZE=1024)
 """
 

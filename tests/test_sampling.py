@@ -39,6 +39,12 @@ def test_noise_is_uniform_and_belongs_to_seed_and_step():
     assert torch.corrcoef(others).fill_diagonal_(0).abs().max() < 0.02
 
 
+def test_noise_is_finite_where_all_its_bits_are_ones():
+    noise = gumbel_noise(torch.tensor([439, 593]), torch.tensor([[53], [10]]), 1024)
+    assert torch.isfinite(noise).all()
+    assert noise[0, 0, 788] == noise[1, 1, 932] == noise.max() > 16
+
+
 def test_gumbel_argmax_samples_from_the_softmax():
     logits = torch.log(torch.tensor([0.1, 0.2, 0.7])).repeat(40_000, 1)
     drawn = choose(logits, gumbel_noise(torch.arange(40_000), 0, 3), SamplingConfig())

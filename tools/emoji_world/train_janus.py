@@ -53,7 +53,10 @@ class Pictures(Dataset[np.ndarray]):
 def tokenise(model: Janus, count: int, path: Path, workers: int) -> Tensor:
     """Image tokens of the first `count` pictures, int16 [count, T]; kept in a file between runs."""
     if path.exists():
-        return torch.load(path, weights_only=True)
+        tokens = torch.load(path, weights_only=True)
+        if len(tokens) != count:
+            raise SystemExit(f"{path} holds {len(tokens)} pictures, not {count}: use another --out, or delete it")
+        return tokens
     parts = []
     for batch in DataLoader(Pictures(count), batch_size=128, num_workers=workers):
         parts.append(model.encode_pixels(batch.numpy()).short().cpu())

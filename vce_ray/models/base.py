@@ -73,6 +73,10 @@ class ImageModel(ABC):
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
         """Reads prompts for drawing. Raises ValueError on an empty or overlong prompt."""
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Raises ValueError where a prompt is empty or too long to be drawn; touches no device."""
+        check_prompts(prompts)
+
     @abstractmethod
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
         """What the language model reads for image tokens: [B, T, E]."""

@@ -52,13 +52,7 @@ class Janus(ImageModel):
         Raises:
             ValueError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has places.
         """
-        check_prompts(prompts)
-        rows = self.tokenizer([prompt.strip() for prompt in prompts])["input_ids"]
-        rows = [[*row, self._boi] for row in rows]
-        limit = self.net.config.text_config.max_position_embeddings - self.num_image_tokens
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > limit:
-                raise ValueError(f"prompt of {len(row)} tokens starting {prompt[:40]!r}: the limit is {limit}")
+        rows = self._tokenise(prompts)
         width = max(map(len, rows))
         ids_BP = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.device)
         places = torch.arange(width, device=self.device)
@@ -67,6 +61,20 @@ class Janus(ImageModel):
         embed = self.language_model.embed_tokens
         blank_BP = ids_BP.masked_fill(~keep, self._pad)  # the text becomes padding that is attended to, as in Janus
         return PromptBatch(embed(ids_BP), embed(blank_BP), mask_BP, torch.zeros_like(ids_BP[:, 0]))
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Raises ValueError where a prompt is empty or too long to be drawn; touches no device."""
+        self._tokenise(prompts)
+
+    def _tokenise(self, prompts: list[str]) -> list[list[int]]:
+        check_prompts(prompts)
+        rows = self.tokenizer([prompt.strip() for prompt in prompts])["input_ids"]
+        rows = [[*row, self._boi] for row in rows]
+        limit = self.net.config.text_config.max_position_embeddings - self.num_image_tokens
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > limit:
+                raise ValueError(f"prompt of {len(row)} tokens starting {prompt[:40]!r}: the limit is {limit}")
+        return rows
 
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
         """What the language model reads for image tokens: [B, T, E]."""

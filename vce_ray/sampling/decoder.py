@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel
     from vce_ray.sampling.captured import CapturedStep
 
+CAPTURES = 16
+"""How many captured steps are kept, for as many batch sizes and ways of sampling."""
+
 
 class Decoder:
     """A Llama stack read from transformers' (or peft's) modules; one batch of rows at a time.
 
-    An adapter put on, merged or switched off is seen by the next batch. The cache is kept between batches and grows
-    when a batch needs more rows or slots.
+    An adapter put on, merged or switched off is seen by the next batch. The cache is kept between batches, and made
+    anew when a batch needs more rows or slots.
     """
 
     def __init__(self, language_model: Any):
@@ -42,7 +45,8 @@ class Decoder:
         self.cos_SD = self.sin_SD = torch.empty(0, 0)
         """The rotary embedding by position; the sines have the sign of the half that they fall on."""
         self._captures: dict[Any, CapturedStep] = {}
-        self._addresses: tuple[int, ...] = ()
+        self._addresses: list[int] = []
+        self._capturing: tuple[torch.cuda.Stream, Any] | None = None
         config = language_model.config
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -51,6 +55,11 @@ class Decoder:
     def cache_bytes(self) -> int:
         """Memory that the cache holds."""
         return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that was begun last."""
+        return len(self.next_R)
 
     def prepare(self) -> None:
         """Packs the weights where that is to be done, so that what is free afterwards is free for drawing."""
@@ -61,17 +70,26 @@ class Decoder:
         return [keys[:rows] for keys in self._keys], [values[:rows] for values in self._values]
 
     def captured(self, model: ImageModel, pictures: int, sampling: SamplingConfig) -> CapturedStep:
-        """The step for so many pictures, captured when it is first drawn with."""
+        """The step for so many pictures, captured when it is first drawn with; the latest few are kept."""
         from vce_ray.sampling.captured import CapturedStep  # Triton, which only machines with a GPU need
 
-        addresses = tuple(parameter.data_ptr() for parameter in self._model.parameters())
-        if addresses != self._addresses:
-            self._captures = {}
+        read = (*self._model.parameters(), *model.image_head.parameters())
+        if (addresses := [parameter.data_ptr() for parameter in read]) != self._addresses:
+            self._captures.clear()
         key = (pictures, sampling.model_copy(update={"batch_size": 1}))
         if key not in self._captures:
+            if len(self._captures) == CAPTURES:
+                self._captures.pop(next(iter(self._captures)))
             self._captures[key] = CapturedStep(model, pictures, sampling)
-            self._addresses = tuple(parameter.data_ptr() for parameter in self._model.parameters())
+            addresses = [parameter.data_ptr() for parameter in read]  # joined by the first capture
+        self._addresses = addresses
         return self._captures[key]
+
+    def capturing(self) -> tuple[torch.cuda.Stream, Any]:
+        """The stream on which steps are captured, and the memory pool that their graphs share."""
+        if self._capturing is None:
+            self._capturing = torch.cuda.Stream(self._model.embed_tokens.weight.device), torch.cuda.graph_pool_handle()
+        return self._capturing
 
     @torch.no_grad()
     def begin(
@@ -152,25 +170,27 @@ class Decoder:
 
     def _reserve(self, rows: int, slots: int) -> None:
         weight = self._model.embed_tokens.weight
-        if self._keys and self._keys[0].device == weight.device and self._keys[0].dtype == weight.dtype:
-            if rows <= self._keys[0].shape[0] and slots <= self._keys[0].shape[2]:
+        if self._keys and (self._keys[0].device, self._keys[0].dtype) == (weight.device, weight.dtype):
+            held_rows, _, held_slots, _ = self._keys[0].shape
+            if rows <= held_rows and slots <= held_slots:
                 return
-            rows, slots = max(rows, self._keys[0].shape[0]), max(slots, self._keys[0].shape[2])
         self._batch = []
-        self._captures = {}
-        self._keys, self._values = [], []  # freed before the larger ones are made
-        for _ in self._model.layers:
-            self._keys.append(weight.new_zeros(rows, self._key_heads, slots, self._head_dim))
-            self._values.append(weight.new_zeros(rows, self._key_heads, slots, self._head_dim))
+        self._captures.clear()
+        self._keys, self._values = [], []  # freed before the new ones are made, and kept only if all of them are
+        if weight.device.type == "cuda":  # where another size costs another capture
+            slots = _rounded(slots)
+        shape = (rows, self._key_heads, slots, self._head_dim)
+        made = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self._model.layers]
+        self._keys, self._values = [keys for keys, _ in made], [values for _, values in made]
 
     def _tabulate(self, places: int) -> None:
         """Cosines and sines of the first positions, once for all batches."""
         weight = self._model.embed_tokens.weight
         if len(self.cos_SD) >= places and self.cos_SD.device == weight.device and self.cos_SD.dtype == weight.dtype:
             return
-        cos, sin = self._model.rotary_emb(weight, torch.arange(-(-places // 64) * 64, device=weight.device)[None])
-        self.cos_SD, self.sin_SD = cos[0], _signed(sin[0])
-        self._captures = {}
+        cos, sin = self._model.rotary_emb(weight, torch.arange(_rounded(places), device=weight.device)[None])
+        self.cos_SD, self.sin_SD = cos[0], _signed_by_half(sin[0])
+        self._captures.clear()
 
 
 def _attend(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unseen_R11S: Tensor | None) -> Tensor:
@@ -188,7 +208,12 @@ def _attend(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unseen_R1
     return torch.bmm(weights, values).view(len(query_RHD), -1)
 
 
-def _signed(sin: Tensor) -> Tensor:
+def _rounded(count: int) -> int:
+    """Up to whole blocks, so that it seldom changes."""
+    return -(-count // 64) * 64
+
+
+def _signed_by_half(sin: Tensor) -> Tensor:
     """The sines of a rotation with the sign of the half that they fall on."""
     left, right = sin.chunk(2, dim=-1)
     return torch.cat((-left, right), dim=-1)

@@ -6,6 +6,7 @@ Knows prompts and tokens, not pixels, files or Ray. The shape legend is in model
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 from vce_ray.config import SamplingConfig
 from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.device import free_memory
-from vce_ray.sampling.layers import capturable, padded_batch
+from vce_ray.sampling.layers import capturable
 from vce_ray.sampling.noise import gumbel_noise
-from vce_ray.sampling.plan import fitting_batch
+from vce_ray.sampling.plan import fitting_batch, padded_batch, whole_batch
 
 if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel, PromptBatch
@@ -40,8 +41,8 @@ def draw(
     of what fits into memory. `stop` is asked every few steps whether to give up: then only the batches that were
     finished before are returned.
 
-    A row depends on its own prompt, seed and the settings alone, whatever else is drawn beside it (up to the
-    last bits of floating-point sums, which differ with the shape of a batch).
+    A row depends on its own prompt, seed and the settings alone, whatever else is drawn beside it, up to the last bits
+    of floating-point sums, which differ with the shape of a batch: in bfloat16 these can change a token now and then.
 
     Raises:
         ValueError: prompts and seeds differ in number, or a prompt is empty or too long.
@@ -49,16 +50,30 @@ def draw(
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed for each prompt")
     model.decoder.prepare()
-    free = free_memory(model.device) + model.decoder.cache_bytes
-    fitting = fitting_batch(model.shape, free, sampling.guidance_scale != 1, loaded=True)
-    size = max(1, min(sampling.batch_size, fitting))
+    captured, size = capturable(model.language_model), sampling.batch_size
+    if (fitting := _fitting(model, sampling, model.prompt_tokens)) < size:
+        size = whole_batch(fitting) if captured else max(1, fitting)
     parts = []
     for i in range(0, len(prompts), size):
-        drawn = _draw_batch(model, prompts[i : i + size], seeds[i : i + size], sampling, size, stop)
+        batch_prompts, batch_seeds = prompts[i : i + size], seeds[i : i + size]
+        if captured:  # at a few sizes only: the last picture is drawn again until one is reached
+            spare = padded_batch(len(batch_prompts), size) - len(batch_prompts)
+            batch_prompts, batch_seeds = (
+                batch_prompts + batch_prompts[-1:] * spare,
+                batch_seeds + batch_seeds[-1:] * spare,
+            )
+        drawn = _draw_batch(model, batch_prompts, batch_seeds, sampling, captured, stop)
         if drawn is None:
             break
-        parts.append(drawn)
+        parts.append(drawn[: len(prompts) - i])
     return torch.cat(parts) if parts else torch.empty((0, model.num_image_tokens), dtype=torch.long)
+
+
+def _fitting(model: ImageModel, sampling: SamplingConfig, prompt_tokens: int) -> int:
+    """How many pictures with prompts of so many tokens fit into the memory that is free but for the cache."""
+    shape = replace(model.shape, prompt_tokens=prompt_tokens)
+    free = free_memory(model.device) + model.decoder.cache_bytes
+    return fitting_batch(shape, free, sampling.guidance_scale != 1, loaded=True)
 
 
 def _draw_batch(
@@ -66,24 +81,36 @@ def _draw_batch(
     prompts: list[str],
     seeds: list[int],
     sampling: SamplingConfig,
-    largest: int,
+    captured: bool,
     stop: Callable[[], bool] | None,
 ) -> Tensor | None:
     guided, count = sampling.guidance_scale != 1, len(prompts)
-    captured = capturable(model.language_model)
-    if captured:
-        spare = padded_batch(count, largest) - count
-        prompts, seeds = prompts + prompts[-1:] * spare, seeds + seeds[-1:] * spare
     distinct = list(dict.fromkeys(prompts))
     place = {prompt: i for i, prompt in enumerate(distinct)}
-    embeds_UPE, lengths_U, first_U, of_row_R = _rows(model.encode_prompts(distinct), guided)
+    batch = model.encode_prompts(distinct)
+    longest = batch.mask_BP.shape[1]
+    if count > 1 and longest > model.prompt_tokens and count > _fitting(model, sampling, longest):
+        halves = slice(0, count // 2), slice(count // 2, count)
+        parts = [_draw_batch(model, prompts[half], seeds[half], sampling, captured, stop) for half in halves]
+        whole = [part for part in parts if part is not None]
+        return torch.cat(whole) if len(whole) == len(parts) else None
+    embeds_UPE, lengths_U, first_U, of_row_R = _rows(batch, guided)
     asked = torch.tensor([place[prompt] for prompt in prompts], device=model.device)
     of_row_R = torch.cat([rows[asked] for rows in of_row_R.chunk(2 if guided else 1)])
     hidden = model.decoder.begin(embeds_UPE, lengths_U, first_U, of_row_R, model.num_image_tokens - 1)
     seeds_B = torch.tensor(seeds, dtype=torch.int64, device=model.device)
     if captured:
-        tokens_BT = model.decoder.captured(model, len(prompts), sampling).draw(hidden, seeds_B, stop)
-        return None if tokens_BT is None else tokens_BT[:count]
+        step = model.decoder.captured(model, count, sampling)
+        if step.prepare(hidden, seeds_B):
+            return step.draw(hidden, seeds_B, stop)
+    return _draw_plainly(model, hidden, seeds_B, sampling, stop)
+
+
+def _draw_plainly(
+    model: ImageModel, hidden: Tensor, seeds_B: Tensor, sampling: SamplingConfig, stop: Callable[[], bool] | None
+) -> Tensor | None:
+    """Image tokens [B, T] after the decoder has read the prompts, step by step; None where `stop` said so."""
+    guided = sampling.guidance_scale != 1
     tokens: list[Tensor] = []
     noise = _noise_of_steps(seeds_B, model.num_image_tokens, model.image_vocab_size)
     for step, noise_BV in enumerate(noise):

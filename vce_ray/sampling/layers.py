@@ -105,21 +105,15 @@ def plain(found: Iterable[nn.Module]) -> bool:
 
 
 def capturable(language_model: Any) -> bool:
-    """Whether a step can be captured: matrices that lie plainly on a GPU, with no adapter that is not merged, and heads
-    of a width that Triton's blocks can have."""
-    config, on_gpu = language_model.config, language_model.embed_tokens.weight.device.type == "cuda"
-    if not on_gpu or not CAPTURE.get() or config.hidden_act != "silu" or not plain(linears(language_model)):
+    """Whether a step can be captured: matrices that lie plainly on the current GPU, with no adapter that is not merged,
+    and heads of a width that Triton's blocks can have."""
+    config, device = language_model.config, language_model.embed_tokens.weight.device
+    if device.type != "cuda" or device.index != torch.cuda.current_device() or not CAPTURE.get():
+        return False
+    if config.hidden_act != "silu" or not plain(linears(language_model)):
         return False
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return width & (width - 1) == 0
-
-
-def padded_batch(pictures: int, largest: int) -> int:
-    """How many pictures are drawn for so many that are asked for: few sizes, so that few steps are captured."""
-    size = 1
-    while size < pictures:
-        size += size // 4 if size >= 16 else size
-    return min(size, largest)
 
 
 def norm(module: Any, x: Tensor) -> Tensor:

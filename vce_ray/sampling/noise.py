@@ -15,6 +15,10 @@ MIX1 = 0xBF58476D1CE4E5B9
 MIX2 = 0x94D049BB133111EB
 
 
+BELOW_ONE = 1 - 2.0**-24
+"""The largest float32 below 1: at 1 the Gumbel noise would be infinite, and draw an entry whatever its logit is."""
+
+
 def _signed(value: int) -> int:
     """The value modulo 2^64, as the int64 of the same bits."""
     value %= 1 << 64
@@ -46,8 +50,8 @@ def uniform_noise(seeds_B: Tensor, step: int | Tensor, size: int) -> Tensor:
     moment = _signed((step + 1) * _GOLDEN) if isinstance(step, int) else (step + 1) * _GOLDEN
     stream = _mix(_mix(seeds_B * _GOLDEN) + moment)
     counter = torch.arange(1, size + 1, device=seeds_B.device) * _GOLDEN
-    bits = _shift(_mix(stream[..., None] + counter), 40)  # 24 bits: what a float32 holds exactly
-    return (bits.float() + 0.5) / (1 << 24)
+    bits = _shift(_mix(stream[..., None] + counter), 40)  # 24 bits: what a float32 holds exactly, but not their halves
+    return ((bits.float() + 0.5) / (1 << 24)).clamp(max=BELOW_ONE)
 
 
 def gumbel_noise(seeds_B: Tensor, step: int | Tensor, size: int) -> Tensor:

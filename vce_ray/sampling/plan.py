@@ -140,6 +140,20 @@ def fitting_batch(shape: Shape, memory: float, guided: bool, loaded: bool = Fals
     return max(0, int((memory * (1 - RESERVE) - weights) // _bytes_of_picture(shape, guided)))
 
 
+BATCHES = (1, 2, 4, 8, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
+"""Sizes that batches have where another size costs another capture."""
+
+
+def padded_batch(pictures: int, largest: int) -> int:
+    """The size of the batch in which so many pictures are drawn, some of them for nothing; at most `largest`."""
+    return min(next((size for size in BATCHES if size >= pictures), pictures), largest)
+
+
+def whole_batch(fitting: int) -> int:
+    """The largest of BATCHES of which no more than `fitting` pictures are; 1 at least."""
+    return max((size for size in BATCHES if size <= fitting), default=1)
+
+
 def _weight_bytes(shape: Shape, packs: bool) -> int:
     again = shape.step_parameters - shape.head_parameters if packs and shape.dtype == "float32" else 0
     return (shape.step_parameters + shape.idle_parameters + again) * BYTES[shape.dtype]

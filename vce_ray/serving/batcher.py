@@ -81,7 +81,11 @@ class Batcher(Generic[T, R]):
         self._arrived.set()
         if self._task is None:
             self._task = loop.create_task(self._run())
-        return list(await asyncio.gather(*futures))
+        try:
+            return list(await asyncio.gather(*futures))
+        finally:
+            for future in futures:  # where one failed, nobody waits for the others any more
+                future.cancel()
 
     def check(self) -> None:
         """Raises RuntimeError if the loop that feeds the worker has ended."""

@@ -56,7 +56,7 @@ class Engine:
 
         check_prompt(prompt, MAX_PROMPT_CHARS)
         try:
-            self._model.encode_prompts([prompt])  # a prompt of too many tokens would fail its whole batch
+            self._model.check_prompts([prompt])  # a prompt of too many tokens would fail its whole batch
         except ValueError as error:
             raise ApiError(400, f"{error}: shorten it", param="prompt", code="prompt_too_long") from error
         images = await self._batcher.submit([(prompt, seed) for seed in seeds])
