@@ -40,6 +40,8 @@ JANUS = {
     "janus-pro-7b": (30, 4096, 32, 11008),
 }
 """Layers, width, heads and feed-forward width."""
+PROFILED = 128
+"""Tokens that are drawn for a profile, which takes memory for each operation."""
 PROMPT = "a deer in the style of openmoji on a blue background"
 
 
@@ -210,6 +212,8 @@ def main() -> int:
         model = build(name, device, dtype)
         for batch in args.batches:
             if args.profile:
+                model.num_image_tokens = min(model.num_image_tokens, PROFILED)
+                ours(model, batch)()
                 print(profile(ours(model, batch)))
                 continue
             row = measure(model, name, batch, limits, args.rounds, args.compiled)
