@@ -104,6 +104,11 @@ class ImageModel(ABC):
         return self.net.model.generation_head
 
     @property
+    def image_head_parts(self) -> list[Any]:
+        """The modules that the image head applies, one after the other."""
+        return [self.image_head]
+
+    @property
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.language_model.embed_tokens.weight.device
@@ -136,7 +141,7 @@ class ImageModel(ABC):
     @cached_property
     def decoder(self) -> Decoder:
         """The language model, ready to draw; made once, so that its cache is kept between batches."""
-        return Decoder(self.language_model)
+        return Decoder(self.language_model, self.image_head_parts)
 
     @cached_property
     @torch.no_grad()

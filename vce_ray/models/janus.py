@@ -76,6 +76,12 @@ class Janus(ImageModel):
                 raise ValueError(f"prompt of {len(row)} tokens starting {prompt[:40]!r}: the limit is {limit}")
         return rows
 
+    @property
+    def image_head_parts(self) -> list[Any]:
+        """Two linear modules with an activation between them."""
+        head = self.image_head
+        return [head.proj_out, head.activation_fn, head.vision_head]
+
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
         """What the language model reads for image tokens: [B, T, E]."""
         return self.net.prepare_embeddings_for_image_generation(tokens_BT)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vce_ray.sampling.layers import Layer, Layers, norm
+from vce_ray.sampling.layers import Layer, Stack, norm
 
 if TYPE_CHECKING:
     from vce_ray.config import SamplingConfig
@@ -29,15 +29,15 @@ CAPTURES = 16
 
 
 class Decoder:
-    """A Llama stack read from transformers' (or peft's) modules; one batch of rows at a time.
+    """A Llama stack and its image head, read from transformers' (or peft's) modules; one batch of rows at a time.
 
     An adapter put on, merged or switched off is seen by the next batch. The cache is kept between batches, and made
     anew when a batch needs more rows or slots.
     """
 
-    def __init__(self, language_model: Any):
+    def __init__(self, language_model: Any, head: list[Any]):
         self._model = language_model
-        self._layers = Layers(language_model)
+        self._stack = Stack(language_model, head)
         self._keys: list[Tensor] = []  # each [R, H, S, D]
         self._values: list[Tensor] = []
         self.next_R = self.first_R = torch.empty(0, dtype=torch.int64)
@@ -61,9 +61,13 @@ class Decoder:
         """Rows of the batch that was begun last."""
         return len(self.next_R)
 
+    def logits(self, hidden_RE: Tensor) -> Tensor:
+        """Logits of the next image token, float32 [R, V]."""
+        return self._stack.head(hidden_RE).float()
+
     def prepare(self) -> None:
         """Packs the weights where that is to be done, so that what is free afterwards is free for drawing."""
-        self._layers.current()
+        self._stack.layers()
 
     def cache(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of each layer, [rows, H, S, D]: views, which hold until a batch needs more."""
@@ -116,7 +120,7 @@ class Decoder:
         cos, sin = self.cos_SD[place_UP][:, :, None], self.sin_SD[place_UP][:, :, None]
         hidden_UPE = embeds_UPE
         batch = []
-        for layer, keys, values in zip(self._layers.current(), self._keys, self._values, strict=True):
+        for layer, keys, values in zip(self._stack.layers(), self._keys, self._values, strict=True):
             query, key, value = self._split(layer.project(hidden_UPE), cos, sin)  # each [U, P, heads, D]
             keys[:rows, :, :width] = key.transpose(1, 2)[of_row_R]
             values[:rows, :, :width] = value.transpose(1, 2)[of_row_R]

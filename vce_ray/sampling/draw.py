@@ -116,7 +116,7 @@ def _draw_plainly(
     for step, noise_BV in enumerate(noise):
         if stop is not None and step % CHECK_EVERY == 0 and stop():
             return None
-        logits = model.image_head(hidden).float()
+        logits = model.decoder.logits(hidden)
         if guided:
             logits = guide(*logits.chunk(2), sampling.guidance_scale)
         tokens.append(choose(logits, noise_BV, sampling))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -61,26 +61,46 @@ class PackedLayer:
         return combine_packed(gated, self._down, hidden, "add")
 
 
-class Layers:
-    """The layers of a language model as they are to be applied now; packed anew when the weights have changed."""
+class PackedHead:
+    """An image head, packed: linear modules, and what lies between them."""
 
-    def __init__(self, language_model: Any):
-        self._model = language_model
+    def __init__(self, parts: list[Any]):
+        self._parts = [(part, pack(part.weight) if isinstance(part, nn.Linear) else None) for part in parts]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        for part, weight in self._parts:
+            hidden = part(hidden) if weight is None else multiply_packed(hidden, weight, bias=part.bias)
+        return hidden
+
+
+class Stack:
+    """Layers and image head as they are to be applied now; packed anew when the weights have changed."""
+
+    def __init__(self, language_model: Any, head: list[Any]):
+        self._model, self._head_parts = language_model, head
         self._fingerprint: list[tuple[int, int]] | None = None
         self._packed: list[Layer] = []
+        self.head: Callable[[Tensor], Tensor] = nn.Sequential(*head)
+        """From hidden states [..., E] to logits of the next image token [..., V]; as of the last call of `layers`."""
 
-    def current(self) -> list[Layer]:
+    def layers(self) -> list[Layer]:
         """One for each layer of the model."""
         found = list(linears(self._model))
         if not self._can_pack(found):
-            self._fingerprint, self._packed = None, []
+            self._fingerprint, self._packed, self.head = None, [], nn.Sequential(*self._head_parts)
             return [ModuleLayer(layer) for layer in self._model.layers]
         # every change in place that autograd knows of (an optimizer's, a load, a merge) counts the version up
-        fingerprint = [(linear.weight.data_ptr(), linear.weight._version) for linear in found]
+        weights = [linear.weight for linear in found + self._head_linears]
+        fingerprint = [(weight.data_ptr(), weight._version) for weight in weights]
         if fingerprint != self._fingerprint:
             self._fingerprint, self._packed = fingerprint, []  # the old ones are freed first
+            self.head = PackedHead(self._head_parts)
             self._packed = [PackedLayer(layer) for layer in self._model.layers]
         return self._packed
+
+    @property
+    def _head_linears(self) -> list[Any]:
+        return [part for part in self._head_parts if isinstance(part, nn.Linear)]
 
     def _can_pack(self, found: list[Any]) -> bool:
         weight = self._model.embed_tokens.weight
@@ -88,7 +108,8 @@ class Layers:
             return False
         if weight.dtype != torch.float32 or self._model.config.hidden_act != "silu" or not plain(found):
             return False
-        return bool(self._packed) or sum(linear.weight.nbytes for linear in found) < free_memory(weight.device) / 4
+        needed = sum(linear.weight.nbytes for linear in found + self._head_linears)
+        return bool(self._packed) or needed < free_memory(weight.device) / 4
 
 
 def linears(language_model: Any) -> Iterator[Any]:

@@ -27,9 +27,11 @@ def pack(weight: Tensor) -> Tensor:
     return _PACK(weight.detach().contiguous(), ROWS)
 
 
-def multiply_packed(x: Tensor, weight: Tensor, activation: Literal["none", "swish"] = "none") -> Tensor:
-    """Products [..., out] of x [..., in] with a packed matrix, an activation over them."""
-    return _LINEAR(x, weight, None, activation, [], "")
+def multiply_packed(
+    x: Tensor, weight: Tensor, activation: Literal["none", "swish"] = "none", bias: Tensor | None = None
+) -> Tensor:
+    """Products [..., out] of x [..., in] with a packed matrix, a bias added and an activation over them."""
+    return _LINEAR(x, weight, bias, activation, [], "")
 
 
 def combine_packed(x: Tensor, weight: Tensor, other: Tensor, how: Literal["add", "mul"]) -> Tensor:

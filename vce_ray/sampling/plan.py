@@ -81,7 +81,7 @@ class Device:
     arithmetic: float
     """Of dense matrix products, in the dtype of the weights."""
     packs: bool = False
-    """Whether float32 matrices of the layers are held a second time, in the layout that it multiplies fastest from."""
+    """Whether float32 matrices that a step reads are held twice, also in the layout that it multiplies fastest from."""
 
 
 DEVICES = {
@@ -155,7 +155,7 @@ def whole_batch(fitting: int) -> int:
 
 
 def _weight_bytes(shape: Shape, packs: bool) -> int:
-    again = shape.step_parameters - shape.head_parameters if packs and shape.dtype == "float32" else 0
+    again = shape.step_parameters if packs and shape.dtype == "float32" else 0
     return (shape.step_parameters + shape.idle_parameters + again) * BYTES[shape.dtype]
 
 
@@ -195,7 +195,7 @@ def explain(shape: Shape, device: Device, found: Plan, guided: bool = True) -> s
     size = BYTES[shape.dtype]
     slots = shape.prompt_tokens + shape.image_tokens - 1
     alone = plan(shape, device, 1, guided)
-    again = ", the layers twice" if device.packs and shape.dtype == "float32" else ""
+    again = ", the former twice" if device.packs and shape.dtype == "float32" else ""
     return "\n".join(
         [
             f"{shape.name} in {shape.dtype} on {device.name}: {device.memory / 1e9:.0f} GB, "
