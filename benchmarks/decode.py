@@ -4,8 +4,8 @@
     python -m benchmarks.decode --models janus-pro-1b janus-pro-7b llamagen-xl --batches 1 16 64 128 --dtype bfloat16
     python -m benchmarks.decode --models janus-1b-cut --batches 16 --profile
 
-Each row is measured in one process, the two loops in turns, and the fastest of their rounds counts. Weights are
-random but for the embedded model; shapes are those of the released models, `janus-1b-cut` with 4 of 24 layers.
+Each model is measured in a process of its own, the two loops in turns, and the fastest of their rounds counts.
+Weights are random but for the embedded model; shapes are those of the released models, `janus-1b-cut` with 4 of 24 layers.
 The limit is the one of vce_ray/sampling/plan.py, with bandwidth and arithmetic measured in the same run.
 """
 
@@ -17,6 +17,8 @@ import platform
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,23 @@ def profile(work: Callable[[], Any]) -> str:
     return found.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60)
 
 
+def measure_model(name: str, args: argparse.Namespace, limits: Device) -> list[dict[str, Any]]:
+    """The rows of one model, printed as they come; where a profile is asked for, it is printed in their place."""
+    torch.set_num_threads(args.threads)
+    model = build(name, "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, args.dtype))
+    rows = []
+    for batch in args.batches:
+        if args.profile:
+            model.num_image_tokens = min(model.num_image_tokens, PROFILED)
+            ours(model, batch)()
+            print(profile(ours(model, batch)))
+            continue
+        row = measure(model, name, batch, limits, args.rounds, args.compiled)
+        rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
 def main() -> int:
     """Measures, prints a table and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -208,17 +227,9 @@ def main() -> int:
     limits = measure_device(torch.device(device), dtype)
     print(f"{limits.name}: reads {limits.bandwidth / 1e9:.0f} GB/s, multiplies {limits.arithmetic / 1e9:.0f} Gflop/s")
     rows = []
-    for name in args.models:
-        model = build(name, device, dtype)
-        for batch in args.batches:
-            if args.profile:
-                model.num_image_tokens = min(model.num_image_tokens, PROFILED)
-                ours(model, batch)()
-                print(profile(ours(model, batch)))
-                continue
-            row = measure(model, name, batch, limits, args.rounds, args.compiled)
-            rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
-            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    for name in args.models:  # each in a process of its own: what another left behind in memory is not measured
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            rows += process.submit(measure_model, name, args, limits).result()
     if args.out and rows:
         machine = {"device": limits.name, "bandwidth": limits.bandwidth, "arithmetic": limits.arithmetic}
         machine |= {"torch": torch.__version__, "transformers": transformers.__version__, "os": platform.platform()}
