@@ -5,7 +5,8 @@
     python -m benchmarks.decode --models janus-1b-cut --batches 16 --profile
 
 Each model is measured in a process of its own, the two loops in turns, and the fastest of their rounds counts.
-Weights are random but for the embedded model; shapes are those of the released models, `janus-1b-cut` with 4 of 24 layers.
+Weights are random but for the embedded model; shapes are those of the released models, `janus-1b-cut` with 4 of 24
+layers.
 The limit is the one of vce_ray/sampling/plan.py, with bandwidth and arithmetic measured in the same run.
 """
 
