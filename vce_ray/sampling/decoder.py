@@ -67,6 +67,7 @@ class Decoder:
 
     def prepare(self) -> None:
         """Packs the weights where that is to be done, so that what is free afterwards is free for drawing."""
+        self._batch = []  # which would hold on to layers that are packed anew
         self._stack.layers()
 
     def cache(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
