@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
+from shutil import rmtree
+from tempfile import mkdtemp
 
 import pytest
 
@@ -25,6 +27,8 @@ def head(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int])
     gcs, dashboard = free_port(), free_port()
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
+    place = mkdtemp(prefix="ray-")  # a short path; in Ray's own folder later tests would take this head for theirs
+    command.append(f"--temp-dir={place}")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(24)}
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
@@ -38,6 +42,7 @@ def head(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int])
     finally:
         process.terminate()
         process.wait(60)
+        rmtree(place, ignore_errors=True)
 
 
 def submit(head: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:

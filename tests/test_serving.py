@@ -64,7 +64,7 @@ def endpoint(
     store.upload(adapter, "run/adapter")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(env.API_TOKEN.name, TOKEN)
-        ray.init(num_cpus=2, include_dashboard=False)
+        ray.init("local", num_cpus=2, include_dashboard=False)
         try:
             uri = store.child("run/adapter").uri
             url = start(base_model, uri, SAMPLING, port=free_port(), max_waiting=MAX_WAITING)

@@ -72,7 +72,7 @@ def pair_set(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def local_ray():
     """A small Ray on this machine."""
-    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+    ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
     yield
     ray.shutdown()
 
@@ -134,7 +134,7 @@ import sys, ray
 from vce_ray.config import RunConfig
 from vce_ray.store import Store
 from vce_ray.training.train import train
-ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
 history = train(RunConfig.model_validate_json(sys.argv[1]), Store(sys.argv[2]), {})
 print("steps", [row["step"] for row in history], history[-1]["loss"])
 """
