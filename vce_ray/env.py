@@ -66,6 +66,12 @@ MODEL_CACHE = Variable(
 CAPTURE = Variable(
     "VCE_RAY_CAPTURE", _switch, True, "0 draws on a GPU without CUDA graphs and own kernels: slower, for finding faults"
 )
+COMPILE = Variable(
+    "VCE_RAY_COMPILE",
+    _switch,
+    True,
+    "0 draws on a CPU without kernels compiled for it: slower, for finding faults",
+)
 
 VARIABLES: tuple[Variable, ...] = (
     AWS_CA_BUNDLE,
@@ -77,4 +83,5 @@ VARIABLES: tuple[Variable, ...] = (
     API_TOKEN,
     MODEL_CACHE,
     CAPTURE,
+    COMPILE,
 )

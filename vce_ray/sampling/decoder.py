@@ -11,12 +11,14 @@ positions, H key-value heads, E width of the model, D width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vce_ray.sampling.compiled import compiled_for
 from vce_ray.sampling.layers import Layer, Stack, norm
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel
     from vce_ray.sampling.captured import CapturedStep
 
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of a step: takes a layer's projections and its cache, writes the tokens' keys and values into it, attends."""
 CAPTURES = 16
 """How many captured steps are kept, for as many batch sizes and ways of sampling."""
 
@@ -143,21 +147,11 @@ class Decoder:
     def step(self, embeds_RE: Tensor) -> Tensor:
         """Reads one more token of each row; returns its hidden state, [R, E]."""
         self._live += 1
-        slot_R, live, row_R = self.next_R, self._live, self._row_R
-        place_R = slot_R + self.first_R
-        cos, sin = self.cos_SD[place_R][:, None], self.sin_SD[place_R][:, None]
-        hidden_RE, unseen_R11S = embeds_RE, None
-        if not self._even:
-            unseen_R11S = (torch.arange(live, device=slot_R.device) > slot_R[:, None])[:, None, None]
+        attend = self._compiled_attention(embeds_RE) or self._plain_attention()
+        hidden_RE = embeds_RE
         for layer, keys, values in self._batch:
-            query, key, value = self._split(layer.project(hidden_RE), cos, sin)  # each [R, heads, D]
-            if self._even:
-                keys[:, :, live - 1], values[:, :, live - 1] = key, value
-            else:
-                keys[row_R, :, slot_R], values[row_R, :, slot_R] = key, value
-            attended = _attend(query, keys[:, :, :live], values[:, :, :live], unseen_R11S)
-            hidden_RE = layer.finish(hidden_RE, attended)
-        self.next_R = slot_R + 1
+            hidden_RE = layer.finish(hidden_RE, attend(layer.project(hidden_RE), keys, values))
+        self.next_R = self.next_R + 1
         return norm(self._model.norm, hidden_RE)
 
     def look_ahead(self, embeds_RE: Tensor) -> Tensor:
@@ -166,6 +160,29 @@ class Decoder:
         hidden_RE = self.step(embeds_RE)
         self._live, self.next_R = live, next_R
         return hidden_RE
+
+    def _compiled_attention(self, embeds_RE: Tensor) -> Attention | None:
+        kernels = compiled_for(embeds_RE, self.cos_SD)
+        place = self.cos_SD, self.sin_SD, self.next_R, self.first_R
+        return kernels and (lambda projected, keys, values: kernels.attend(projected, *place, keys, values))
+
+    def _plain_attention(self) -> Attention:
+        slot_R, live, row_R = self.next_R, self._live, self._row_R
+        place_R = slot_R + self.first_R
+        cos, sin = self.cos_SD[place_R][:, None], self.sin_SD[place_R][:, None]
+        unseen_R11S = None
+        if not self._even:
+            unseen_R11S = (torch.arange(live, device=slot_R.device) > slot_R[:, None])[:, None, None]
+
+        def attend(projected: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            query, key, value = self._split(projected, cos, sin)  # each [R, heads, D]
+            if self._even:
+                keys[:, :, live - 1], values[:, :, live - 1] = key, value
+            else:
+                keys[row_R, :, slot_R], values[row_R, :, slot_R] = key, value
+            return _attend(query, keys[:, :, :live], values[:, :, :live], unseen_R11S)
+
+        return attend
 
     def _split(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, rotated, and values: each [..., heads, D] of projections [..., heads * D]."""

@@ -121,8 +121,8 @@ def _draw_plainly(
             logits = guide(*logits.chunk(2), sampling.guidance_scale)
         tokens.append(choose(logits, noise_BV, sampling))
         if step + 1 < model.num_image_tokens:
-            embeds = F.embedding(tokens[-1], model.image_embeddings_VE)
-            hidden = model.decoder.step(embeds.repeat(2, 1) if guided else embeds)
+            rows = torch.cat((tokens[-1], tokens[-1])) if guided else tokens[-1]
+            hidden = model.decoder.step(F.embedding(rows, model.image_embeddings_VE))
     return torch.stack(tokens, dim=1).cpu()
 
 

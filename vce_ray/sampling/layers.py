@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vce_ray.env import CAPTURE
+from vce_ray.sampling.compiled import compiled_for, step_kernels
 from vce_ray.sampling.device import free_memory
 from vce_ray.sampling.packed import can_multiply_packed, combine_packed, multiply_packed, pack
 
@@ -49,7 +50,10 @@ class PackedLayer:
         self._before, self._between = layer.input_layernorm, layer.post_attention_layernorm
         joined = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
         self._qkv, self._out = pack(joined), pack(attention.o_proj.weight)
-        self._gate, self._up, self._down = (pack(x.weight) for x in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        self._down = pack(mlp.down_proj.weight)
+        self._kernels = step_kernels()
+        gate, up = mlp.gate_proj.weight, mlp.up_proj.weight
+        self._gate_up = [pack(torch.cat([gate, up]))] if self._kernels else [pack(gate), pack(up)]
 
     def project(self, hidden: Tensor) -> Tensor:
         return multiply_packed(norm(self._before, hidden), self._qkv)
@@ -57,7 +61,11 @@ class PackedLayer:
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         hidden = combine_packed(attended, self._out, hidden, "add")
         normed = norm(self._between, hidden)
-        gated = combine_packed(normed, self._up, multiply_packed(normed, self._gate, "swish"), "mul")
+        if self._kernels:
+            gated = self._kernels.gate(multiply_packed(normed, self._gate_up[0]))
+        else:
+            gate, up = self._gate_up
+            gated = combine_packed(normed, up, multiply_packed(normed, gate, "swish"), "mul")
         return combine_packed(gated, self._down, hidden, "add")
 
 
@@ -138,5 +146,7 @@ def capturable(language_model: Any) -> bool:
 
 
 def norm(module: Any, x: Tensor) -> Tensor:
-    """A Llama's RMSNorm in one operation; transformers' own takes seven."""
+    """A Llama's RMSNorm in one operation; transformers' own takes seven. Not for training: it may keep no gradient."""
+    if kernels := compiled_for(x, module.weight):
+        return kernels.norm(x, module.weight, module.variance_epsilon)
     return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
