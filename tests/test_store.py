@@ -141,6 +141,18 @@ def test_missing_and_damaged_files_are_named(store: Store) -> None:
         store.read_json("bad.json")
 
 
+def test_a_file_that_is_replaced_is_read_whole(store: Store) -> None:
+    contents = [b"a" * 10, b"b" * 20]
+    store.write_bytes("run.json", contents[0])
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [store.write_bytes("run.json", contents[n % 2]) for n in range(150)])
+        seen = {store.read_bytes("run.json")}
+        while not writing.done():
+            seen.add(store.read_bytes("run.json"))
+    assert seen == set(contents)
+    writing.result()
+
+
 def test_of_several_creators_one_wins(store: Store) -> None:
     def create(number: int) -> bool:
         try:

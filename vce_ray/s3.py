@@ -6,7 +6,8 @@ AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment of every proce
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -114,35 +115,57 @@ class S3Location:
         return ask
 
 
-def put_if_absent(location: S3Location, path: str, data: bytes, deadline_s: float) -> None:
-    """PUT an object that must not exist yet. Raises FileExistsError, or OSError worded as pyarrow words its own."""
-    import boto3
-    from botocore.config import Config
+class WholeObjects:
+    """Objects read and created with one request each, by boto3. Raises OSError worded as pyarrow words its own.
+
+    pyarrow asks for the size first and then for so many bytes, so an object that is replaced in between comes torn.
+    """
+
+    def __init__(self, location: S3Location, deadline_s: float):
+        import boto3
+        from botocore.config import Config
+
+        patience_s = deadline_s / (2 * _TRIES)
+        config = Config(
+            connect_timeout=min(5.0, patience_s),
+            read_timeout=patience_s,
+            retries={"mode": "standard", "max_attempts": _TRIES - 1},
+            s3={"addressing_style": "path" if location.host else "auto"},
+        )
+        endpoint = location.endpoint if location.host else None
+        with _worded("CreateClient", location.root):
+            self.client = boto3.client("s3", endpoint_url=endpoint, region_name=location.region or None, config=config)
+
+    def get(self, path: str) -> bytes:
+        """The content of bucket/key. Raises FileNotFoundError where there is no such object, or no such bucket."""
+        with _worded("GetObject", path):
+            return self.client.get_object(**_address(path))["Body"].read()
+
+    def put_if_absent(self, path: str, data: bytes) -> None:
+        """PUT an object that must not exist yet. Raises FileExistsError."""
+        with _worded("PutObject", path):
+            self.client.put_object(**_address(path), Body=data, IfNoneMatch="*")
+
+
+def _address(path: str) -> dict[str, str]:
+    bucket, _, key = path.partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+@contextmanager
+def _worded(operation: str, path: str) -> Iterator[None]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    patience_s = deadline_s / (2 * _TRIES)
-    config = Config(
-        connect_timeout=min(5.0, patience_s),
-        read_timeout=patience_s,
-        retries={"mode": "standard", "max_attempts": _TRIES - 1},
-        s3={"addressing_style": "path" if location.host else "auto"},
-    )
     try:
-        client = boto3.client(
-            "s3",
-            endpoint_url=location.endpoint if location.host else None,
-            region_name=location.region or None,
-            config=config,
-        )
-        client.put_object(
-            Bucket=location.bucket, Key=path.removeprefix(f"{location.bucket}/"), Body=data, IfNoneMatch="*"
-        )
+        yield
     except ClientError as error:
         reply = error.response
         status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status == 412:
             raise FileExistsError(errno.EEXIST, "the object exists", path) from error
+        if status == 404 and operation == "GetObject":
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", path) from error
         detail = f"{reply.get('Error', {}).get('Code')} (HTTP status {status})"
-        raise OSError(f"AWS Error {detail} during PutObject operation: {error}") from error
+        raise OSError(f"AWS Error {detail} during {operation} operation: {error}") from error
     except BotoCoreError as error:
-        raise OSError(f"AWS Error {type(error).__name__} during PutObject operation: {error}") from error
+        raise OSError(f"AWS Error {type(error).__name__} during {operation} operation: {error}") from error

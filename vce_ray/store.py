@@ -21,6 +21,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
@@ -28,7 +29,7 @@ from uuid import uuid4
 from pyarrow import fs
 
 from vce_ray import env
-from vce_ray.s3 import S3Location, put_if_absent
+from vce_ray.s3 import S3Location, WholeObjects
 from vce_ray.stage import MANIFEST, Stage
 from vce_ray.store_error import StoreError, diagnose, disk_full
 
@@ -97,8 +98,9 @@ class Store:
         """The content of a file. Raises StoreError if there is none or the store fails."""
 
         def read() -> bytes:
-            with self.filesystem.open_input_stream(self.full(path)) as stream:
-                return stream.read()
+            if self._s3 is None:
+                return Path(self.full(path)).read_bytes()
+            return self._objects.get(self.full(path))
 
         return self.attempt("reading", path, read)
 
@@ -233,6 +235,11 @@ class Store:
                 ) from error
         raise AssertionError("unreachable")
 
+    @cached_property
+    def _objects(self) -> WholeObjects:
+        assert self._s3 is not None
+        return WholeObjects(self._s3, self._deadline_s)
+
     def _info(self, path: str) -> fs.FileInfo:
         info = self._attempt("looking for", path, lambda: self.filesystem.get_file_info(self.full(path)))
         if info.type == fs.FileType.NotFound:
@@ -258,7 +265,7 @@ class Store:
             if self._s3 is None:
                 write_local(Path(full), source, size, exclusive)
             elif exclusive:
-                put_if_absent(self._s3, full, source.read(), self._deadline_s)
+                self._objects.put_if_absent(full, source.read())
             else:
                 with self.filesystem.open_output_stream(full) as sink:
                     shutil.copyfileobj(source, sink, _CHUNK_BYTES)

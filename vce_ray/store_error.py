@@ -32,7 +32,7 @@ _CODES = (
     ("nosuchbucket", False, "the bucket's name in the URI, and that it was made at this endpoint"),
     ("accessdenied|accesskey|signature|token|credential|http status 40[13]", False, _CREDENTIALS),
     ("redirect|authorizationheader|http status 301", False, "the region (region= in the URI, or AWS_REGION)"),
-    ("networkconnection|timeout|connection|httpclient|protocol|sslerror", True, _ENDPOINT),
+    ("networkconnection|timeout|connection|httpclient|protocol|sslerror|incompleteread|streaming", True, _ENDPOINT),
     (
         "slowdown|throttl|internal|unavailable|http status (429|50[0234])",
         True,
