@@ -32,9 +32,11 @@ class StepKernels:
         loaded = ctypes.CDLL(str(library))
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self._norm, self._gate, self._attend = loaded.vce_norm, loaded.vce_gate, loaded.vce_attend
+        self._gumbel = loaded.vce_gumbel
         self._norm.argtypes, self._norm.restype = [pointer] * 3 + [size] * 2 + [ctypes.c_float], None
         self._gate.argtypes, self._gate.restype = [pointer] * 2 + [size] * 2, None
         self._attend.argtypes, self._attend.restype = [pointer] * 8 + [size] * 5, None
+        self._gumbel.argtypes, self._gumbel.restype = [pointer] * 3 + [size] * 3, None
 
     def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """RMSNorm over the last dimension of x [..., E]."""
@@ -75,6 +77,14 @@ class StepKernels:
         tensors = (projected, cos_SD, sin_SD, slot_R, first_R, keys_RKSD, values_RKSD, out)
         assert all(tensor.is_contiguous() for tensor in tensors)
         self._attend(*(tensor.data_ptr() for tensor in tensors), rows, heads, key_heads, slots, width)
+        return out
+
+    def gumbel(self, seeds_B: Tensor, steps_N: Tensor, size: int) -> Tensor:
+        """`noise.gumbel_noise` of these steps, [N, B, size], without its eight temporaries of twice the size."""
+        out = torch.empty(len(steps_N), len(seeds_B), size)
+        assert seeds_B.is_contiguous() and steps_N.is_contiguous()
+        tensors = (seeds_B, steps_N, out)
+        self._gumbel(*(tensor.data_ptr() for tensor in tensors), len(steps_N), len(seeds_B), size)
         return out
 
 

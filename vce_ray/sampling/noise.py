@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vce_ray.sampling.compiled import step_kernels
+
 GOLDEN = 0x9E3779B97F4A7C15
 MIX1 = 0xBF58476D1CE4E5B9
 MIX2 = 0x94D049BB133111EB
@@ -56,4 +58,6 @@ def uniform_noise(seeds_B: Tensor, step: int | Tensor, size: int) -> Tensor:
 
 def gumbel_noise(seeds_B: Tensor, step: int | Tensor, size: int) -> Tensor:
     """Standard Gumbel noise of uniform_noise's shape: argmax(logits + noise) samples from softmax(logits)."""
+    if isinstance(step, Tensor) and seeds_B.device.type == "cpu" and (kernels := step_kernels()):
+        return kernels.gumbel(seeds_B, step.flatten(), size)
     return -torch.log(-torch.log(uniform_noise(seeds_B, step, size)))

@@ -1,5 +1,6 @@
-// What lies between the matrix products of a step, in float32, for CPUs: RMSNorm, gate, and attention of one query of
-// each row over its live cache with rotation and cache write taken along. Compiled by compiled.py; plain C interface.
+// What lies between the matrix products of a step, in float32, for CPUs: RMSNorm, gate, attention of one query of each
+// row over its live cache with rotation and cache write taken along, and sampling noise. Compiled by compiled.py; plain
+// C interface.
 //
 // Shape legend: R rows, H query heads, K key-value heads (H a multiple of K, neighbours share), S slots, D head width.
 
@@ -44,6 +45,12 @@ void attend(const float* query, const float* keys, const float* values, float* s
     for (int64_t s = 0; s < live; ++s)
         for (int64_t d = 0; d < D; ++d) sums[d] += scores[s] * values[s * D + d];
     for (int64_t d = 0; d < D; ++d) out[d] = sums[d] / total;
+}
+
+uint64_t mix(uint64_t x) {
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return x ^ x >> 31;
 }
 
 }  // namespace
@@ -97,6 +104,23 @@ void vce_attend(const float* projected, const float* cos, const float* sin, cons
                     fixed(query.data(), head_keys, head_values, scores.data(), attended + (r * H + h) * D, slot[r] + 1,
                           D);
                 }
+            }
+        }
+    }
+}
+
+// noise [N, B, V]: standard Gumbel noise of steps [N] for seeds [B], as noise.py defines it.
+void vce_gumbel(const int64_t* seeds, const int64_t* steps, float* noise, int64_t N, int64_t B, int64_t V) {
+    const uint64_t golden = 0x9E3779B97F4A7C15u;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t n = 0; n < N; ++n) {
+        for (int64_t b = 0; b < B; ++b) {
+            const uint64_t stream = mix(mix(uint64_t(seeds[b]) * golden) + uint64_t(steps[n] + 1) * golden);
+            float* row = noise + (n * B + b) * V;
+            for (int64_t v = 0; v < V; ++v) {
+                const float bits = float(int32_t(mix(stream + uint64_t(v + 1) * golden) >> 40));
+                const float uniform = std::min((bits + 0.5f) * 0x1p-24f, 1 - 0x1p-24f);
+                row[v] = -std::log(-std::log(uniform));
             }
         }
     }

@@ -1,0 +1,102 @@
+"""The kernels that CPUs draw with, as this machine's compiler makes them, against torch's own operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vce_ray.config import SamplingConfig
+from vce_ray.env import COMPILE
+from vce_ray.models.load import load_model
+from vce_ray.sampling import compiled, draw
+from vce_ray.sampling.compiled import StepKernels, step_kernels
+from vce_ray.sampling.decoder import _rotate, _signed_by_half
+from vce_ray.sampling.noise import gumbel_noise
+
+SEEDS = torch.tensor([0, 9, -5, 2**62])
+
+
+@pytest.fixture(scope="module")
+def kernels() -> StepKernels:
+    made = step_kernels()
+    if made is None:
+        pytest.skip("no C++ compiler on this machine")
+    return made
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(found, expected, atol=2e-6, rtol=2e-5)
+
+
+def test_norm_and_gate(kernels: StepKernels) -> None:
+    for rows, width in ((5, 96), (300, 1500)):  # on one thread, and on all
+        x, weight = randn(rows, width) + 1, randn(width)
+        assert close(kernels.norm(x, weight, 1e-5), F.rms_norm(x, (width,), weight, 1e-5))
+        both = 9 * randn(rows, 2 * width)
+        assert close(kernels.gate(both), F.silu(both[:, :width]) * both[:, width:])
+    assert close(kernels.norm(x.T, randn(rows), 1e-5), F.rms_norm(x.T, (rows,), randn(rows), 1e-5)), "strides are read"
+
+
+@pytest.mark.parametrize("width", [24, 32, 64, 128])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_attention_writes_and_reads_each_row_up_to_its_own_slot(
+    kernels: StepKernels, width: int, heads: int, key_heads: int
+) -> None:
+    rows, slots = 3, 21
+    slot, first = torch.tensor([0, 11, 20]), torch.tensor([7, 0, 3])
+    projected = randn(rows, (heads + 2 * key_heads) * width)
+    angles = torch.outer(torch.arange(32.0), 100 ** -torch.linspace(0, 1, width // 2)).repeat(1, 2)
+    cos, sin = angles.cos(), _signed_by_half(angles.sin())
+    keys, values = randn(rows, key_heads, slots, width), randn(rows, key_heads, slots, width) + 1
+    expected_keys, expected_values = keys.clone(), values.clone()
+    query, key, value = projected.view(rows, -1, width).split([heads, key_heads, key_heads], dim=1)
+    place = slot + first
+    query, key = (_rotate(x, cos[place][:, None], sin[place][:, None]) for x in (query, key))
+    expected = []
+    for row, last in enumerate(slot.tolist()):
+        expected_keys[row, :, last], expected_values[row, :, last] = key[row], value[row]
+        live = [
+            cache[row, :, : last + 1].repeat_interleave(heads // key_heads, 0)
+            for cache in (expected_keys, expected_values)
+        ]
+        expected.append(F.scaled_dot_product_attention(query[row, :, None], *live).flatten())
+    found = kernels.attend(projected, cos, sin, slot, first, keys, values)
+    assert close(found, torch.stack(expected))
+    assert close(keys, expected_keys) and torch.equal(values, expected_values)
+
+
+def test_noise_is_that_of_every_other_device(kernels: StepKernels) -> None:
+    steps = torch.tensor([0, 7, 575])
+    found = kernels.gumbel(SEEDS, steps, 1500)
+    assert found.shape == (3, 4, 1500)
+    for noise, step in zip(found, steps.tolist(), strict=True):
+        assert torch.allclose(noise, gumbel_noise(SEEDS, step, 1500), atol=1e-5)
+    rare = kernels.gumbel(torch.tensor([439]), torch.tensor([53]), 1024)
+    assert torch.isfinite(rare).all(), "all 24 bits are 1 there"
+
+
+def test_without_a_compiler_the_same_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, settings = ["a deer", "an owl on a red background"], SamplingConfig(temperature=0.7)
+    with_kernels = draw(load_model(), prompts, [1, 2], settings)
+    monkeypatch.setenv(COMPILE.name, "0")
+    step_kernels.cache_clear()
+    try:
+        assert step_kernels() is None
+        assert torch.equal(draw(load_model(), prompts, [1, 2], settings), with_kernels)
+    finally:
+        step_kernels.cache_clear()
+
+
+def test_a_compiler_that_fails_is_named_and_does_no_harm(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(compiled, "FLAGS", (*compiled.FLAGS, "--no-such-flag"))
+    step_kernels.cache_clear()
+    try:
+        assert step_kernels() is None
+        assert "no-such-flag" in caplog.text and "two thirds of the speed" in caplog.text
+    finally:
+        step_kernels.cache_clear()
