@@ -86,8 +86,19 @@ def test_training_and_evaluation_share_no_prompt_with_its_seed():
     assert len(set(seeds)) == len(seeds) == 4800
 
 
+def test_what_neighbours_erase_and_keep_are_the_same_pictures():
+    noto, fluent = load_concept("noto"), load_concept("fluent")
+    erased = {(row.prompt, row.seed) for row in erase_prompts(noto, 100, 3)}
+    for concept in (fluent, load_concept("lineart")):
+        kept = [(row.prompt, row.seed) for row in keep_prompts(concept, 100, 3) if row.name == "noto"]
+        assert len(kept) >= 15 and erased.issuperset(kept)
+    whole = [{(r.prompt, r.seed) for r in keep_prompts(c, 100, 3) if not r.name} for c in (noto, fluent)]
+    assert whole[0] & whole[1]
+
+
 def test_rows_are_the_same_on_every_machine():
-    expected = Prompt("6f0e0398438cab64", "a deer", "erase", "deer", "a {name}", False, 2861963345083354291)
+    wording = "a drawing of a {name}"
+    expected = Prompt("875d6b99ddfe48ca", "a drawing of a deer", "erase", "deer", wording, False, 6141719021914723545)
     assert erase_prompts(load_concept("deer"), 1, 0) == [expected]
 
 

@@ -3,6 +3,9 @@
 Names, templates and slot fillings are dealt like cards from shuffled decks, each dealt out before it is
 shuffled again: every name comes equally often (give or take one), and under one name every template does.
 The first n prompts are the same however many are asked for, so a larger run keeps what a smaller one drew.
+
+What is asked of a name, and with which seeds, does not depend on the concept: the pictures that one concept keeps are
+those that its neighbours erase or keep, and a fleet draws them once.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,20 +157,34 @@ def _deal(
     templates = concept.held_out_templates if held_out else concept.templates
     if not templates:
         raise ValueError(f"concept {concept.name!r} has no held_out_templates: write some, or use its templates")
-    space = (purpose, concept.name, kind, held_out, seed)
-    rng = random.Random(sampling_seed("order", *space))
+    rng = random.Random(sampling_seed("order", purpose, concept.name, kind, held_out, seed))
     name_deck = _Deck([*names, *([""] if whole else [])], rng)
     whole_deck = _Deck(whole, rng)
-    template_decks = {name: _Deck(templates, rng) for name in names}
-    slot_decks = {(name, slot): _Deck(concept.slots[slot], rng) for name in names for slot in sorted(concept.slots)}
+    of_name = {name: _Wordings(concept, name, templates, (purpose, name, held_out, seed)) for name in names}
+    times: Counter[str] = Counter()
 
     rows = []
-    for index in range(count):
+    for _ in range(count):
         name = name_deck.deal()
-        template = template_decks[name].deal() if name else ""
-        fillings = {slot: slot_decks[name, slot].deal() for slot in concept.slots if f"{{{slot}}}" in template}
-        text = fix_articles(template.format(name=name, **fillings)) if name else whole_deck.deal()
-        row_seed = sampling_seed(*space, index)
+        template, text = of_name[name].deal() if name else ("", whole_deck.deal())
+        asked = name or text
+        row_seed = sampling_seed(purpose, asked, held_out, seed, times[asked])
+        times[asked] += 1
         prompt_id = stable_id(kind, text, row_seed)
         rows.append(Prompt(prompt_id, text, kind, name, template, held_out, row_seed))
     return rows
+
+
+class _Wordings:
+    """The prompts that ask for one name, in an order that depends on `space` alone."""
+
+    def __init__(self, concept: Concept, name: str, templates: Sequence[str], space: tuple[object, ...]):
+        rng = random.Random(sampling_seed("order", *space))
+        self._name, self._templates = name, _Deck(templates, rng)
+        self._slots = {slot: _Deck(concept.slots[slot], rng) for slot in sorted(concept.slots)}
+
+    def deal(self) -> tuple[str, str]:
+        """A template, and the prompt that is made of it."""
+        template = self._templates.deal()
+        fillings = {slot: deck.deal() for slot, deck in self._slots.items() if f"{{{slot}}}" in template}
+        return template, fix_articles(template.format(name=self._name, **fillings))
