@@ -73,6 +73,8 @@ def test_tokens_and_pixels_go_both_ways(model, pictures) -> None:
     assert tokens.shape == (48, 64) and tokens.max() < model.image_vocab_size
     mse = ((model.decode_pixels(tokens).astype(float) - images) ** 2).mean() / 255**2
     assert -10 * np.log10(mse) > 20
+    alone = np.concatenate([model.decode_pixels(row[None]) for row in tokens])
+    assert np.array_equal(alone, model.decode_pixels(tokens))  # whatever company a picture has
     vq = model.net.model.vqmodel
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():

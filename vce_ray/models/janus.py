@@ -16,9 +16,8 @@ from transformers.models.janus.processing_janus import JanusProcessor
 
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
 from vce_ray.models.load import folder_revision
+from vce_ray.models.pixels import decode_in_batches
 
-DECODE_BATCH = 16
-"""Pictures that are decoded at once: their activations stay in a CPU's cache, and small beside a GPU's weights."""
 QUESTION = "Describe this image in one sentence."
 
 
@@ -89,11 +88,7 @@ class Janus(ImageModel):
     @torch.no_grad()
     def decode_pixels(self, tokens_BT: Tensor) -> np.ndarray:
         """Pictures of image tokens, uint8 [B, H, W, 3]."""
-        parts = []
-        for tokens in tokens_BT.to(self.device).split(DECODE_BATCH):
-            pixels = self.net.model.vqmodel.decode(tokens).float()
-            parts.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
-        return torch.cat(parts).numpy()
+        return decode_in_batches(tokens_BT.to(self.device), self.net.model.vqmodel.decode)
 
     @torch.no_grad()
     def encode_pixels(self, images: np.ndarray) -> Tensor:

@@ -85,8 +85,7 @@ class Engine:
 
         prompts, seeds = [prompt for prompt, _ in jobs], [seed for _, seed in jobs]
         tokens_BT = draw(self._model, prompts, seeds, self._sampling, stop=abandoned)
-        # One by one: in batches the VQ decoder's sums round otherwise, and a picture would depend on its company.
-        return [self._model.decode_pixels(row_T[None])[0] for row_T in tokens_BT]
+        return list(self._model.decode_pixels(tokens_BT)) if len(tokens_BT) else []
 
 
 def encode_png(image: np.ndarray) -> str:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vce_ray.models.pixels import decode_in_batches
+
 CHANNEL_MULTIPLES = (1, 1, 2, 2, 4)
 """Channels at each resolution, in units of `VQConfig.channels`; each resolution has half the edge of the last."""
 BLOCKS = 2
@@ -76,12 +78,12 @@ class VQModel(nn.Module):
         grid = math.isqrt(tokens_BT.shape[1])
         if grid**2 != tokens_BT.shape[1]:
             raise ValueError(f"{tokens_BT.shape[1]} image tokens do not fill a square grid")
-        parts = []
-        for tokens in tokens_BT.to(self.quant_conv.weight.device).split(BATCH):
+
+        def decode(tokens: Tensor) -> Tensor:
             codes = self.quantize.codes()[tokens].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
-            pixels = self.decoder(self.post_quant_conv(codes)).float()
-            parts.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
-        return torch.cat(parts).numpy()
+            return self.decoder(self.post_quant_conv(codes))
+
+        return decode_in_batches(tokens_BT.to(self.quant_conv.weight.device), decode)
 
 
 class Quantizer(nn.Module):
