@@ -64,7 +64,7 @@ def test_attention_writes_and_reads_each_row_up_to_its_own_slot(
             cache[row, :, : last + 1].repeat_interleave(heads // key_heads, 0)
             for cache in (expected_keys, expected_values)
         ]
-        expected.append(F.scaled_dot_product_attention(query[row, :, None], *live).flatten())
+        expected.append(F.scaled_dot_product_attention(query[row, :, None], live[0], live[1]).flatten())
     found = kernels.attend(projected, cos, sin, slot, first, keys, values)
     assert close(found, torch.stack(expected))
     assert close(keys, expected_keys) and torch.equal(values, expected_values)
