@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,20 +22,20 @@ QUIET = {
 def ray_session() -> Iterator[None]:
     """A Ray session for jobs and commands. A cluster named by RAY_ADDRESS (as `ray job submit` sets it) is joined.
 
-    Plain lines instead of progress bars where nobody watches a terminal; a local cluster listens on loopback only.
+    Plain lines instead of progress bars where nobody watches a terminal. A cluster that is started here wants a token,
+    made up where the environment has none: Ray's processes listen on all addresses of a machine and run what they are
+    sent.
     """
-    import ray
-    import ray.data
-
     options: dict[str, Any] = {"logging_level": logging.WARNING, "runtime_env": {"env_vars": QUIET}}
     if not os.environ.get("RAY_ADDRESS"):
         # with its dashboard, which Ray Train asks every second whether its controller lives
-        options |= {
-            "address": "local",
-            "include_dashboard": True,
-            "dashboard_host": "127.0.0.1",
-            "_node_ip_address": "127.0.0.1",
-        }
+        options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(24)  # read when Ray is imported
+    import ray
+    import ray.data
+
     ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
