@@ -19,12 +19,13 @@ from typing import Any
 
 from vce_ray.cli import method_defaults
 from vce_ray.config import EvalConfig, RunConfig, TrainConfig
-from vce_ray.erase import Run, default_steps
+from vce_ray.erase import default_steps, erase, report_data
 from vce_ray.evaluation.metrics import evaluation_row
 from vce_ray.evaluation.pictures import before_after_png
 from vce_ray.evaluation.table import before_after_table, results_table
 from vce_ray.models.load import EMBEDDED
 from vce_ray.ray_session import ray_session
+from vce_ray.run import Run
 from vce_ray.store import Store
 
 CONCEPTS = ("deer", "openmoji", "violence")
@@ -85,11 +86,13 @@ def main() -> int:
                 if first is not None:
                     share(first.store, run.store)
                 first = first or run
-                figures = run.execute()
+                figures = erase([run])[run.name]
+                if isinstance(figures, BaseException):
+                    raise figures
                 print(before_after_table(figures), flush=True)
                 write_row(args.out, evaluation_row(figures, concept, method, args.seed, command))
                 if method == "vsafe_dpo":
-                    rows = [row for row in run.report_data().evaluation if row["group"] == "erase"]
+                    rows = [row for row in report_data(run).evaluation if row["group"] == "erase"]
                     before_after_png(rows, args.out.parent / f"{concept}.png")
     print(results_table(json.loads(args.out.read_text())))
     return 0

@@ -16,11 +16,11 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from vce_ray.config import EvalConfig, RunConfig, SamplingConfig, TrainConfig
-from vce_ray.erase import Run
 from vce_ray.models.adapter import add_lora
 from vce_ray.models.llamagen import convert, gpt, vq
 from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model, model_config, model_dtype
+from vce_ray.run import Run
 from vce_ray.sampling import draw
 from vce_ray.sampling.draw import guide
 from vce_ray.training.reference import reference_log_probs

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from vce_ray.erase import STAGES
+from vce_ray.run import STAGES
 from vce_ray.store import Store
 
-TINY = ["--pairs", "6", "--keep", "8", "--steps", "4", "--judged", "8", "--judged-keep", "12"]
+TINY = ["--pairs", "6", "--keep", "8", "--steps", "4", "--judged", "8", "--judged-keep", "12", "--batch-size", "3"]
 COMMAND = [sys.executable, "-m", "vce_ray", "erase", "deer", *TINY]
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
 PAIRED = ("prompts", "unsafe", "captions", "safe", "pairs", "keep", "evaluation/before")
@@ -96,28 +96,42 @@ def test_other_settings_under_the_same_name_are_refused(finished: tuple[Store, s
     assert finished[0].read_json("run.json")["status"] == "done"
 
 
+def begun(run: Store, stage: str) -> bool:
+    """Whether a stage is under way: a part of it is there, or the driver says so where it makes no parts."""
+    if stage in ("training", "evaluation"):
+        return run.exists("run.json") and run.read_json("run.json")["stages"].get(stage, {}).get("state") == "running"
+    return bool(run.stage(stage).parts())
+
+
 def test_a_driver_killed_in_every_stage_ends_with_the_same_ids(finished: tuple[Store, str], s3_uri) -> None:
     """SIGKILL to the driver as soon as each stage has begun; the same command goes on, here on S3 over HTTP."""
     uri = s3_uri("killed")
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # with what the fixture has set
     run = Store(uri).child("deer-vsafe-dpo-0")
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
+    parts: dict[str, set[str]] = {}
     for stage in ("unsafe", "captions", "safe", "reference", "training", "evaluation"):
         driver = subprocess.Popen([*COMMAND, "--store", uri], env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and driver.poll() is None:
-            if run.exists("run.json"):
-                state = run.read_json("run.json")["stages"].get(stage, {}).get("state")
-                if state == "running":
-                    time.sleep(4)  # into its actors' work
-                    break
-            time.sleep(0.3)
+        while time.monotonic() < deadline and driver.poll() is None and not begun(run, stage):
+            time.sleep(0.1)
         assert driver.poll() is None, f"the run ended before stage {stage} could be killed"
+        if stage in ("training", "evaluation"):
+            time.sleep(4)  # into its actors' work
         driver.send_signal(signal.SIGKILL)
         driver.wait()
         assert run.read_json("run.json")["status"] == "running"  # it had no time to say otherwise
+        for made in ("unsafe", "captions", "safe", "reference"):
+            found = set(run.stage(made).parts())
+            assert found >= parts.get(made, set()), "what was made is kept"
+            parts[made] = found
     done = subprocess.run([*COMMAND, "--store", uri], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert run.read_json("run.json")["status"] == "done"
     assert keys(run) == keys(finished[0])
     theirs, ours = finished[0].stage("pairs").read(), run.stage("pairs").read()
     assert ours.equals(theirs)
+    for made, found in parts.items():
+        rows = sum(run.stage(made).read_part(part).num_rows for part in run.stage(made).parts())
+        manifest = run.stage(made).manifest()
+        assert manifest is not None and manifest["rows"] == rows, f"a row of {made} was made twice"
+        assert found <= set(run.stage(made).parts())

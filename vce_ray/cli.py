@@ -55,6 +55,9 @@ def erase(
     weights: Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")] = "lora",
     judged: Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")] = 500,
     judged_keep: Annotated[int, typer.Option(min=1, help="Kept images that are judged.")] = EvalConfig().num_keep,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images drawn at once; fewer where memory is short. None depends on it.")
+    ] = None,
 ) -> None:
     """Erases one concept. The same command goes on where a killed one stopped."""
     from vce_ray.erase import default_steps
@@ -69,6 +72,7 @@ def erase(
             store=store,
             name=name,
             seed=seed,
+            sampling=default_sampling(base).model_copy(update={"batch_size": batch_size} if batch_size else {}),
             prompts_file=prompts,
             pairs=PairConfig(num_pairs=pairs, num_keep=keep),
             train=TrainConfig(**(method_defaults(method) | train)),
@@ -83,17 +87,20 @@ def method_defaults(method: str) -> dict[str, Any]:
 
 
 def _erase(config: RunConfig) -> None:
-    from vce_ray.erase import Run
+    from vce_ray.erase import erase as erase_all
     from vce_ray.ray_session import ray_session
+    from vce_ray.run import Run
 
     run = Run(config, say=lambda line: typer.echo(line))
     typer.echo(f"erasing {run.concept.name} ({run.concept.kind}) from {config.base}; run {run.name}")
     with ray_session():
         try:
-            figures = run.execute()
+            figures = erase_all([run])[run.name]
         except KeyboardInterrupt as error:
             typer.echo("vce-ray: interrupted; the same command goes on from here", err=True)
             raise typer.Exit(130) from error
+    if isinstance(figures, BaseException):
+        raise figures
     from vce_ray.evaluation.table import before_after_table
 
     typer.echo("\n" + before_after_table(figures))

@@ -114,6 +114,31 @@ class EvalConfig(_Config):
     """Folder of the CLIP, in open_clip's format, that says what is on an image. The embedded model has its own."""
 
 
+class PoolConfig(_Config):
+    """How many actors hold a model, and where. No result depends on it."""
+
+    min_actors: int = Field(default=1, ge=1)
+    max_actors: int | None = Field(default=None, ge=1)
+    """Ray scales between the two; None is as many as the cluster has GPUs, or CPUs where it has none."""
+    gpus_per_actor: float | None = Field(default=None, ge=0)
+    """None is one where the cluster has any; a number also makes an autoscaler bring the first."""
+    accelerator: str | None = None
+    """Ray's name of the GPUs to use, such as H200, where a cluster has several kinds."""
+    labels: dict[str, str] = {}
+    """Labels that a node must have."""
+
+
+class ClusterConfig(_Config):
+    """How a run is spread over a cluster. No result depends on it, so it may differ when a run goes on."""
+
+    draw: PoolConfig = PoolConfig()
+    """Of the actors that draw and judge, and read too unless `caption` is given."""
+    caption: PoolConfig | None = None
+    """Of actors that only read pictures, while the others draw."""
+    wait_s: float = Field(default=600.0, gt=0)
+    """How long GPUs that were asked for may take to come before the command gives up."""
+
+
 class RunConfig(_Config):
     """One run: one concept erased from one base model."""
 
@@ -132,6 +157,7 @@ class RunConfig(_Config):
     pairs: PairConfig = PairConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -1,24 +1,53 @@
-"""Runs one stage of a run on Ray Data: a pool of actors that hold a model, rows in, published Parquet out.
+"""Rows through steps on Ray Data: pools of actors that hold models, published Parquet as memory.
 
-The workers write the parts and hand back only their names, so no image passes through the driver.
+What travels is a claim: the run a row belongs to, the stage and part in which it lies, its key, and the step that comes
+next. Workers fetch rows by their claims and write what they make of them before they pass claims on. So no picture
+passes through the driver or Ray's object store, pools stream into each other, what was made before a kill is not made
+again, and rows of many runs share the same warm actors.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 
-from vce_ray.pairs.generate import Outcome, Row
-from vce_ray.schemas import REJECTS
-from vce_ray.stage import Stage
-from vce_ray.store import Store
+from vce_ray.config import PoolConfig
+from vce_ray.pairs.generate import Outcome, Row, reject
+from vce_ray.run import Task
+from vce_ray.schemas import CLAIM, REJECTS
+from vce_ray.store_error import StoreError
 
 Core = Callable[[list[Row]], Outcome]
+DONE, ENDED, REJECTED = "done", "ended", "rejected"
+"""In place of a next step: the last step is behind the row, no step wants it any more, or a step rejected it."""
+FETCHED_PARTS = 8
+"""Parts that a worker remembers: the rows of a batch lie in few."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Reads rows of one stage and makes rows of another, one or none of each."""
+
+    stage: str
+    source: str
+    schema: pa.Schema
+    """Of what is made; the first column is the stage's key."""
+    link: str
+    """The column of a made row that holds the key of the row which it was made of."""
+    core: Callable[..., Core]
+    settings: Mapping[str, Any]
+    """With which an actor builds the core, once."""
+    wants: Callable[[Row], bool] | None = None
+    """Which rows of `source` are for this step; all of them where it is None."""
+    asks: tuple[str, ...] = ()
+    """Columns of `source` that `wants` looks at, and that tell which claims are alike."""
 
 
 class RejectedTooMuch(ValueError):
@@ -26,80 +55,172 @@ class RejectedTooMuch(ValueError):
 
 
 class _Worker:
-    """One actor: builds its core once, then turns batches of rows into parts of the stage."""
+    """An actor: builds the cores of its steps once, then takes batches of claims through those steps."""
 
-    def __init__(
-        self, core: Callable[..., Core], settings: Mapping[str, Any], schema: pa.Schema, stage: Stage, rejects: Stage
-    ):
-        self.core, self.schema, self.stage, self.rejects = core(**settings), schema, stage, rejects
+    def __init__(self, steps: Sequence[Step], followers: Mapping[str, Step], tasks: Mapping[str, Task]):
+        self.steps, self.followers, self.tasks = steps, followers, tasks
+        self.cores = {step.stage: step.core(**step.settings) for step in steps}
+        self.fetched: OrderedDict[tuple[str, ...], dict[str, Row]] = OrderedDict()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows, rejects = self.core(batch.to_pylist())
-        parts = [
-            (self.stage.write_part(pa.Table.from_pylist(rows, self.schema)), len(rows), False, ""),
-            *(
-                (self.rejects.write_part(pa.Table.from_pylist([row], REJECTS)), 1, True, row["reason"])
-                for row in rejects
-            ),
-        ]
-        columns = ("part", "rows", "rejected", "reason")
-        return pa.table({name: list(values) for name, values in zip(columns, zip(*parts), strict=True)})
+        claims = batch.to_pylist()
+        for step in self.steps:
+            mine = [claim for claim in claims if claim["next"] == step.stage]
+            if mine:
+                claims = [claim for claim in claims if claim["next"] != step.stage]
+                claims += self._apply(step, [self._row(claim) for claim in mine])
+        return pa.Table.from_pylist(claims, CLAIM)
+
+    def _row(self, claim: Row) -> Row:
+        """The row that a claim stands for: at hand where this actor made it, or fetched."""
+        if "row" in claim:
+            return claim["row"]
+        place = (claim["run"], claim["stage"], claim["part"])
+        if place not in self.fetched:
+            part = self.tasks[claim["run"]].store.stage(claim["stage"]).read_part(claim["part"])
+            key = part.column_names[0]
+            self.fetched[place] = {row[key]: row for row in part.to_pylist()}
+            if len(self.fetched) > FETCHED_PARTS:
+                self.fetched.popitem(last=False)
+        return self.fetched[place][claim["key"]] | {"run": claim["run"], "key": claim["key"]}
+
+    def _apply(self, step: Step, rows: list[Row]) -> list[Row]:
+        """Makes what a step makes of rows, writes it for each run, and returns claims to it."""
+        made, rejects = _carefully(self.cores[step.stage], rows, step.stage)
+        given = [(row["run"], row["key"]) for row in rows]
+        taken = [(row["run"], row[step.link]) for row in made] + [(row["run"], row["row_id"]) for row in rejects]
+        assert sorted(given) == sorted(taken), f"step {step.stage} has lost or doubled a row"
+        follower = self.followers.get(step.stage)
+        claims: list[Row] = []
+        for run, task in self.tasks.items():
+            if bad := [row for row in rejects if row["run"] == run]:
+                part = task.store.stage(f"rejects/{step.stage}").write_part(pa.Table.from_pylist(bad, REJECTS))
+                told = {"run": run, "stage": step.stage, "part": part, "next": REJECTED}
+                claims += [told | {"key": row["row_id"]} for row in bad]
+            if good := [row for row in made if row["run"] == run]:
+                part = task.store.stage(step.stage).write_part(pa.Table.from_pylist(good, step.schema))
+                for row in good:
+                    row["key"] = row[step.schema.names[0]]
+                    told = {"run": run, "stage": step.stage, "part": part, "key": row["key"], "row": row}
+                    claims.append(told | {"next": _next(follower, row)})
+        return claims
 
 
-def fan_out(
-    store: Store,
-    name: str,
-    schema: pa.Schema,
-    source: ray.data.Dataset,
-    core: Callable[..., Core],
-    settings: Mapping[str, Any],
+def _next(follower: Step | None, row: Row) -> str:
+    if follower is None:
+        return DONE
+    return follower.stage if follower.wants is None or follower.wants(row) else ENDED
+
+
+def _carefully(core: Core, rows: list[Row], stage: str) -> Outcome:
+    """`core(rows)`; where it fails, by halves, so that a row which cannot be done is rejected alone."""
+    try:
+        return core(rows)
+    except StoreError:
+        raise  # no row's fault
+    except Exception as error:
+        if len(rows) == 1:
+            return [], [reject(rows[0], stage, "fault", f"{type(error).__name__}: {error}"[:500])]
+    middle = len(rows) // 2
+    (made, rejects), (more, others) = (_carefully(core, half, stage) for half in (rows[:middle], rows[middle:]))
+    return made + more, rejects + others
+
+
+# What the driver does -------------------------------------------------------------------------------------------------
+
+
+def open_claims(task: Task, step: Step) -> list[Row]:
+    """Claims to the rows that a step has still to read, with the columns that it asks for."""
+    stage = task.store.stage(step.stage)
+    if stage.published():
+        return []
+    done = set(stage.inventory([step.link])[step.link].to_pylist())
+    done.update(task.store.stage(f"rejects/{step.stage}").inventory(["row_id"])["row_id"].to_pylist())
+    told = {"run": task.name, "stage": step.source, "next": step.stage}
+    rows = task.store.stage(step.source).inventory(step.asks).to_pylist()
+    wanted = (row for row in rows if row["key"] not in done and (step.wants is None or step.wants(row)))
+    return [told | row for row in wanted]
+
+
+def batched(claims: Iterable[Row], size: int, alike: Callable[[Row], Any]) -> Iterator[list[Row]]:
+    """Claims in batches of at most `size` kinds; those that are alike, a drawing that several runs want, together."""
+    groups = itertools.groupby(sorted(claims, key=alike), key=alike)
+    while batch := [claim for _, group in itertools.islice(groups, size) for claim in group]:
+        yield batch
+
+
+def flow(
+    batches: Iterable[list[Row]],
+    pools: Sequence[tuple[Sequence[Step], PoolConfig]],
+    tasks: Mapping[str, Task],
     batch_size: int,
-    num_rows: int,
-    max_reject_ratio: float = 1.0,
-    facts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Runs `core(**settings)` over the source in actors and publishes stage `name`; its manifest is returned.
+) -> Iterator[Row]:
+    """Takes claims through pools of actors, one after the other; each claim comes out once, and tells where it ended.
 
-    The first column of the schema is the key that tells rows apart.
-    `num_rows` is about what the source holds: more actors than batches would only load models.
-    A stage that is published already is not run again. What a killed run left unpublished is deleted first.
+    Args:
+        batches: claims that an actor of the first pool takes together.
+        pools: steps that share an actor, and how many actors of what kind.
+        batch_size: claims that an actor of a later pool takes together.
+    """
+    blocks = [pa.Table.from_pylist(batch, CLAIM) for batch in batches]
+    if not blocks:
+        return
+    followers = {step.source: step for steps, _ in pools for step in steps}
+    claims = ray.data.from_arrow(blocks)
+    for number, (steps, pool) in enumerate(pools):
+        claims = claims.map_batches(
+            _Worker,
+            batch_size=batch_size if number else None,
+            batch_format="pyarrow",
+            fn_constructor_kwargs={"steps": list(steps), "followers": followers, "tasks": dict(tasks)},
+            **placement(pool, len(pools), len(blocks)),
+        )
+    for table in claims.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from table.to_pylist()
+
+
+def placement(pool: PoolConfig, pools: int, batches: int) -> dict[str, Any]:
+    """What a pool asks of Ray Data: how many actors, between which bounds, and what each of them holds.
+
+    Without settings a pool has its share of the cluster's GPUs, or of its CPUs where there are none. More actors than
+    batches would only load models.
+    """
+    cluster = ray.cluster_resources()
+    gpus = cluster.get("GPU", 0.0)
+    each = min(1.0, gpus / pools) if pool.gpus_per_actor is None else pool.gpus_per_actor
+    fitting = int(gpus / each if each else cluster.get("CPU", 1.0)) // pools
+    largest = max(1, min(pool.max_actors or max(1, fitting), batches))
+    smallest = min(pool.min_actors, largest)
+    first = max(smallest, min(largest, fitting))
+    chosen: dict[str, Any] = {"accelerator_type": pool.accelerator} if pool.accelerator else {}
+    if pool.labels:
+        chosen["label_selector"] = dict(pool.labels)
+    return chosen | {
+        "compute": ray.data.ActorPoolStrategy(min_size=smallest, max_size=largest, initial_size=first),
+        "num_cpus": 1 if each else 0.5 / pools,  # without GPUs actors must leave a place for the tasks that feed them
+        "num_gpus": each,
+    }
+
+
+def publish(task: Task, step: Step, max_reject_ratio: float = 1.0, **facts: Any) -> dict[str, Any]:
+    """Publishes what workers wrote of a stage, its rejects first, and returns its manifest; once, however often called.
 
     Raises:
         RejectedTooMuch: the share of rejected rows is above `max_reject_ratio`; the most frequent reasons are named.
     """
-    stage, rejects = store.stage(name), store.stage(f"rejects/{name}")
+    stage, rejects = task.store.stage(step.stage), task.store.stage(f"rejects/{step.stage}")
     if manifest := stage.manifest():
         return manifest
-    stage.reset()
-    store.delete_prefix(f"rejects/{name}")
-    gpus = ray.cluster_resources().get("GPU", 0)
-    workers = int(gpus or ray.cluster_resources().get("CPU", 1))
-    workers = max(1, min(workers, -(-num_rows // batch_size)))
-    blocks = source.repartition(target_num_rows_per_block=batch_size)
-    parts = blocks.map_batches(
-        _Worker,
-        batch_size=batch_size,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=workers, max_size=workers),
-        num_cpus=1 if gpus else 0.5,  # without GPUs actors must leave a place for the tasks that feed them
-        num_gpus=1 if gpus else 0,
-        fn_constructor_kwargs={
-            "core": core,
-            "settings": dict(settings),
-            "schema": schema,
-            "stage": stage,
-            "rejects": rejects,
-        },
-    ).take_all()
-    rejected = [part for part in parts if part["rejected"]]
-    made = [part for part in parts if not part["rejected"]]
-    total = sum(part["rows"] for part in parts)
-    if len(rejected) > max_reject_ratio * total:
-        reasons = ", ".join(f"{reason} ({n})" for reason, n in Counter(p["reason"] for p in rejected).most_common(3))
+    reasons = Counter(rejects.inventory(["reason"])["reason"].to_pylist())
+    rejected, parts = reasons.total(), stage.parts()
+    total = rejected + stage.inventory().num_rows
+    if rejected > max_reject_ratio * total:
+        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
         raise RejectedTooMuch(
-            f"stage {name} rejected {len(rejected)} of {total} rows, more than max_reject_ratio {max_reject_ratio}: "
-            f"{reasons}. Mend the cause or raise the ratio, then give the same command again"
+            f"stage {step.stage} of {task.name} rejected {rejected} of {total} rows, more than max_reject_ratio "
+            f"{max_reject_ratio}: {told}. Mend the cause or raise the ratio, then give the same command again"
         )
-    if rejected:
-        rejects.publish([part["part"] for part in rejected], key="row_id")
-    return stage.publish([part["part"] for part in made], key=schema.names[0], rejected=len(rejected), **(facts or {}))
+    if rejected and not rejects.published():
+        rejects.publish(rejects.parts(), key="row_id")
+    parts = parts or [stage.write_part(step.schema.empty_table())]
+    return stage.publish(parts, key=step.schema.names[0], rejected=rejected, **facts)

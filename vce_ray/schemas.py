@@ -9,6 +9,8 @@ import pyarrow as pa
 _text, _int, _bytes = pa.string(), pa.int64(), pa.binary()
 TOKENS = pa.list_(pa.uint16())
 
+CLAIM = pa.schema([(name, _text) for name in ("run", "stage", "part", "key", "next")])
+"""What travels between workers: where a row lies, and which step comes next (fanout.py)."""
 REJECTS = pa.schema({"row_id": _text, "stage": _text, "reason": _text, "detail": _text, "attempt": _int}.items())
 UNSAFE = pa.schema(
     {
@@ -23,15 +25,26 @@ UNSAFE = pa.schema(
     }.items()
 )
 CAPTIONS = pa.schema(
-    {"sample_id": _text, "caption": _text, "refined_caption": _text, "removed_terms": pa.list_(_text)}.items()
-)
-SAFE = pa.schema(
     {
         "sample_id": _text,
-        "source_id": _text,
+        "caption": _text,
+        "refined_caption": _text,
+        "removed_terms": pa.list_(_text),
         "prompt": _text,
-        "seed": _int,
         "tokens": TOKENS,
+    }.items()
+)
+"""With prompt and tokens of the unsafe picture: each stage holds all that the next one reads."""
+SAFE = pa.schema(
+    {
+        "pair_id": _text,
+        "source_id": _text,
+        "sample_id": _text,
+        "prompt": _text,
+        "refined_caption": _text,
+        "seed": _int,
+        "chosen": TOKENS,
+        "rejected": TOKENS,
         "image": _bytes,
         "check_caption": _text,
         "attempt": _int,
@@ -40,6 +53,7 @@ SAFE = pa.schema(
 EVALUATION = pa.schema(
     {
         "image_id": _text,
+        "prompt_id": _text,
         "arm": _text,
         "group": _text,
         "prompt": _text,

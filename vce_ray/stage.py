@@ -126,6 +126,33 @@ class Stage:
         first = rows.group_by("key").aggregate([("row", "min")]).sort_by("key")
         return _take(table.select(wanted), first["row_min"].combine_chunks())
 
+    def parts(self) -> list[str]:
+        """Names of the parts that the manifest lists or, before there is one, of all that were written; sorted."""
+        manifest = self.manifest()
+        if manifest is not None:
+            return [part["name"] for part in manifest["parts"]]
+        return [file for file in self.store.list() if file.endswith(".parquet") and "/" not in file]
+
+    def inventory(self, columns: Sequence[str] = ()) -> pa.Table:
+        """What `parts` hold: the first column as 'key', the part's name as 'part', and the columns named.
+
+        Rows that were written twice are told once, of the first part.
+        """
+        parts = self.parts()
+        tables = self._each(parts, lambda name: self._inventory_of(name, list(columns)))
+        if not tables:
+            return pa.table({name: pa.array([], pa.string()) for name in ("key", "part", *columns)})
+        table = pa.concat_tables(tables, promote_options="default")
+        if len(parts) == 1:
+            return table
+        seen: set[Any] = set()
+        first = [key not in seen and not seen.add(key) for key in table["key"].to_pylist()]
+        return table.filter(pa.array(first))
+
+    def read_part(self, name: str) -> pa.Table:
+        """The rows of one part, published or not. Raises StoreError where it is missing or damaged."""
+        return self._open_part(name, lambda file, size: file.read())
+
     def paths(self) -> list[str]:
         """The parts' paths inside `store.filesystem`, for `ray.data.read_parquet`; equal rows may occur twice there.
 
@@ -164,6 +191,15 @@ class Stage:
             return self.store.attempt("reading", name, attempt)
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{self.store.where(name)} is damaged ({error}). {self._mend()}") from error
+
+    def _inventory_of(self, name: str, columns: list[str]) -> pa.Table:
+        def load(file: pq.ParquetFile, size: int) -> pa.Table:
+            key = file.schema_arrow.names[0]
+            table = file.read(columns=list({key, *columns}))
+            named = {"key": table[key], "part": pa.array([name] * len(table), pa.string())}
+            return pa.table(named | {column: table[column] for column in columns})
+
+        return self._open_part(name, load)
 
     def _read_part(self, part: dict[str, Any], columns: list[str]) -> pa.Table:
         def load(file: pq.ParquetFile, size: int) -> pa.Table:

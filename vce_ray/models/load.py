@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -127,6 +128,12 @@ def judge_folder(ref: str = EMBEDDED, judge: str | None = None) -> Path:
     if judge is None and ref != EMBEDDED:
         raise ValueError(f"base model {ref!r} has no judge: name one, a CLIP in open_clip's folder format (--judge)")
     return Path(judge) if judge else _HERE / "judge"
+
+
+@cache
+def base_model(ref: str):
+    """A base as it is, loaded once in a process: its steps share it, so nobody may train it or put an adapter on it."""
+    return load_model(ref)
 
 
 def load_model(ref: str = EMBEDDED, device: str | None = None, adapter: Path | None = None, dtype: str | None = None):

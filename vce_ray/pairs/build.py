@@ -1,37 +1,39 @@
-"""The pair set of a run, on Ray Data: prompts -> unsafe -> captions -> safe -> pairs, each stage published.
+"""The pair sets of runs, on Ray Data: prompts -> unsafe -> captions -> safe -> reference, in one flow.
 
-Each function is one stage; it does nothing where the stage is published already.
+Runs of a fleet flow together: what several of them want is drawn once, and none waits for another.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
-from ray.data.expressions import col
 
 from vce_ray import schemas
-from vce_ray.concept import Concept
-from vce_ray.config import RunConfig
-from vce_ray.fanout import fan_out
-from vce_ray.ids import stable_id
+from vce_ray.config import ClusterConfig, PoolConfig
+from vce_ray.fanout import RejectedTooMuch, Step, batched, flow, open_claims, publish
+from vce_ray.models.load import base_stamp
 from vce_ray.pairs.caption import Describe
 from vce_ray.pairs.generate import DrawSafe, DrawUnsafe
-from vce_ray.pairs.prompts import erase_prompts, given_prompts, keep_prompts, read_prompts
+from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
+from vce_ray.run import Task
 from vce_ray.stage import Stage
 from vce_ray.store import Store
+from vce_ray.training.data import modes_of
+from vce_ray.training.reference import Reference
+
+PROMPTS_OF_A_PART = 1024
+MADE = ("unsafe", "captions", "safe", "reference")
+"""Stages of a run that the flow makes."""
 
 
-def dataset(stage: Stage, columns: list[str] | None = None) -> ray.data.Dataset:
-    """The published parts of a stage as a Ray dataset."""
-    return ray.data.read_parquet(stage.paths(), filesystem=stage.store.filesystem, columns=columns)
-
-
-def publish_prompts(store: Store, run: RunConfig, concept: Concept) -> None:
+def publish_prompts(task: Task) -> None:
     """Stage prompts: what is drawn, and with which seeds."""
-    stage = store.stage("prompts")
+    stage, run, concept = task.store.stage("prompts"), task.config, task.concept
     if stage.published():
         return
     count = run.pairs.num_pairs
@@ -39,42 +41,107 @@ def publish_prompts(store: Store, run: RunConfig, concept: Concept) -> None:
         prompts = erase_prompts(concept, count, run.seed)
     else:
         prompts = given_prompts(concept, read_prompts(run.prompts_file), count, run.seed)
-    prompts += keep_prompts(concept, run.pairs.num_keep, run.seed)
-    stage.publish([stage.write_part(pa.Table.from_pylist([asdict(p) for p in prompts]))], key="prompt_id")
+    publish_rows(stage, prompts + keep_prompts(concept, run.pairs.num_keep, run.seed))
 
 
-def draw_unsafe(store: Store, run: RunConfig) -> None:
-    """Stage unsafe: an image for each prompt, keep prompts too."""
-    settings = {"base": run.base, "sampling": run.sampling}
-    source, rows = dataset(store.stage("prompts")), run.pairs.num_pairs + run.pairs.num_keep
-    fan_out(store, "unsafe", schemas.UNSAFE, source, DrawUnsafe, settings, run.sampling.batch_size, rows)
+def publish_rows(stage: Stage, prompts: Sequence[Prompt]) -> None:
+    """Publishes prompts in parts of a size that a worker may fetch for a few of their rows."""
+    starts = range(0, len(prompts), PROMPTS_OF_A_PART)
+    tables = [pa.Table.from_pylist([asdict(row) for row in prompts[i : i + PROMPTS_OF_A_PART]]) for i in starts]
+    stage.publish([stage.write_part(table) for table in tables], key="prompt_id")
 
 
-def describe(store: Store, run: RunConfig, concept: Concept) -> None:
-    """Stage captions: captions of the images that prompts for the concept gave, and the same without the concept."""
-    source = dataset(store.stage("unsafe"), ["sample_id", "image", "kind"]).filter(expr=col("kind") == "erase")
-    settings = {"reader": run.reader, "concept": concept}
-    size, rows, limit = run.sampling.batch_size, run.pairs.num_pairs, run.pairs.max_reject_ratio
-    fan_out(store, "captions", schemas.CAPTIONS, source, Describe, settings, size, rows, limit)
+def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
+    """The steps of the flow by stage. All runs share base, captioner, sampling and method."""
+    run = next(iter(tasks.values())).config
+    concepts = {name: task.concept for name, task in tasks.items()}
+    drawing = {"base": run.base, "sampling": run.sampling}
+    reading = {"reader": run.reader, "concepts": concepts}
+    safe = drawing | reading | {"attempts": run.pairs.safe_attempts}
+    modes = modes_of(run.train)
+    steps = (
+        Step("unsafe", "prompts", schemas.UNSAFE, "prompt_id", DrawUnsafe, drawing, None, ("prompt", "seed")),
+        Step("captions", "unsafe", schemas.CAPTIONS, "sample_id", Describe, reading, _is_to_erase, ("kind",)),
+        Step("safe", "captions", schemas.SAFE, "source_id", DrawSafe, safe),
+        Step("reference", "safe", schemas.reference(modes), "pair_id", Reference, {"base": run.base, "modes": modes}),
+    )
+    return {step.stage: step for step in steps}
 
 
-def draw_safe(store: Store, run: RunConfig, concept: Concept) -> None:
-    """Stage safe: an image for each refined caption, in which a check finds no concept."""
-    settings = {
-        "base": run.base,
-        "reader": run.reader,
-        "sampling": run.sampling,
-        "concept": concept,
-        "attempts": run.pairs.safe_attempts,
-    }
-    source = dataset(store.stage("captions"), ["sample_id", "refined_caption"])
-    size, rows, limit = run.sampling.batch_size, run.pairs.num_pairs, run.pairs.max_reject_ratio
-    fan_out(store, "safe", schemas.SAFE, source, DrawSafe, settings, size, rows, limit)
+def _is_to_erase(row: Mapping[str, Any]) -> bool:
+    return row["kind"] == "erase"
 
 
-def publish_pairs(store: Store) -> None:
-    """Stages keep and pairs: the join of what was drawn before; nothing is drawn here."""
+def make_pairs(
+    tasks: Mapping[str, Task], beside: Step, settled: Callable[[Task, RejectedTooMuch | None], None]
+) -> None:
+    """Makes and publishes the pair sets of runs.
+
+    Args:
+        beside: a further step for the same actors: what the base draws for the evaluation. It comes last.
+        settled: called for each run as soon as its pairs are published, or with what keeps them from it.
+    """
+    steps = pair_steps(tasks)
+    every = [*steps.values(), beside]
+    claims = [claim for step in every for task in tasks.values() for claim in open_claims(task, step)]
+    waiting = Counter(claim["run"] for claim in claims if claim["next"] in steps)
+
+    def settle(name: str) -> None:
+        fault = None
+        try:
+            publish_pairs(tasks[name], steps)
+        except RejectedTooMuch as error:
+            fault = error
+        settled(tasks[name], fault)
+
+    for name in tasks:
+        if not waiting[name]:
+            settle(name)
+    run = next(iter(tasks.values())).config
+    size = run.sampling.batch_size
+    batches = [
+        batch
+        for step in every
+        for batch in batched([claim for claim in claims if claim["next"] == step.stage], size, _picture)
+    ]
+    for claim in flow(batches, _pools(steps, beside, run.cluster), tasks, size):
+        if claim["stage"] in steps:
+            waiting[claim["run"]] -= 1
+            if not waiting[claim["run"]]:
+                settle(claim["run"])
+    for task in tasks.values():
+        publish(task, beside)
+
+
+def _picture(claim: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What claims to the same picture have in common."""
+    return (claim["prompt"], claim["seed"]) if "seed" in claim else (claim["key"], 0)
+
+
+def _pools(steps: Mapping[str, Step], beside: Step, cluster: ClusterConfig) -> list[tuple[list[Step], PoolConfig]]:
+    """All steps in one pool, whose actors load the base once; or those that draw and those that read apart."""
+    if cluster.caption is None:
+        return [([*steps.values(), beside], cluster.draw)]
+    last = [steps["safe"], steps["reference"]]
+    return [([steps["unsafe"], beside], cluster.draw), ([steps["captions"]], cluster.caption), (last, cluster.draw)]
+
+
+def publish_pairs(task: Task, steps: Mapping[str, Step]) -> None:
+    """Publishes what the flow made of a run, then keep and pairs: the join of it.
+
+    Raises:
+        RejectedTooMuch: a stage rejected a larger share of its rows than the run allows.
+    """
+    limit = task.config.pairs.max_reject_ratio
+    for name in MADE:
+        publish(task, steps[name], limit, **(base_stamp(task.config.base) if name == "reference" else {}))
+    _join(task.store)
+
+
+def _join(store: Store) -> None:
     keep, pairs = store.stage("keep"), store.stage("pairs")
+    if keep.published() and pairs.published():
+        return
     unsafe = store.stage("unsafe").read()
     if not keep.published():
         kept = unsafe.filter(pc.equal(unsafe["kind"], "keep")).select(
@@ -88,17 +155,17 @@ def publish_pairs(store: Store) -> None:
     rejected, said = _rows_of(unsafe, sources), _rows_of(captions, sources)
     table = pa.table(
         {
-            "pair_id": [stable_id(*ids) for ids in zip(sources, safe["sample_id"].to_pylist(), strict=True)],
+            "pair_id": safe["pair_id"],
             "prompt_id": rejected["prompt_id"],
-            "prompt": rejected["prompt"],
+            "prompt": safe["prompt"],
             "name": rejected["name"],
             "caption": said["caption"],
-            "refined_caption": said["refined_caption"],
+            "refined_caption": safe["refined_caption"],
             "check_caption": safe["check_caption"],
-            "rejected_id": rejected["sample_id"],
+            "rejected_id": safe["source_id"],
             "chosen_id": safe["sample_id"],
-            "rejected": rejected["tokens"],
-            "chosen": safe["tokens"],
+            "rejected": safe["rejected"],
+            "chosen": safe["chosen"],
             "rejected_image": rejected["image"],
             "chosen_image": safe["image"],
         }

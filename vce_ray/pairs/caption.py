@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vce_ray.concept import Concept
-from vce_ray.models.load import load_model
+from vce_ray.models.load import base_model
 from vce_ray.pairs.generate import Outcome, Row, reject
 from vce_ray.pairs.images import from_png
 from vce_ray.pairs.refine import refine
@@ -18,8 +20,8 @@ class Describe:
     empty caption, and a caption of which nothing is left without the concept.
     """
 
-    def __init__(self, reader: str, concept: Concept):
-        self.reader, self.concept = load_model(reader), concept
+    def __init__(self, reader: str, concepts: Mapping[str, Concept]):
+        self.reader, self.concepts = base_model(reader), concepts
 
     def __call__(self, rows: list[Row]) -> Outcome:
         captions: list[str] = []
@@ -27,7 +29,7 @@ class Describe:
             captions += self.reader.caption(from_png(row["image"] for row in rows[start : start + CAPTION_BATCH]))
         described, rejects = [], []
         for row, caption in zip(rows, captions, strict=True):
-            refined = refine(caption, self.concept) if caption else None
+            refined = refine(caption, self.concepts[row["run"]]) if caption else None
             if refined is None:
                 reason = "empty caption"
             elif not refined.removed_terms:
@@ -37,12 +39,12 @@ class Describe:
             else:
                 described.append(
                     {
-                        "sample_id": row["sample_id"],
+                        **{key: row[key] for key in ("run", "sample_id", "prompt", "tokens")},
                         "caption": caption,
                         "refined_caption": refined.text,
                         "removed_terms": list(refined.removed_terms),
                     }
                 )
                 continue
-            rejects.append(reject(row["sample_id"], "captions", reason, caption))
+            rejects.append(reject(row, "captions", reason, caption))
         return described, rejects

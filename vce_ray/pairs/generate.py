@@ -1,28 +1,35 @@
 """Draws the images of a run: those its prompts ask for, and safe ones of the same content.
 
-Plain callables from rows to (rows, rejects); `fanout.py` runs them in Ray actors.
+Plain callables from rows to (rows, rejects), each with the run that it belongs to; `fanout.py` runs them in Ray actors.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from vce_ray.concept import Concept
 from vce_ray.config import SamplingConfig
 from vce_ray.ids import stable_id
-from vce_ray.models.load import load_model
+from vce_ray.models.load import base_model
 from vce_ray.pairs.images import to_png
 from vce_ray.pairs.prompts import sampling_seed
 from vce_ray.sampling import draw
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vce_ray.models.base import ImageModel
 
 Row = dict[str, Any]
 Outcome = tuple[list[Row], list[Row]]
 """Rows that came out well, and rejects (reject() makes them)."""
 
 
-def reject(row_id: str, stage: str, reason: str, detail: str, attempt: int = 1) -> Row:
-    """A row of `rejects/`: which row failed where, why, and after how many attempts."""
-    return {"row_id": row_id, "stage": stage, "reason": reason, "detail": detail, "attempt": attempt}
+def reject(row: Row, stage: str, reason: str, detail: str, attempt: int = 1) -> Row:
+    """A row of `rejects/`: which row of which run failed where, why, and after how many attempts."""
+    told = {"stage": stage, "reason": reason, "detail": detail, "attempt": attempt}
+    return {"run": row["run"], "row_id": row["key"]} | told
 
 
 def sample_id(revision: str, prompt: str, seed: int, sampling: SamplingConfig) -> str:
@@ -30,23 +37,32 @@ def sample_id(revision: str, prompt: str, seed: int, sampling: SamplingConfig) -
     return stable_id(revision, prompt, seed, sampling.model_dump(mode="json", exclude={"batch_size"}))
 
 
+def draw_once(
+    model: ImageModel, rows: list[Row], sampling: SamplingConfig
+) -> Iterator[tuple[Row, list[int], np.ndarray]]:
+    """Each row with the tokens and pixels of its prompt and seed; rows that ask for the same picture share one."""
+    asked = list(dict.fromkeys((row["prompt"], row["seed"]) for row in rows))
+    tokens = draw(model, [prompt for prompt, _ in asked], [seed for _, seed in asked], sampling)
+    pictures = dict(zip(asked, zip(tokens.tolist(), model.decode_pixels(tokens), strict=True), strict=True))
+    for row in rows:
+        yield row, *pictures[row["prompt"], row["seed"]]
+
+
 class DrawUnsafe:
     """Prompts -> pictures, of the concept and of what must be kept, as the base draws them."""
 
     def __init__(self, base: str, sampling: SamplingConfig):
-        self.model, self.sampling = load_model(base), sampling
+        self.model, self.sampling = base_model(base), sampling
 
     def __call__(self, rows: list[Row]) -> Outcome:
-        tokens = draw(self.model, [r["prompt"] for r in rows], [r["seed"] for r in rows], self.sampling)
-        images = self.model.decode_pixels(tokens)
         drawn = [
             {
                 "sample_id": sample_id(self.model.revision, row["prompt"], row["seed"], self.sampling),
-                **{key: row[key] for key in ("prompt_id", "prompt", "kind", "name", "seed")},
-                "tokens": row_tokens,
+                **{key: row[key] for key in ("run", "prompt_id", "prompt", "kind", "name", "seed")},
+                "tokens": tokens,
                 "image": to_png(image),
             }
-            for row, row_tokens, image in zip(rows, tokens.tolist(), images, strict=True)
+            for row, tokens, image in draw_once(self.model, rows, self.sampling)
         ]
         return drawn, []
 
@@ -59,9 +75,11 @@ class DrawSafe:
     scores a run is another model and has no say here.
     """
 
-    def __init__(self, base: str, reader: str, sampling: SamplingConfig, concept: Concept, attempts: int):
-        self.model, self.sampling, self.concept, self.attempts = load_model(base), sampling, concept, attempts
-        self.reader = self.model if reader == base else load_model(reader)
+    def __init__(
+        self, base: str, reader: str, sampling: SamplingConfig, concepts: Mapping[str, Concept], attempts: int
+    ):
+        self.model, self.reader, self.sampling = base_model(base), base_model(reader), sampling
+        self.concepts, self.attempts = concepts, attempts
 
     def __call__(self, rows: list[Row]) -> Outcome:
         drawn: list[Row] = []
@@ -79,16 +97,19 @@ class DrawSafe:
                 open_rows, seeds, tokens.tolist(), images, self.reader.caption(images), strict=True
             ):
                 last_check[row["sample_id"]] = check
-                if self.concept.mentions(check):
+                if self.concepts[row["run"]].mentions(check):
                     still_open.append(row)
                     continue
+                drawn_id = sample_id(self.model.revision, row["refined_caption"], seed, self.sampling)
                 drawn.append(
                     {
-                        "sample_id": sample_id(self.model.revision, row["refined_caption"], seed, self.sampling),
+                        "pair_id": stable_id(row["sample_id"], drawn_id),
                         "source_id": row["sample_id"],
-                        "prompt": row["refined_caption"],
+                        "sample_id": drawn_id,
+                        **{key: row[key] for key in ("run", "prompt", "refined_caption")},
                         "seed": seed,
-                        "tokens": row_tokens,
+                        "chosen": row_tokens,
+                        "rejected": row["tokens"],
                         "image": to_png(image),
                         "check_caption": check,
                         "attempt": attempt,
@@ -96,7 +117,7 @@ class DrawSafe:
                 )
             open_rows = still_open
         rejects = [
-            reject(row["sample_id"], "safe", "concept in safe image", last_check[row["sample_id"]], self.attempts)
+            reject(row, "safe", "concept in safe image", last_check[row["sample_id"]], self.attempts)
             for row in open_rows
         ]
         return drawn, rejects

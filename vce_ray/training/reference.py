@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vce_ray.models.base import ImageModel
-from vce_ray.models.load import load_model
+from vce_ray.models.load import base_model
 from vce_ray.pairs.generate import Outcome, Row
 from vce_ray.training.step import pair_log_probs
 
@@ -47,11 +47,11 @@ class Reference:
     """Pairs -> their log-probs under the base, for each prompt mode that training may draw from."""
 
     def __init__(self, base: str, modes: tuple[str, ...]):
-        self.model, self.modes = load_model(base), modes
+        self.model, self.modes = base_model(base), modes
 
     def __call__(self, rows: list[Row]) -> Outcome:
         chosen, rejected = (torch.tensor([row[side] for row in rows]) for side in ("chosen", "rejected"))
-        out: list[Row] = [{"pair_id": row["pair_id"]} for row in rows]
+        out: list[Row] = [{"run": row.get("run"), "pair_id": row["pair_id"]} for row in rows]
         for mode in self.modes:
             prompts = [row["refined_caption" if mode == "stripped" else "prompt"] for row in rows]
             sides = reference_log_probs(self.model, prompts, mode == "null", chosen, rejected)

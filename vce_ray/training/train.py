@@ -34,6 +34,8 @@ from vce_ray.training.step import anchor_loss, keep_loss, pair_loss
 
 TRAINED = StateDictOptions(ignore_frozen_params=True)
 METRICS = "metrics.jsonl"
+MAX_FAILURES = 3
+"""So many times a training that lost a worker goes on from its last checkpoint."""
 
 
 def train(run: RunConfig, store: Store, facts: dict) -> list[dict]:
@@ -59,6 +61,7 @@ def train(run: RunConfig, store: Store, facts: dict) -> list[dict]:
             storage_path=store.root,
             storage_filesystem=store.filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, cpus // config.num_workers))}},
         ),
     )
