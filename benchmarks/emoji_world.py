@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vce_ray.cli import method_defaults
 from vce_ray.config import EvalConfig, RunConfig, TrainConfig
 from vce_ray.erase import default_steps, erase, report_data
 from vce_ray.evaluation.metrics import evaluation_row
 from vce_ray.evaluation.pictures import before_after_png
 from vce_ray.evaluation.table import before_after_table, results_table
 from vce_ray.models.load import EMBEDDED
+from vce_ray.options import method_defaults
 from vce_ray.ray_session import ray_session
 from vce_ray.run import Run
 from vce_ray.store import Store

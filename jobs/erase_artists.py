@@ -1,10 +1,11 @@
-"""Erases several artists' styles, each in a run of its own; one that fails does not stop the others.
+"""Erases several artists' styles in parallel, each in a run of its own; one that fails does so alone.
 
     ray job submit --working-dir . -- python jobs/erase_artists.py openmoji noto --store s3://bucket/runs
+    ray job submit --working-dir . -- python jobs/erase_artists.py artists.yaml --store s3://bucket/runs
     python jobs/erase_artists.py openmoji noto --store runs      # on this machine
 
-What follows the names are options of `vce-ray erase`, for every run. Exit code 0: all done. 2 or 1: the worst
-of the runs, each of which is named with its own code at the end.
+What follows the names is as for `vce-ray fleet`. Exit code 0: all done. 2: something to mend, told in one line or on
+the summary page. 1: a fault. The same command goes on where a killed job stopped, and tries again what failed.
 """
 
 from __future__ import annotations
@@ -15,16 +16,11 @@ from vce_ray.cli import main as command
 
 
 def main(arguments: list[str]) -> int:
-    """Runs `vce-ray erase` for each name before the first option."""
-    first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    artists, options = arguments[:first], arguments[first:]
-    if not artists:
-        print("erase_artists: name at least one style, e.g. openmoji", file=sys.stderr)
+    """Runs `vce-ray fleet` with these arguments."""
+    if not arguments or arguments[0].startswith("-"):
+        print("erase_artists: name at least one style, e.g. openmoji, or a fleet file", file=sys.stderr)
         return 2
-    codes = {artist: command(["erase", artist, *options]) for artist in artists}
-    for artist, code in codes.items():
-        print(f"{artist}: {'done' if code == 0 else f'failed with exit code {code}'}")
-    return max(codes.values())
+    return command(["fleet", *arguments])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: vce-ray demo | erase | generate | plan | serve | status | doctor.
+"""The command line: vce-ray demo | erase | fleet | generate | plan | serve | status | doctor.
 
 torch and ray are imported inside the commands that need them, so `vce-ray --help` answers at once.
 """
@@ -7,22 +7,46 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from vce_ray.config import EvalConfig, PairConfig, RunConfig, TrainConfig, default_sampling
+from vce_ray.config import EvalConfig, RunConfig, TrainConfig, default_sampling
+from vce_ray.options import (
+    JUDGED,
+    JUDGED_KEEP,
+    KEEP,
+    PAIRS,
+    AcceleratorOption,
+    ActorsOption,
+    BaseOption,
+    BatchOption,
+    CaptionAcceleratorOption,
+    CaptionActorsOption,
+    CaptionerOption,
+    GpusOption,
+    JudgedKeepOption,
+    JudgedOption,
+    JudgeOption,
+    KeepOption,
+    LabelOption,
+    MethodOption,
+    PairsOption,
+    SeedOption,
+    StepsOption,
+    StoreOption,
+    WaitOption,
+    WeightsOption,
+    WorkersOption,
+    cluster_settings,
+    run_settings,
+)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-
-StoreOption = Annotated[str, typer.Option(help="Where runs lie: a local folder or s3://bucket/prefix.")]
-BaseOption = Annotated[
-    str, typer.Option(help="Base model: emoji-world, a checkpoint folder, s3://..., owner/name[@revision].")
-]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
-MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]
 
 
 @app.command()
@@ -40,50 +64,128 @@ def erase(
     concept: Annotated[str, typer.Argument(help="A concept of the catalogue, or your own YAML file.")],
     store: StoreOption = "runs",
     base: BaseOption = "emoji-world",
-    captioner: Annotated[str | None, typer.Option(help="Describes images where the base cannot: a Janus.")] = None,
-    judge: Annotated[str | None, typer.Option(help="CLIP folder that judges; the embedded model has its own.")] = None,
+    captioner: CaptionerOption = None,
+    judge: JudgeOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; concept, method and seed by default.")] = None,
     seed: SeedOption = 0,
     method: MethodOption = "vsafe_dpo",
     prompts: Annotated[str | None, typer.Option(help="Your own prompts for the concept, one per line.")] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Prompts with the concept.")] = PairConfig().num_pairs,
-    keep: Annotated[int, typer.Option(min=0, help="Prompts of what must be kept.")] = PairConfig().num_keep,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
-    weights: Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")] = "lora",
-    judged: Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")] = 500,
-    judged_keep: Annotated[int, typer.Option(min=1, help="Kept images that are judged.")] = EvalConfig().num_keep,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images drawn at once; fewer where memory is short. None depends on it.")
-    ] = None,
+    pairs: PairsOption = PAIRS,
+    keep: KeepOption = KEEP,
+    steps: StepsOption = None,
+    workers: WorkersOption = 1,
+    weights: WeightsOption = "lora",
+    judged: JudgedOption = JUDGED,
+    judged_keep: JudgedKeepOption = JUDGED_KEEP,
+    batch_size: BatchOption = None,
+    actors: ActorsOption = None,
+    caption_actors: CaptionActorsOption = None,
+    gpus_per_actor: GpusOption = None,
+    accelerator: AcceleratorOption = None,
+    caption_accelerator: CaptionAcceleratorOption = None,
+    label: LabelOption = None,
+    wait: WaitOption = 600,
 ) -> None:
     """Erases one concept. The same command goes on where a killed one stopped."""
     from vce_ray.erase import default_steps
 
-    steps = default_steps(concept, base) if steps is None else steps
-    train = {"method": method, "steps": steps, "num_workers": workers, "weights": weights}
-    _erase(
-        RunConfig(
-            concept=concept,
-            base=base,
-            captioner=captioner,
-            store=store,
-            name=name,
-            seed=seed,
-            sampling=default_sampling(base).model_copy(update={"batch_size": batch_size} if batch_size else {}),
-            prompts_file=prompts,
-            pairs=PairConfig(num_pairs=pairs, num_keep=keep),
-            train=TrainConfig(**(method_defaults(method) | train)),
-            evaluation=EvalConfig(num_erase=judged, num_keep=judged_keep, judge=judge),
-        )
+    settings = run_settings(
+        base=base,
+        captioner=captioner,
+        judge=judge,
+        store=store,
+        seed=seed,
+        method=method,
+        pairs=pairs,
+        keep=keep,
+        steps=steps or default_steps(concept, base),
+        workers=workers,
+        weights=weights,
+        judged=judged,
+        judged_keep=judged_keep,
+        batch_size=batch_size,
+        cluster=cluster_settings(actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait),
     )
+    _erase(RunConfig.model_validate(settings | {"concept": concept, "name": name, "prompts_file": prompts}))
 
 
-def method_defaults(method: str) -> dict[str, Any]:
-    """Settings that belong to a method: the sum of vanilla DPO wants a smaller slope than a mean."""
-    return {"beta": 0.1, "prompt_mode": "given"} if method == "dpo" else {}
+@app.command()
+def fleet(
+    concepts: Annotated[list[str], typer.Argument(help="Concepts, by name or file, or a fleet file that lists them.")],
+    store: StoreOption = "runs",
+    base: BaseOption = "emoji-world",
+    captioner: CaptionerOption = None,
+    judge: JudgeOption = None,
+    name: Annotated[str | None, typer.Option(help="Name of the fleet; that of its file by default.")] = None,
+    seed: SeedOption = 0,
+    method: MethodOption = "vsafe_dpo",
+    pairs: PairsOption = PAIRS,
+    keep: KeepOption = KEEP,
+    steps: StepsOption = None,
+    workers: WorkersOption = 1,
+    weights: WeightsOption = "lora",
+    judged: JudgedOption = JUDGED,
+    judged_keep: JudgedKeepOption = JUDGED_KEEP,
+    batch_size: BatchOption = None,
+    actors: ActorsOption = None,
+    caption_actors: CaptionActorsOption = None,
+    gpus_per_actor: GpusOption = None,
+    accelerator: AcceleratorOption = None,
+    caption_accelerator: CaptionAcceleratorOption = None,
+    label: LabelOption = None,
+    wait: WaitOption = 600,
+) -> None:
+    """Erases many concepts, each in a run of its own; work they share is done once. What a fleet file says goes over
+    these options. The same command goes on where a killed one stopped, and tries again what failed."""
+    from vce_ray.fleet import read_fleet
+
+    settings = run_settings(
+        base=base,
+        captioner=captioner,
+        judge=judge,
+        store=store,
+        seed=seed,
+        method=method,
+        pairs=pairs,
+        keep=keep,
+        steps=steps,
+        workers=workers,
+        weights=weights,
+        judged=judged,
+        judged_keep=judged_keep,
+        batch_size=batch_size,
+        cluster=cluster_settings(actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait),
+    )
+    files = [Path(concept).stem for concept in concepts if concept.endswith((".yaml", ".yml"))]
+    _fleet(read_fleet(concepts, settings), name or (files[0] if len(concepts) == len(files) == 1 else "fleet"), store)
+
+
+def _fleet(settings: list[dict[str, Any]], name: str, store: str) -> None:
+    from vce_ray.evaluation.summary import summary_table
+    from vce_ray.fleet import erase_fleet, open_fleet
+    from vce_ray.fleet_display import fleet_display
+    from vce_ray.ray_session import ray_session
+    from vce_ray.store import Store
+
+    place = Store(store)
+    with fleet_display() as display:
+        members = open_fleet(settings, display.say)
+        display.watch(members)
+        with ray_session(), _told_of_interrupts():
+            page = erase_fleet(members, place, name)
+    typer.echo("\n" + summary_table(place.read_json(f"fleets/{name}/fleet.json")))
+    typer.echo(f"\nsummary: {page}")
+    if any(member.fault for member in members):
+        raise typer.Exit(2)
+
+
+@contextmanager
+def _told_of_interrupts() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo("vce-ray: interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from error
 
 
 def _erase(config: RunConfig) -> None:
@@ -93,12 +195,8 @@ def _erase(config: RunConfig) -> None:
 
     run = Run(config, say=lambda line: typer.echo(line))
     typer.echo(f"erasing {run.concept.name} ({run.concept.kind}) from {config.base}; run {run.name}")
-    with ray_session():
-        try:
-            figures = erase_all([run])[run.name]
-        except KeyboardInterrupt as error:
-            typer.echo("vce-ray: interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(130) from error
+    with ray_session(), _told_of_interrupts():
+        figures = erase_all([run])[run.name]
     if isinstance(figures, BaseException):
         raise figures
     from vce_ray.evaluation.table import before_after_table

@@ -16,13 +16,25 @@ import pyarrow as pa
 
 from vce_ray import schemas
 from vce_ray.concept import load_concept
-from vce_ray.config import TrainConfig
+from vce_ray.config import RunConfig, TrainConfig
 from vce_ray.run import STAGES, Run, Task, catalogue_of
 
 TRAINING = "training.json"
 METRICS = "evaluation/metrics.json"
 PAIRED = ("unsafe", "captions", "safe", "pairs", "reference")
 """Stages that end when the pair set of a run is published."""
+
+SHARED: dict[str, Callable[[RunConfig], Any]] = {
+    "base": lambda config: config.base,
+    "captioner": lambda config: config.captioner,
+    "sampling": lambda config: config.sampling,
+    "judge": lambda config: config.evaluation.judge,
+    "safe_attempts": lambda config: config.pairs.safe_attempts,
+    "prompt_mode": lambda config: config.train.prompt_mode,
+    "num_workers": lambda config: config.train.num_workers,
+    "cluster": lambda config: config.cluster,
+}
+"""What runs that are erased together have in common."""
 
 Failures = dict[str, BaseException]
 
@@ -36,20 +48,34 @@ def erase(runs: Sequence[Run]) -> dict[str, dict[str, Any] | BaseException]:
         The figures of each run's evaluation, by its name, or what it failed with.
 
     Raises:
+        ValueError: the runs do not agree in what they share, or two have the same name.
         KeyboardInterrupt, and faults that no single run is to blame for.
     """
     failures: Failures = {}
+    _check_shared(runs)
     open_runs = {run.name: run for run in runs}
-    assert len(open_runs) == len(runs), "runs of one store have names of their own"
     try:
         _erase(open_runs, failures)
     except KeyboardInterrupt:
         _finish_all(open_runs, "stopped", "interrupted")
         raise
     except BaseException as error:
-        _finish_all(open_runs, "failed", _told(error))
+        _finish_all(open_runs, "failed", told(error))
         raise
     return {run.name: failures.get(run.name) or run.store.read_json(METRICS) for run in runs}
+
+
+def _check_shared(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    for number, run in enumerate(runs):
+        if run.name in {other.name for other in runs[:number]}:
+            raise ValueError(f"two runs are named {run.name}: give one of them another name")
+        for field, of in SHARED.items():
+            if of(run.config) != of(first.config):
+                raise ValueError(
+                    f"runs {first.name} and {run.name} share actors and pictures, but differ in {field}: "
+                    "give them the same, or erase them by commands of their own"
+                )
 
 
 def _erase(runs: dict[str, Run], failures: Failures) -> None:
@@ -63,10 +89,10 @@ def _erase(runs: dict[str, Run], failures: Failures) -> None:
 
     def fail(run: Run, error: BaseException) -> None:
         failures[run.name] = error
-        run.finish("failed", _told(error))
+        run.finish("failed", told(error))
         del runs[run.name]
 
-    slots = _slots(next(iter(runs.values())))
+    slots = min(_slots(next(iter(runs.values()))), len(runs))
     pool = ThreadPoolExecutor(slots)
     try:
         trainings: dict[Future[None], Run] = {}
@@ -75,7 +101,7 @@ def _erase(runs: dict[str, Run], failures: Failures) -> None:
             if fault is not None:
                 fail(run, fault)
             else:
-                trainings[pool.submit(_train, run)] = run
+                trainings[pool.submit(_train, run, slots)] = run
 
         _pairs(dict(runs), train_or_fail)
         trained: dict[str, Run] = {}
@@ -108,7 +134,8 @@ def _finish_all(runs: Mapping[str, Run], status: str, error: str) -> None:
         run.finish(status, error)
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """An error in one line: its type and what it says."""
     return "".join(traceback.format_exception_only(error)).strip()
 
 
@@ -146,7 +173,7 @@ def _pairs(runs: Mapping[str, Run], settled: Callable[[Run, BaseException | None
     make_pairs(tasks, arm_step("before", tasks), settle)
 
 
-def _train(run: Run) -> None:
+def _train(run: Run, at_once: int) -> None:
     if run.done("training"):
         return
     run.begin("training")
@@ -154,7 +181,7 @@ def _train(run: Run) -> None:
         from vce_ray.training.train import train
 
         facts = {"concept": run.concept.name, "run": run.name, "method": run.config.train.method}
-        run.store.write_json(TRAINING, train(run.config, run.store, facts))
+        run.store.write_json(TRAINING, train(run.config, run.store, facts, at_once))
     last = run.store.read_json(TRAINING)[-1]
     run.end("training", **{key: round(last[key], 4) for key in ("step", "loss", "margin")})
 

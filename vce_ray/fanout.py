@@ -143,9 +143,13 @@ def open_claims(task: Task, step: Step) -> list[Row]:
 
 
 def batched(claims: Iterable[Row], size: int, alike: Callable[[Row], Any]) -> Iterator[list[Row]]:
-    """Claims in batches of at most `size` kinds; those that are alike, a drawing that several runs want, together."""
-    groups = itertools.groupby(sorted(claims, key=alike), key=alike)
-    while batch := [claim for _, group in itertools.islice(groups, size) for claim in group]:
+    """Claims in batches of at most `size` kinds, in their order: runs that come first have all their rows first. Those
+    that are alike, a drawing that several runs want, are together."""
+    groups: dict[Any, list[Row]] = {}
+    for claim in claims:
+        groups.setdefault(alike(claim), []).append(claim)
+    kinds = iter(groups.values())
+    while batch := [claim for group in itertools.islice(kinds, size) for claim in group]:
         yield batch
 
 

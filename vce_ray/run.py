@@ -60,6 +60,8 @@ class Run:
         if self.store.exists(RUN):
             self.record = self.store.read_json(RUN)
             changed = [key for key in settings if self.record["config"].get(key) != settings[key]]
+            if self.record["concept"] != self.concept.model_dump(mode="json"):
+                changed.append("what its concept says")
             if changed:
                 raise ValueError(
                     f"run {self.name} in {self.store.where()} was started with other settings ({', '.join(changed)}): "

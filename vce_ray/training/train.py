@@ -38,19 +38,23 @@ MAX_FAILURES = 3
 """So many times a training that lost a worker goes on from its last checkpoint."""
 
 
-def train(run: RunConfig, store: Store, facts: dict) -> list[dict]:
+def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[dict]:
     """Trains on the published pairs of a run and uploads the adapter (or full weights) to `adapter/`.
+
+    Args:
+        facts: what the adapter's card says beside its base.
+        at_once: trainings that share the cluster's CPUs, where it has no GPUs.
 
     Returns:
         The figures of each step: loss, margin, log-probs of both sides, gradient norm.
     """
     config = run.train
     gpus = ray.cluster_resources().get("GPU", 0) > 0  # the driver may run on a head node without any
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // (config.num_workers * at_once))
     scaling = ray.train.ScalingConfig(
         num_workers=config.num_workers,
         use_gpu=gpus,
-        resources_per_worker=None if gpus else {"CPU": max(1, cpus // config.num_workers)},
+        resources_per_worker=None if gpus else {"CPU": cpus},
     )
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
@@ -62,7 +66,7 @@ def train(run: RunConfig, store: Store, facts: dict) -> list[dict]:
             storage_filesystem=store.filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, cpus // config.num_workers))}},
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cpus)}},
         ),
     )
     result = trainer.fit()

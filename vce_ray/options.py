@@ -1,0 +1,120 @@
+"""Options that commands share, and the settings of a run that they make."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vce_ray.config import EvalConfig, PairConfig, default_sampling
+
+StoreOption = Annotated[str, typer.Option(help="Where runs lie: a local folder or s3://bucket/prefix.")]
+BaseOption = Annotated[
+    str, typer.Option(help="Base model: emoji-world, a checkpoint folder, s3://..., owner/name[@revision].")
+]
+CaptionerOption = Annotated[str | None, typer.Option(help="Describes images where the base cannot: a Janus.")]
+JudgeOption = Annotated[str | None, typer.Option(help="CLIP folder that judges; the embedded model has its own.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
+MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]
+PairsOption = Annotated[int, typer.Option(min=1, help="Prompts with the concept.")]
+KeepOption = Annotated[int, typer.Option(min=0, help="Prompts of what must be kept.")]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
+]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Ray Train workers of a training.")]
+WeightsOption = Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")]
+JudgedOption = Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")]
+JudgedKeepOption = Annotated[int, typer.Option(min=1, help="Kept images that are judged.")]
+BatchOption = Annotated[
+    int | None, typer.Option(min=1, help="Images drawn at once; fewer where memory is short. None depends on it.")
+]
+ActorsOption = Annotated[
+    str | None, typer.Option(help="Actors that draw, such as 8, or 2:16 for Ray to scale between.", show_default="all")
+]
+CaptionActorsOption = Annotated[
+    str | None, typer.Option(help="Actors that only read images, such as 2 or 1:4, while the others draw.")
+]
+GpusOption = Annotated[float | None, typer.Option(min=0, help="GPUs of an actor, such as 1 or 0.5.")]
+AcceleratorOption = Annotated[str | None, typer.Option(help="Kind of GPU that draws, by Ray's name, such as H200.")]
+CaptionAcceleratorOption = Annotated[str | None, typer.Option(help="Kind of GPU of the actors that only read.")]
+LabelOption = Annotated[list[str] | None, typer.Option(help="Label of the nodes to use, key=value.")]
+WaitOption = Annotated[float, typer.Option(min=1, help="Seconds that GPUs may take to come before giving up.")]
+
+PAIRS, KEEP = PairConfig().num_pairs, PairConfig().num_keep
+JUDGED, JUDGED_KEEP = EvalConfig().num_erase, EvalConfig().num_keep
+
+
+def run_settings(
+    *,
+    base: str,
+    captioner: str | None,
+    judge: str | None,
+    store: str,
+    seed: int,
+    method: str,
+    pairs: int,
+    keep: int,
+    steps: int | None,
+    workers: int,
+    weights: str,
+    judged: int,
+    judged_keep: int,
+    batch_size: int | None,
+    cluster: dict[str, Any],
+) -> dict[str, Any]:
+    """Options as keys of RunConfig, all but the concept; training steps stay out where they depend on it."""
+    train = method_defaults(method) | {"method": method, "num_workers": workers, "weights": weights}
+    sampling = default_sampling(base)
+    return {
+        "base": base,
+        "captioner": captioner,
+        "store": store,
+        "seed": seed,
+        "sampling": sampling.model_copy(update={"batch_size": batch_size} if batch_size else {}).model_dump(),
+        "pairs": {"num_pairs": pairs, "num_keep": keep},
+        "train": train | ({"steps": steps} if steps else {}),
+        "evaluation": {"num_erase": judged, "num_keep": judged_keep, "judge": judge},
+        "cluster": cluster,
+    }
+
+
+def method_defaults(method: str) -> dict[str, Any]:
+    """Settings that belong to a method: the sum of vanilla DPO wants a smaller slope than a mean."""
+    return {"beta": 0.1, "prompt_mode": "given"} if method == "dpo" else {}
+
+
+def cluster_settings(
+    actors: str | None,
+    caption_actors: str | None,
+    gpus_per_actor: float | None,
+    accelerator: str | None,
+    caption_accelerator: str | None,
+    label: list[str] | None,
+    wait: float,
+) -> dict[str, Any]:
+    """Options as keys of ClusterConfig.
+
+    Raises:
+        ValueError: bounds that are no numbers, or a label without '='.
+    """
+    labels = {}
+    for pair in label or ():
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"label {pair!r} is no key=value")
+        labels[key] = value
+    shared = {"gpus_per_actor": gpus_per_actor, "labels": labels}
+    draw = shared | {"accelerator": accelerator} | _bounds("actors", actors)
+    caption = None
+    if caption_actors or caption_accelerator:
+        caption = shared | {"accelerator": caption_accelerator} | _bounds("caption-actors", caption_actors)
+    return {"draw": draw, "caption": caption, "wait_s": wait}
+
+
+def _bounds(option: str, value: str | None) -> dict[str, int]:
+    if value is None:
+        return {}
+    low, colon, high = value.partition(":")
+    if not low.isdigit() or (colon and not high.isdigit()):
+        raise ValueError(f"--{option} {value!r}: give a number of actors, such as 8, or bounds, such as 2:16")
+    return {"min_actors": int(low), "max_actors": int(high if colon else low)}
