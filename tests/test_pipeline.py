@@ -1,4 +1,5 @@
-"""A whole erasure on a real local Ray, through the command line: finished, killed and resumed, on disk and on S3."""
+"""Erasures on a real local Ray, through the command line: a fleet of two of which one fails, and one of its runs again,
+killed in every stage and resumed, on disk and on S3."""
 
 from __future__ import annotations
 
@@ -32,18 +33,43 @@ def keys(run: Store) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
-    """A run that nothing disturbed, and what it printed."""
-    store = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(
-        [*COMMAND, "--store", str(store)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+    """The store of a fleet that nothing disturbed, and what it printed: deer, a whale that the model knows by no such
+    name, and a concept that is not there."""
+    place = tmp_path_factory.mktemp("fleet")
+    (place / "orca.yaml").write_text("{kind: object, names: [orca], keep: [fish], labels: [orca, fish]}")
+    command = [*COMMAND[:3], "fleet", "deer", str(place / "orca.yaml"), "dear", "--name", "test", *TINY]
+    ended = subprocess.run(
+        [*command, "--store", str(place)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Store(store).child("deer-vsafe-dpo-0"), done.stdout
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    return Store(place), ended.stdout
 
 
-def test_a_run_leaves_every_stage_and_a_report(finished: tuple[Store, str]) -> None:
-    run, printed = finished
+@pytest.fixture(scope="module")
+def finished(fleet: tuple[Store, str]) -> Store:
+    """The run of the fleet that came to its end."""
+    return fleet[0].child("deer-vsafe-dpo-0")
+
+
+def test_of_a_fleet_only_what_is_poisoned_fails(fleet: tuple[Store, str]) -> None:
+    store, printed = fleet
+    summary = store.read_json("fleets/test/fleet.json")
+    deer, orca, dear = summary["runs"]
+    assert deer["fault"] is None and 0 <= deer["figures"]["seen_after"] <= 1
+    assert "captions of orca-vsafe-dpo-0 rejected 6 of 6 rows" in orca["fault"]
+    assert "concept not in unsafe image (6)" in orca["fault"] and "unknown concept 'dear'" in dear["fault"]
+    record = store.read_json("orca-vsafe-dpo-0/run.json")
+    assert record["status"] == "failed" and record["error"].endswith(orca["fault"])
+    assert 0 < summary["drawn"] < summary["asked"]  # both keep fish
+    page = store.read_bytes("fleets/test/index.html").decode()
+    assert "1 of 3 concepts erased" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
+    assert '<a href="../../deer-vsafe-dpo-0/report/index.html">' in page
+    assert "summary:" in printed and "orca  failed" in printed and "dear: left out" in printed
+
+
+def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
+    run = finished
     record = run.read_json("run.json")
     assert record["status"] == "done" and record["error"] is None
     assert [name for name, stage in record["stages"].items() if stage["state"] == "done"] == list(STAGES)
@@ -58,16 +84,15 @@ def test_a_run_leaves_every_stage_and_a_report(finished: tuple[Store, str]) -> N
     assert {"loss", "margin", "accuracy", "chosen_logp", "rejected_logp", "gradient_norm"} <= steps[0].keys()
     assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # an adapter that is new changes nothing
     assert run.read_bytes("report/index.html").startswith(b"<!doctype html>")
-    assert "report:" in printed and "deer" in printed
     figures = run.read_json("evaluation/metrics.json")
     assert 0 <= figures["seen_after"] <= 1
 
 
-def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: tuple[Store, str], tmp_path: Path) -> None:
+def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: Store, tmp_path: Path) -> None:
     from vce_ray.models.adapter import CARD, read_card
     from vce_ray.models.load import load_model
 
-    folder = finished[0].fetch("adapter", tmp_path / "adapter")
+    folder = finished.fetch("adapter", tmp_path / "adapter")
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
     load_model(adapter=folder)
     card = read_card(folder)
@@ -76,24 +101,24 @@ def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: tuple[Store,
         load_model(adapter=folder)
 
 
-def test_the_same_command_again_does_no_work_twice(finished: tuple[Store, str]) -> None:
-    run, _ = finished
+def test_the_same_command_again_does_no_work_twice(finished: Store) -> None:
+    run = finished
     manifest = run.stage("pairs").manifest()
     parent = run.root.rsplit("/", 1)[0]
     again = subprocess.run([*COMMAND, "--store", parent], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("published before") == len(STAGES)
+    assert again.stdout.count("published before") == len(STAGES) and "report:" in again.stdout
     assert run.stage("pairs").manifest() == manifest
 
 
-def test_other_settings_under_the_same_name_are_refused(finished: tuple[Store, str]) -> None:
-    parent = finished[0].root.rsplit("/", 1)[0]
+def test_other_settings_under_the_same_name_are_refused(finished: Store) -> None:
+    parent = finished.root.rsplit("/", 1)[0]
     other = subprocess.run(
         [*COMMAND, "--store", parent, "--steps", "5"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
     assert other.returncode == 2
     assert "other settings (train)" in other.stderr
-    assert finished[0].read_json("run.json")["status"] == "done"
+    assert finished.read_json("run.json")["status"] == "done"
 
 
 def begun(run: Store, stage: str) -> bool:
@@ -103,7 +128,7 @@ def begun(run: Store, stage: str) -> bool:
     return bool(run.stage(stage).parts())
 
 
-def test_a_driver_killed_in_every_stage_ends_with_the_same_ids(finished: tuple[Store, str], s3_uri) -> None:
+def test_a_driver_killed_in_every_stage_ends_with_the_same_ids(finished: Store, s3_uri) -> None:
     """SIGKILL to the driver as soon as each stage has begun; the same command goes on, here on S3 over HTTP."""
     uri = s3_uri("killed")
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # with what the fixture has set
@@ -127,8 +152,8 @@ def test_a_driver_killed_in_every_stage_ends_with_the_same_ids(finished: tuple[S
     done = subprocess.run([*COMMAND, "--store", uri], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert run.read_json("run.json")["status"] == "done"
-    assert keys(run) == keys(finished[0])
-    theirs, ours = finished[0].stage("pairs").read(), run.stage("pairs").read()
+    assert keys(run) == keys(finished)
+    theirs, ours = finished.stage("pairs").read(), run.stage("pairs").read()
     assert ours.equals(theirs)
     for made, found in parts.items():
         rows = sum(run.stage(made).read_part(part).num_rows for part in run.stage(made).parts())

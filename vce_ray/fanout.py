@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+import ray.util
 
 from vce_ray.config import PoolConfig
 from vce_ray.pairs.generate import Outcome, Row, reject
@@ -158,6 +159,7 @@ def flow(
     pools: Sequence[tuple[Sequence[Step], PoolConfig]],
     tasks: Mapping[str, Task],
     batch_size: int,
+    wait_s: float = 600.0,
 ) -> Iterator[Row]:
     """Takes claims through pools of actors, one after the other; each claim comes out once, and tells where it ended.
 
@@ -165,10 +167,16 @@ def flow(
         batches: claims that an actor of the first pool takes together.
         pools: steps that share an actor, and how many actors of what kind.
         batch_size: claims that an actor of a later pool takes together.
+        wait_s: how long what the pools ask for may take to come.
+
+    Raises:
+        ValueError: it has not come.
     """
     blocks = [pa.Table.from_pylist(batch, CLAIM) for batch in batches]
     if not blocks:
         return
+    for _, pool in pools:
+        await_nodes(pool, wait_s)
     followers = {step.source: step for steps, _ in pools for step in steps}
     claims = ray.data.from_arrow(blocks)
     for number, (steps, pool) in enumerate(pools):
@@ -204,6 +212,37 @@ def placement(pool: PoolConfig, pools: int, batches: int) -> dict[str, Any]:
         "num_cpus": 1 if each else 0.5 / pools,  # without GPUs actors must leave a place for the tasks that feed them
         "num_gpus": each,
     }
+
+
+def await_nodes(pool: PoolConfig, wait_s: float) -> None:
+    """Waits until the cluster has a place for the fewest actors of a pool; asking makes an autoscaler bring it.
+
+    Raises:
+        ValueError: it has none after so many seconds; told are what was asked for and what is there.
+    """
+    asked = {"GPU": pool.gpus_per_actor} if pool.gpus_per_actor else {}
+    if pool.accelerator:
+        asked |= {"GPU": pool.gpus_per_actor or 1.0, f"accelerator_type:{pool.accelerator}": 0.001}
+    if not asked and not pool.labels:
+        return  # what the cluster has will do
+    count = pool.min_actors
+    selectors = [dict(pool.labels)] * count
+    group = ray.util.placement_group([{"CPU": 1.0} | asked] * count, bundle_label_selector=selectors)
+    try:
+        if group.wait(wait_s):
+            return
+    finally:
+        ray.util.remove_placement_group(group)
+    wanted = ", ".join(
+        [f"{value:g} {name}" for name, value in asked.items()] + [f"{k}={v}" for k, v in pool.labels.items()]
+    )
+    there = ", ".join(
+        f"{value:g} {name}" for name, value in sorted(ray.cluster_resources().items()) if "node:" not in name
+    )
+    raise ValueError(
+        f"the cluster had no place for {count} actors with {wanted} each within {wait_s:g} s (it has {there}): "
+        "add nodes, ask for less (--actors, --gpus-per-actor, --accelerator, --label), or wait longer (--wait)"
+    )
 
 
 def publish(task: Task, step: Step, max_reject_ratio: float = 1.0, **facts: Any) -> dict[str, Any]:

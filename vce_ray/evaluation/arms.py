@@ -26,7 +26,7 @@ def evaluate_after(tasks: Mapping[str, Task]) -> None:
     run = next(iter(tasks.values())).config
     size = run.sampling.batch_size
     batches = [batch for task in tasks.values() for batch in batched(open_claims(task, step), size, _key)]
-    for _ in flow(batches, [([step], run.cluster.draw)], tasks, size):
+    for _ in flow(batches, [([step], run.cluster.draw)], tasks, size, run.cluster.wait_s):
         pass
     for task in tasks.values():
         publish(task, step)

@@ -104,7 +104,7 @@ def make_pairs(
         for step in every
         for batch in batched([claim for claim in claims if claim["next"] == step.stage], size, _picture)
     ]
-    for claim in flow(batches, _pools(steps, beside, run.cluster), tasks, size):
+    for claim in flow(batches, _pools(steps, beside, run.cluster), tasks, size, run.cluster.wait_s):
         if claim["stage"] in steps:
             waiting[claim["run"]] -= 1
             if not waiting[claim["run"]]:
