@@ -19,7 +19,7 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
-    for command in ("demo", "erase", "generate", "plan", "serve", "status", "doctor"):
+    for command in ("demo", "erase", "generate", "plan", "serve", "status", "retry-rejects", "doctor", "fleet"):
         assert command in done.stdout
 
 

@@ -10,10 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import copytree
 
+import pyarrow as pa
 import pytest
 
-from vce_ray.run import STAGES
+from vce_ray import schemas
+from vce_ray.concept import load_concept
+from vce_ray.config import RunConfig
+from vce_ray.fanout import open_claims
+from vce_ray.pairs.build import pair_steps
+from vce_ray.run import STAGES, Task
+from vce_ray.status import retry_rejects, status_lines
 from vce_ray.store import Store
 
 TINY = ["--pairs", "6", "--keep", "8", "--steps", "4", "--judged", "8", "--judged-keep", "12", "--batch-size", "3"]
@@ -160,3 +168,41 @@ def test_a_driver_killed_in_every_stage_ends_with_the_same_ids(finished: Store, 
         manifest = run.stage(made).manifest()
         assert manifest is not None and manifest["rows"] == rows, f"a row of {made} was made twice"
         assert found <= set(run.stage(made).parts())
+
+
+def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: Path) -> None:
+    copytree(finished.root, tmp_path / "run")
+    store = Store(tmp_path / "run")
+    whole = store.stage("safe").read()
+    store.delete_prefix("safe")
+    safe, rejects = store.stage("safe"), store.stage("rejects/safe")
+    safe.publish([safe.write_part(whole.slice(1))], key="pair_id")
+    rejected = {"row_id": whole["source_id"][0].as_py(), "stage": "safe", "reason": "fault", "detail": "", "attempt": 1}
+    store.delete_prefix("rejects/safe")
+    rejects.publish([rejects.write_part(pa.Table.from_pylist([rejected], schemas.REJECTS))], key="row_id")
+
+    assert retry_rejects(store) == {("safe", "fault"): 1}
+    assert not rejects.parts() and safe.inventory().num_rows == whole.num_rows - 1
+    for name in ("safe", "reference", "pairs", "keep", "evaluation/after"):
+        assert not store.stage(name).published(), name
+    assert store.stage("captions").published() and store.stage("evaluation/before").published()
+    assert not store.exists("training.json") and not store.list("adapter") and not store.list("checkpoints")
+    config = RunConfig.model_validate(store.read_json("run.json")["config"])
+    task = Task("deer-vsafe-dpo-0", config, load_concept("deer"), store)
+    (claim,) = open_claims(task, pair_steps({task.name: task})["safe"])
+    assert claim["key"] == rejected["row_id"]
+    assert next(iter(status_lines(store))).startswith("deer-vsafe-dpo-0: stopped (its rejects are to be tried again)")
+    assert retry_rejects(store) == {}
+    store.write_json("run.json", store.read_json("run.json") | {"status": "running"})
+    with pytest.raises(ValueError, match="says that it is running"):
+        retry_rejects(store)
+
+
+def test_status_tells_of_runs_and_of_rows_that_are_under_way(fleet: tuple[Store, str], tmp_path: Path) -> None:
+    store, _ = fleet
+    deer, orca = status_lines(store)
+    assert deer == "deer-vsafe-dpo-0: done" and orca.startswith("orca-vsafe-dpo-0: failed (RejectedTooMuch: ")
+    lines = "\n".join(status_lines(store.child("orca-vsafe-dpo-0")))
+    assert "unsafe     failed   rows 14" in lines and "captions   failed   rows 0  rejected 6" in lines
+    with pytest.raises(ValueError, match="no run in"):
+        list(status_lines(Store(tmp_path)))

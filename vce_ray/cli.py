@@ -1,4 +1,4 @@
-"""The command line: vce-ray demo | erase | fleet | generate | plan | serve | status | doctor.
+"""The command line: vce-ray demo | erase | fleet | generate | plan | serve | status | retry-rejects | doctor.
 
 torch and ray are imported inside the commands that need them, so `vce-ray --help` answers at once.
 """
@@ -287,15 +287,25 @@ def serve(
 
 
 @app.command()
-def status(run: Annotated[str, typer.Argument(help="The run's folder or s3:// prefix.")]) -> None:
-    """Tells how far a run is, from its run.json."""
+def status(run: Annotated[str, typer.Argument(help="A run's folder or s3:// prefix, or a store of runs.")]) -> None:
+    """Tells how far a run is, or each run of a store; also while it runs."""
+    from vce_ray.status import status_lines
     from vce_ray.store import Store
 
-    record = Store(run).read_json("run.json")
-    typer.echo(f"{record['name']}: {record['status']}" + (f" ({record['error']})" if record["error"] else ""))
-    for name, stage in record["stages"].items():
-        figures = {key: value for key, value in stage.items() if key not in ("state", "started")}
-        typer.echo(f"  {name:<10} {stage['state']:<8} " + "  ".join(f"{k} {v}" for k, v in figures.items()))
+    for line in status_lines(Store(run)):
+        typer.echo(line)
+
+
+@app.command()
+def retry_rejects(run: Annotated[str, typer.Argument(help="The run's folder or s3:// prefix.")]) -> None:
+    """Takes back what a run rejected: the same command then tries those rows again, and trains anew."""
+    from vce_ray.status import retry_rejects as take_back
+    from vce_ray.store import Store
+
+    taken = take_back(Store(run))
+    for (stage, reason), count in sorted(taken.items()):
+        typer.echo(f"{stage}: {count} x {reason}")
+    typer.echo("give the run's command again to try them" if taken else "nothing was rejected")
 
 
 def main(arguments: list[str] | None = None) -> int:

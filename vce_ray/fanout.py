@@ -261,7 +261,8 @@ def publish(task: Task, step: Step, max_reject_ratio: float = 1.0, **facts: Any)
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
         raise RejectedTooMuch(
             f"stage {step.stage} of {task.name} rejected {rejected} of {total} rows, more than max_reject_ratio "
-            f"{max_reject_ratio}: {told}. Mend the cause or raise the ratio, then give the same command again"
+            f"{max_reject_ratio}: {told}. Mend the cause, take the rejects back by vce-ray retry-rejects, then give "
+            "the same command again"
         )
     if rejected and not rejects.published():
         rejects.publish(rejects.parts(), key="row_id")

@@ -1,0 +1,26 @@
+"""A Ray that a command starts is nobody else's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+from vce_ray.ray_session import ray_session
+with ray_session():
+    import os, ray, subprocess, sys
+    address = ray.get_runtime_context().gcs_address
+    code = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR')"
+    def join(token):
+        environment = os.environ | {"RAY_AUTH_TOKEN": token}
+        return subprocess.run([sys.executable, "-c", code, address], env=environment, capture_output=True).returncode
+    print(len(os.environ["RAY_AUTH_TOKEN"]) >= 32, join(os.environ["RAY_AUTH_TOKEN"]), join("another" * 8) != 0)
+"""
+
+
+def test_a_ray_that_a_command_starts_wants_its_token() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ended = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip().splitlines()[-1] == "True 0 True"
