@@ -34,6 +34,9 @@ from vce_ray.training.step import anchor_loss, keep_loss, pair_loss
 
 TRAINED = StateDictOptions(ignore_frozen_params=True)
 METRICS = "metrics.jsonl"
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait for each other sleep: spinning, they take the cores of whatever else runs, drawing or another
+training, and a step takes several times as long."""
 MAX_FAILURES = 3
 """So many times a training that lost a worker goes on from its last checkpoint."""
 
@@ -66,7 +69,7 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
             storage_filesystem=store.filesystem,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cpus)}},
+            worker_runtime_env={"env_vars": THREADS | {"OMP_NUM_THREADS": str(cpus)}},
         ),
     )
     result = trainer.fit()
