@@ -8,19 +8,20 @@ again, and rows of many runs share the same warm actors.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import ray.util
 
 from vce_ray.config import PoolConfig
-from vce_ray.pairs.generate import Outcome, Row, reject
+from vce_ray.pairs.rows import Outcome, Row, reject
 from vce_ray.run import Task
 from vce_ray.schemas import CLAIM, REJECTS
 from vce_ray.store_error import StoreError
@@ -48,7 +49,9 @@ class Step:
     wants: Callable[[Row], bool] | None = None
     """Which rows of `source` are for this step; all of them where it is None."""
     asks: tuple[str, ...] = ()
-    """Columns of `source` that `wants` looks at, and that tell which claims are alike."""
+    """Columns of `source` that `wants` looks at."""
+    alike: tuple[str, ...] = ()
+    """Columns of `source` that determine what is made of a row, where several runs may want the same of it."""
 
 
 class RejectedTooMuch(ValueError):
@@ -130,32 +133,38 @@ def _carefully(core: Core, rows: list[Row], stage: str) -> Outcome:
 # What the driver does -------------------------------------------------------------------------------------------------
 
 
-def open_claims(task: Task, step: Step) -> list[Row]:
-    """Claims to the rows that a step has still to read, with the columns that it asks for."""
-    stage = task.store.stage(step.stage)
+def open_claims(task: Task, step: Step) -> pa.Table:
+    """Claims to the rows that a step has still to read, and 'alike': what claims to the same picture have in common."""
+    stage, rejects = task.store.stage(step.stage), task.store.stage(f"rejects/{step.stage}")
+    columns = tuple(dict.fromkeys((*step.asks, *step.alike)))
+    rows = task.store.stage(step.source).inventory(columns)
     if stage.published():
-        return []
-    done = set(stage.inventory([step.link])[step.link].to_pylist())
-    done.update(task.store.stage(f"rejects/{step.stage}").inventory(["row_id"])["row_id"].to_pylist())
+        rows = rows.slice(0, 0)
+    for made, link in ((stage, step.link), (rejects, "row_id")):
+        done = made.inventory([link])[link]
+        rows = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=done.combine_chunks())))
+    if step.wants is not None:
+        rows = rows.filter(pa.array([step.wants(row) for row in rows.select(step.asks).to_pylist()], pa.bool_()))
+    same = [rows[name].cast(pa.string()) for name in step.alike or ("key",)]
     told = {"run": task.name, "stage": step.source, "next": step.stage}
-    rows = task.store.stage(step.source).inventory(step.asks).to_pylist()
-    wanted = (row for row in rows if row["key"] not in done and (step.wants is None or step.wants(row)))
-    return [told | row for row in wanted]
+    claims = {name: pa.repeat(value, len(rows)) for name, value in told.items()}
+    claims |= {"part": rows["part"], "key": rows["key"], "alike": pc.binary_join_element_wise(*same, "\0")}
+    return pa.table(claims)
 
 
-def batched(claims: Iterable[Row], size: int, alike: Callable[[Row], Any]) -> Iterator[list[Row]]:
+def batched(claims: pa.Table, size: int) -> Iterator[pa.Table]:
     """Claims in batches of at most `size` kinds, in their order: runs that come first have all their rows first. Those
     that are alike, a drawing that several runs want, are together."""
-    groups: dict[Any, list[Row]] = {}
-    for claim in claims:
-        groups.setdefault(alike(claim), []).append(claim)
-    kinds = iter(groups.values())
-    while batch := [claim for group in itertools.islice(kinds, size) for claim in group]:
-        yield batch
+    kinds = claims["alike"].combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.argsort(kinds, kind="stable")
+    claims, batch = claims.select(CLAIM.names).take(pa.array(order)), kinds[order] // size
+    starts = np.flatnonzero(np.diff(batch, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(batch)]):
+        yield claims.slice(start, end - start).combine_chunks()
 
 
 def flow(
-    batches: Iterable[list[Row]],
+    batches: Iterable[pa.Table],
     pools: Sequence[tuple[Sequence[Step], PoolConfig]],
     tasks: Mapping[str, Task],
     batch_size: int,
@@ -172,7 +181,7 @@ def flow(
     Raises:
         ValueError: it has not come.
     """
-    blocks = [pa.Table.from_pylist(batch, CLAIM) for batch in batches]
+    blocks = list(batches)
     if not blocks:
         return
     for _, pool in pools:

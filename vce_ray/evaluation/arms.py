@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from vce_ray import schemas
 from vce_ray.evaluation.score import Score
 from vce_ray.fanout import Step, batched, flow, open_claims, publish
+from vce_ray.pairs.build import PICTURE
 from vce_ray.run import Task
 
 
 def arm_step(arm: str, tasks: Mapping[str, Task]) -> Step:
     """The step that draws and judges one arm, 'before' or 'after'."""
     settings = {"tasks": dict(tasks), "arm": arm}
-    source, asks = "evaluation/prompts", ("prompt", "seed")
-    return Step(f"evaluation/{arm}", source, schemas.EVALUATION, "prompt_id", Score, settings, None, asks)
+    alike = PICTURE if arm == "before" else ()  # what the base draws is the same for all runs
+    source, made = "evaluation/prompts", schemas.EVALUATION
+    return Step(f"evaluation/{arm}", source, made, "prompt_id", Score, settings, alike=alike)
 
 
 def evaluate_after(tasks: Mapping[str, Task]) -> None:
@@ -25,12 +27,8 @@ def evaluate_after(tasks: Mapping[str, Task]) -> None:
     step = arm_step("after", tasks)
     run = next(iter(tasks.values())).config
     size = run.sampling.batch_size
-    batches = [batch for task in tasks.values() for batch in batched(open_claims(task, step), size, _key)]
+    batches = [batch for task in tasks.values() for batch in batched(open_claims(task, step), size)]
     for _ in flow(batches, [([step], run.cluster.draw)], tasks, size, run.cluster.wait_s):
         pass
     for task in tasks.values():
         publish(task, step)
-
-
-def _key(claim: Mapping[str, str]) -> str:
-    return claim["key"]

@@ -29,6 +29,8 @@ from vce_ray.training.reference import Reference
 PROMPTS_OF_A_PART = 1024
 MADE = ("unsafe", "captions", "safe", "reference")
 """Stages of a run that the flow makes."""
+PICTURE = ("prompt", "seed")
+"""What determines a picture of the base."""
 
 
 def publish_prompts(task: Task) -> None:
@@ -60,7 +62,7 @@ def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
     safe = drawing | reading | {"attempts": run.pairs.safe_attempts}
     modes = modes_of(run.train)
     steps = (
-        Step("unsafe", "prompts", schemas.UNSAFE, "prompt_id", DrawUnsafe, drawing, None, ("prompt", "seed")),
+        Step("unsafe", "prompts", schemas.UNSAFE, "prompt_id", DrawUnsafe, drawing, alike=PICTURE),
         Step("captions", "unsafe", schemas.CAPTIONS, "sample_id", Describe, reading, _is_to_erase, ("kind",)),
         Step("safe", "captions", schemas.SAFE, "source_id", DrawSafe, safe),
         Step("reference", "safe", schemas.reference(modes), "pair_id", Reference, {"base": run.base, "modes": modes}),
@@ -83,8 +85,8 @@ def make_pairs(
     """
     steps = pair_steps(tasks)
     every = [*steps.values(), beside]
-    claims = [claim for step in every for task in tasks.values() for claim in open_claims(task, step)]
-    waiting = Counter(claim["run"] for claim in claims if claim["next"] in steps)
+    claims = {step.stage: pa.concat_tables([open_claims(task, step) for task in tasks.values()]) for step in every}
+    waiting = Counter(name for stage in steps for name in claims[stage]["run"].to_pylist())
 
     def settle(name: str) -> None:
         fault = None
@@ -99,11 +101,7 @@ def make_pairs(
             settle(name)
     run = next(iter(tasks.values())).config
     size = run.sampling.batch_size
-    batches = [
-        batch
-        for step in every
-        for batch in batched([claim for claim in claims if claim["next"] == step.stage], size, _picture)
-    ]
+    batches = [batch for step in every for batch in batched(claims[step.stage], size)]
     for claim in flow(batches, _pools(steps, beside, run.cluster), tasks, size, run.cluster.wait_s):
         if claim["stage"] in steps:
             waiting[claim["run"]] -= 1
@@ -111,11 +109,6 @@ def make_pairs(
                 settle(claim["run"])
     for task in tasks.values():
         publish(task, beside)
-
-
-def _picture(claim: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What claims to the same picture have in common."""
-    return (claim["prompt"], claim["seed"]) if "seed" in claim else (claim["key"], 0)
 
 
 def _pools(steps: Mapping[str, Step], beside: Step, cluster: ClusterConfig) -> list[tuple[list[Step], PoolConfig]]:

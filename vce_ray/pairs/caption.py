@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from vce_ray.concept import Concept
 from vce_ray.models.load import base_model
-from vce_ray.pairs.generate import Outcome, Row, reject
 from vce_ray.pairs.images import from_png
 from vce_ray.pairs.refine import refine
+from vce_ray.pairs.rows import Outcome, Row, reject
 
 CAPTION_BATCH = 32
 

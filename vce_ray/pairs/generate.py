@@ -6,7 +6,7 @@ Plain callables from rows to (rows, rejects), each with the run that it belongs 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vce_ray.concept import Concept
 from vce_ray.config import SamplingConfig
@@ -14,22 +14,13 @@ from vce_ray.ids import stable_id
 from vce_ray.models.load import base_model
 from vce_ray.pairs.images import to_png
 from vce_ray.pairs.prompts import sampling_seed
+from vce_ray.pairs.rows import Outcome, Row, reject
 from vce_ray.sampling import draw
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vce_ray.models.base import ImageModel
-
-Row = dict[str, Any]
-Outcome = tuple[list[Row], list[Row]]
-"""Rows that came out well, and rejects (reject() makes them)."""
-
-
-def reject(row: Row, stage: str, reason: str, detail: str, attempt: int = 1) -> Row:
-    """A row of `rejects/`: which row of which run failed where, why, and after how many attempts."""
-    told = {"stage": stage, "reason": reason, "detail": detail, "attempt": attempt}
-    return {"run": row["run"], "row_id": row["key"]} | told
 
 
 def sample_id(revision: str, prompt: str, seed: int, sampling: SamplingConfig) -> str:

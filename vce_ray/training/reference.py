@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vce_ray.models.base import ImageModel
 from vce_ray.models.load import base_model
-from vce_ray.pairs.generate import Outcome, Row
+from vce_ray.pairs.rows import Outcome, Row
 from vce_ray.training.step import pair_log_probs
 
 
