@@ -20,6 +20,7 @@ import ray.data
 import ray.util
 
 from vce_ray.config import PoolConfig
+from vce_ray.pairs.captioner import CaptionerError
 from vce_ray.pairs.generate import Outcome, Row, reject
 from vce_ray.run import Task
 from vce_ray.schemas import CLAIM, REJECTS
@@ -117,7 +118,7 @@ def _carefully(core: Core, rows: list[Row], stage: str) -> Outcome:
     """`core(rows)`; where it fails, by halves, so that a row which cannot be done is rejected alone."""
     try:
         return core(rows)
-    except StoreError:
+    except (StoreError, CaptionerError):
         raise  # no row's fault
     except Exception as error:
         if len(rows) == 1:
