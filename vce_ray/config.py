@@ -145,7 +145,8 @@ class RunConfig(_Config):
     concept: str
     base: str = "emoji-world"
     captioner: str | None = None
-    """Describes the base's images, where the base itself cannot: a Janus, named as a base is."""
+    """Describes the base's images in its place: a Janus, named as a base is; 'vllm:' and a vision model's hub id or
+    folder; or https://host/v1#model, an endpoint of chat completions (pairs/captioner.py)."""
     store: str = "runs"
     name: str | None = None
     """Name of the run's prefix below the store; the concept's and the method's by default."""
@@ -166,7 +167,7 @@ class RunConfig(_Config):
 
     @property
     def reader(self) -> str:
-        """The model that describes images."""
+        """The captioner that describes images."""
         return self.captioner or self.base
 
     if TYPE_CHECKING:  # types do not see that the validator fills in what is left out

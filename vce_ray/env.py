@@ -60,6 +60,12 @@ STORE_DEADLINE_S = Variable(
 API_TOKEN = Variable(
     "VCE_RAY_API_TOKEN", str, "", "bearer token that callers of the endpoint must send; empty: loopback only, no token"
 )
+CAPTIONER_TOKEN = Variable(
+    "VCE_RAY_CAPTIONER_TOKEN", str.strip, "", "bearer token for a captioner that is an endpoint; empty: none is sent"
+)
+CAPTIONER_DEADLINE_S = Variable(
+    "VCE_RAY_CAPTIONER_DEADLINE_S", _seconds, 120.0, "how long an endpoint is asked about one picture before it fails"
+)
 MODEL_CACHE = Variable(
     "VCE_RAY_MODEL_CACHE", str, "~/.cache/vce_ray/models", "folder for base models that are copied from a store"
 )
@@ -81,6 +87,8 @@ VARIABLES: tuple[Variable, ...] = (
     AWS_DEFAULT_REGION,
     STORE_DEADLINE_S,
     API_TOKEN,
+    CAPTIONER_TOKEN,
+    CAPTIONER_DEADLINE_S,
     MODEL_CACHE,
     CAPTURE,
     COMPILE,

@@ -21,6 +21,7 @@ import ray.data
 import ray.util
 
 from vce_ray.config import PoolConfig
+from vce_ray.pairs.captioner import CaptionerError
 from vce_ray.pairs.rows import Outcome, Row, reject
 from vce_ray.run import Task
 from vce_ray.schemas import CLAIM, REJECTS
@@ -120,11 +121,11 @@ def _carefully(core: Core, rows: list[Row], stage: str) -> Outcome:
     """`core(rows)`; where it fails, by halves, so that a row which cannot be done is rejected alone."""
     try:
         return core(rows)
-    except StoreError:
+    except (StoreError, CaptionerError):
         raise  # no row's fault
     except Exception as error:
         if len(rows) == 1:
-            return [], [reject(rows[0], stage, "fault", f"{type(error).__name__}: {error}"[:500])]
+            return [], [reject(rows[0], stage, "fault", f"{type(error).__name__}: {error}")]
     middle = len(rows) // 2
     (made, rejects), (more, others) = (_carefully(core, half, stage) for half in (rows[:middle], rows[middle:]))
     return made + more, rejects + others

@@ -12,7 +12,13 @@ StoreOption = Annotated[str, typer.Option(help="Where runs lie: a local folder o
 BaseOption = Annotated[
     str, typer.Option(help="Base model: emoji-world, a checkpoint folder, s3://..., owner/name[@revision].")
 ]
-CaptionerOption = Annotated[str | None, typer.Option(help="Describes images where the base cannot: a Janus.")]
+CaptionerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Describes images in place of the base: a Janus; vllm:MODEL; or https://host/v1#model, with its token in "
+        "VCE_RAY_CAPTIONER_TOKEN."
+    ),
+]
 JudgeOption = Annotated[str | None, typer.Option(help="CLIP folder that judges; the embedded model has its own.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
 MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]

@@ -15,7 +15,8 @@ from typing import Any
 
 from vce_ray.concept import Concept, load_concept
 from vce_ray.config import RunConfig
-from vce_ray.models.load import EMBEDDED, judge_folder, model_config, model_folder, reads_images
+from vce_ray.models.load import EMBEDDED, judge_folder, model_config, model_folder
+from vce_ray.pairs.captioner import check_captioner
 from vce_ray.pairs.prompts import read_prompts
 from vce_ray.store import Store
 
@@ -48,8 +49,7 @@ class Run:
         self.config, self.say = config, say
         model_config(model_folder(config.base))
         judge_folder(config.base, config.evaluation.judge)
-        if not reads_images(config.reader):
-            raise ValueError(f"{config.reader!r} cannot describe pictures: name a captioner, such as a Janus-Pro")
+        check_captioner(config.reader, config.base)
         self.concept: Concept = load_concept(config.concept, catalogue_of(config.base))
         if config.prompts_file is not None:
             read_prompts(config.prompts_file)

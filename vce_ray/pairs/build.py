@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vce_ray import schemas
-from vce_ray.config import ClusterConfig, PoolConfig
+from vce_ray.config import PoolConfig, RunConfig
 from vce_ray.fanout import RejectedTooMuch, Step, batched, flow, open_claims, publish
 from vce_ray.models.load import base_stamp
 from vce_ray.pairs.caption import Describe
+from vce_ray.pairs.captioner import checks_safe_images, parse_captioner
 from vce_ray.pairs.generate import DrawSafe, DrawUnsafe
 from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
 from vce_ray.run import Task
@@ -58,8 +59,9 @@ def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
     run = next(iter(tasks.values())).config
     concepts = {name: task.concept for name, task in tasks.items()}
     drawing = {"base": run.base, "sampling": run.sampling}
-    reading = {"reader": run.reader, "concepts": concepts}
-    safe = drawing | reading | {"attempts": run.pairs.safe_attempts}
+    reading = {"captioner": run.reader, "concepts": concepts}
+    checking = {"captioner": checks_safe_images(run.reader, run.base), "concepts": concepts}
+    safe = drawing | checking | {"attempts": run.pairs.safe_attempts}
     modes = modes_of(run.train)
     steps = (
         Step("unsafe", "prompts", schemas.UNSAFE, "prompt_id", DrawUnsafe, drawing, alike=PICTURE),
@@ -102,7 +104,7 @@ def make_pairs(
     run = next(iter(tasks.values())).config
     size = run.sampling.batch_size
     batches = [batch for step in every for batch in batched(claims[step.stage], size)]
-    for claim in flow(batches, _pools(steps, beside, run.cluster), tasks, size, run.cluster.wait_s):
+    for claim in flow(batches, _pools(steps, beside, run), tasks, size, run.cluster.wait_s):
         if claim["stage"] in steps:
             waiting[claim["run"]] -= 1
             if not waiting[claim["run"]]:
@@ -111,12 +113,15 @@ def make_pairs(
         publish(task, beside)
 
 
-def _pools(steps: Mapping[str, Step], beside: Step, cluster: ClusterConfig) -> list[tuple[list[Step], PoolConfig]]:
+def _pools(steps: Mapping[str, Step], beside: Step, run: RunConfig) -> list[tuple[list[Step], PoolConfig]]:
     """All steps in one pool, whose actors load the base once; or those that draw and those that read apart."""
-    if cluster.caption is None:
+    cluster, caption = run.cluster, run.cluster.caption
+    if caption is None:
         return [([*steps.values(), beside], cluster.draw)]
+    if parse_captioner(run.reader).kind == "endpoint":  # its actors only wait for answers
+        caption = caption.model_copy(update={"gpus_per_actor": 0.0, "accelerator": None})
     last = [steps["safe"], steps["reference"]]
-    return [([steps["unsafe"], beside], cluster.draw), ([steps["captions"]], cluster.caption), (last, cluster.draw)]
+    return [([steps["unsafe"], beside], cluster.draw), ([steps["captions"]], caption), (last, cluster.draw)]
 
 
 def publish_pairs(task: Task, steps: Mapping[str, Step]) -> None:

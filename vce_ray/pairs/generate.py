@@ -12,6 +12,7 @@ from vce_ray.concept import Concept
 from vce_ray.config import SamplingConfig
 from vce_ray.ids import stable_id
 from vce_ray.models.load import base_model
+from vce_ray.pairs.captioner import Caption, open_captioner
 from vce_ray.pairs.images import to_png
 from vce_ray.pairs.prompts import sampling_seed
 from vce_ray.pairs.rows import Outcome, Row, reject
@@ -62,33 +63,33 @@ class DrawSafe:
     """Refined captions -> safe pictures of the same content.
 
     Each picture is captioned again, and one in which the caption still names the concept is drawn anew with
-    the next seed, `attempts` times at most. `reader`, the base itself where it can, describes; the judge that
-    scores a run is another model and has no say here.
+    the next seed, `attempts` times at most; so is one that the captioner cannot describe. All of its answer counts, not
+    only its first sentence. The judge that scores a run is another model and has no say here.
     """
 
     def __init__(
-        self, base: str, reader: str, sampling: SamplingConfig, concepts: Mapping[str, Concept], attempts: int
+        self, base: str, captioner: str, sampling: SamplingConfig, concepts: Mapping[str, Concept], attempts: int
     ):
-        self.model, self.reader, self.sampling = base_model(base), base_model(reader), sampling
+        self.model, self.captioner, self.sampling = base_model(base), open_captioner(captioner), sampling
         self.concepts, self.attempts = concepts, attempts
 
     def __call__(self, rows: list[Row]) -> Outcome:
         drawn: list[Row] = []
         open_rows = list(rows)
-        last_check: dict[str, str] = {}
+        last_check: dict[str, Caption] = {}
         for attempt in range(1, self.attempts + 1):
             if not open_rows:
                 break
             seeds = [sampling_seed("safe", row["sample_id"], attempt) for row in open_rows]
             prompts = [row["refined_caption"] for row in open_rows]
             tokens = draw(self.model, prompts, seeds, self.sampling)
-            images = self.model.decode_pixels(tokens)
+            images = [to_png(image) for image in self.model.decode_pixels(tokens)]
             still_open = []
             for row, seed, row_tokens, image, check in zip(
-                open_rows, seeds, tokens.tolist(), images, self.reader.caption(images), strict=True
+                open_rows, seeds, tokens.tolist(), images, self.captioner.caption(images), strict=True
             ):
                 last_check[row["sample_id"]] = check
-                if self.concepts[row["run"]].mentions(check):
+                if check.fault or self.concepts[row["run"]].mentions(check.said):
                     still_open.append(row)
                     continue
                 drawn_id = sample_id(self.model.revision, row["refined_caption"], seed, self.sampling)
@@ -101,14 +102,15 @@ class DrawSafe:
                         "seed": seed,
                         "chosen": row_tokens,
                         "rejected": row["tokens"],
-                        "image": to_png(image),
-                        "check_caption": check,
+                        "image": image,
+                        "check_caption": check.text,
                         "attempt": attempt,
                     }
                 )
             open_rows = still_open
-        rejects = [
-            reject(row, "safe", "concept in safe image", last_check[row["sample_id"]], self.attempts)
-            for row in open_rows
-        ]
+        rejects = []
+        for row in open_rows:
+            check = last_check[row["sample_id"]]
+            reason = f"safe image unchecked: {check.fault}" if check.fault else "concept in safe image"
+            rejects.append(reject(row, "safe", reason, check.said, self.attempts))
         return drawn, rejects
