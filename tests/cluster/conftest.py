@@ -1,67 +1,34 @@
-"""A cluster of three Ray nodes with addresses of their own, and S3 over HTTP that they all reach."""
+"""A cluster of three Ray nodes with addresses of their own, S3 over HTTP that they all reach, and a run on one machine."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from secrets import token_hex
 from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
 
 import pytest
-from network import RAY, Network, missing, wait_for
+from network import Network, missing
+from nodes import Cluster
 from proxy import FaultyProxy
+from runs import run_alone
 
-ROOT = Path(__file__).parents[2]
+from vce_ray.store import Store
+
 NOT_PASSED_ON = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 
-class Cluster:
-    """A head and two workers of one CPU each, and an S3 server at the bridge that can be made to fail."""
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A run on one machine that nothing disturbed."""
+    return run_alone(tmp_path_factory.mktemp("alone"))
 
-    def __init__(self, network: Network, proxy: FaultyProxy):
-        self.network, self.proxy = network, proxy
-        self.head, *self.workers = (network.node() for _ in range(3))
-        self.url = f"http://{self.head.address}:8265"
 
-    def submit(self, *command: str) -> subprocess.Popen[str]:
-        """Submits a job, as somebody beside the cluster does; what is returned lasts as long as the job, and prints
-        what it prints."""
-        line = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, *command]
-        environment = self.network.environment | {"RAY_API_SERVER_ADDRESS": self.url}
-        return subprocess.Popen(
-            line, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    def store(self, uri: str) -> str:
-        """The URI of a store on the sound server, as the nodes see it: through the proxy."""
-        return f"{uri.partition('?')[0]}?endpoint_override={self.proxy.address}:{self.proxy.port}&scheme=http"
-
-    def make_whole(self) -> None:
-        """Starts the nodes that do not run, and waits until the head knows all of them and no others."""
-        self.proxy.heal()
-        if not self.head.pids():
-            self.head.start()
-        for node in self.workers:
-            if not node.pids():
-                node.start(self.head)
-        wait_for("all nodes", lambda: self.alive() == sorted(node.address for node in self.network.nodes), 180)
-
-    def alive(self) -> list[str]:
-        """The addresses of the nodes that the head holds to be alive."""
-        token = self.network.environment["RAY_AUTH_TOKEN"]
-        request = urllib.request.Request(f"{self.url}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=20) as reply:
-                nodes = json.load(reply)["data"]["result"]["result"]
-        except (OSError, KeyError, TypeError):  # it does not answer yet
-            return []
-        return sorted(node["node_ip"] for node in nodes if node["state"] == "ALIVE")
+@pytest.fixture
+def uri(s3_uri: Callable[[str], str]) -> str:
+    """An empty store on the S3 server, as this machine sees it."""
+    return s3_uri(f"cluster-{uuid4().hex}")
 
 
 @pytest.fixture(scope="session")
@@ -82,8 +49,7 @@ def whole_cluster(s3_uri: Callable[[str], str]) -> Iterator[Cluster]:
         Network(environment) as network,
         FaultyProxy(network.address, (upstream[0], int(upstream[1]))) as proxy,
     ):
-        cluster = Cluster(network, proxy)
-        yield cluster
+        yield Cluster(network, proxy)
 
 
 @pytest.fixture

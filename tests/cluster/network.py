@@ -98,10 +98,6 @@ class Network:
         node.connect()
         return node
 
-    def at(self, address: str) -> Node | None:
-        """The node of an address."""
-        return next((node for node in self.nodes if node.address == address), None)
-
 
 class Node:
     """A namespace with one address, in which a Ray node runs between `start` and `kill`."""

@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Container
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 Action = Callable[[str], object]
 """Is given the address of the sender; what it sent is dropped."""
@@ -28,6 +29,7 @@ class Fault(enum.Enum):
     """What ails the server."""
 
     NONE = "passes all on"
+    STOPPED = "listens no more, and has broken all connections"
     UNAVAILABLE = "answers 503 to whatever is asked"
     CUT = "breaks the connection in the middle of what is uploaded"
 
@@ -39,7 +41,7 @@ class FaultyProxy:
         self.address, self.upstream, self.port = address, upstream, 0
         self.fault = Fault.NONE
         self.suffered: Counter[Fault] = Counter()
-        """How many requests each fault has met."""
+        """How many requests each fault has met; one more for each time that it began."""
         self._once: list[tuple[str, str, Action, Container[str] | None]] = []
         self._lock = threading.Lock()
         self._server: _Server | None = None
@@ -71,13 +73,26 @@ class FaultyProxy:
         with self._lock:
             self._once.append((method, part, action, peers))
 
+    def ail(self, fault: Fault, seconds: float) -> None:
+        """Has a fault from now on, for so long. Does not wait for its end."""
+        self.fault = fault
+        self.suffered[fault] += 1
+        if fault is Fault.STOPPED:
+            self.stop()
+        timer = threading.Timer(seconds, self._recover)
+        timer.daemon = True
+        timer.start()
+
+    def _recover(self) -> None:
+        self.fault = Fault.NONE
+        if self._server is None:
+            self.start()
+
     def heal(self) -> None:
         """Ends what ails the server, and forgets the actions that still wait."""
         with self._lock:
             self._once.clear()
-        self.fault = Fault.NONE
-        if self._server is None:
-            self.start()
+        self._recover()
 
     def drops(self, method: str, path: str, peer: str) -> bool:
         """Calls the actions that wait for such a request; whether there was one."""
@@ -99,7 +114,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, place: tuple[str, int], proxy: FaultyProxy):
         self.proxy = proxy
-        self.connections: set[socket.socket] = set()
+        self.connections: set[Any] = set()
         super().__init__(place, _Handler)
 
     def server_bind(self) -> None:
@@ -126,12 +141,12 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""
 
     def _serve(self) -> None:
+        assert isinstance(self.server, _Server)
         proxy, fault = self.server.proxy, self.server.proxy.fault
         if fault is Fault.CUT and self.command in ("PUT", "POST"):
             proxy.suffered[fault] += 1
@@ -145,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif proxy.drops(self.command, self.path, self.client_address[0]):
             self._break()
         else:
-            self._pass_on(body)
+            self._pass_on(body, proxy.upstream)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 
@@ -160,8 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
             pass
         return b"".join(chunks)
 
-    def _pass_on(self, body: bytes) -> None:
-        upstream = http.client.HTTPConnection(*self.server.proxy.upstream, timeout=60)
+    def _pass_on(self, body: bytes, place: tuple[str, int]) -> None:
+        upstream = http.client.HTTPConnection(*place, timeout=60)
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
