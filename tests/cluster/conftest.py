@@ -1,4 +1,4 @@
-"""A cluster of three Ray nodes with addresses of their own, S3 over HTTP that they all reach, and a run on one machine."""
+"""A cluster of three Ray nodes with addresses of their own, S3 that they all reach, and a run on one machine."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class FaultyProxy:
         self.address, self.upstream, self.port = address, upstream, 0
         self.fault = Fault.NONE
         self.suffered: Counter[Fault] = Counter()
-        """How many requests each fault has met; one more for each time that it began."""
+        """How many requests each fault has met; of being stopped, how often."""
         self._once: list[tuple[str, str, Action, Container[str] | None]] = []
         self._lock = threading.Lock()
         self._server: _Server | None = None
@@ -76,8 +76,8 @@ class FaultyProxy:
     def ail(self, fault: Fault, seconds: float) -> None:
         """Has a fault from now on, for so long. Does not wait for its end."""
         self.fault = fault
-        self.suffered[fault] += 1
         if fault is Fault.STOPPED:
+            self.suffered[fault] += 1
             self.stop()
         timer = threading.Timer(seconds, self._recover)
         timer.daemon = True
