@@ -19,9 +19,9 @@ from vce_ray.store import Store
 NOT_PASSED_ON = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 
-@pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A run on one machine that nothing disturbed."""
+@pytest.fixture(scope="module")
+def alone(whole_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A run on one machine that nothing disturbed. Not made where there can be no cluster to compare it with."""
     return run_alone(tmp_path_factory.mktemp("alone"))
 
 
@@ -31,9 +31,9 @@ def uri(s3_uri: Callable[[str], str]) -> str:
     return s3_uri(f"cluster-{uuid4().hex}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole_cluster(s3_uri: Callable[[str], str]) -> Iterator[Cluster]:
-    """Three nodes that run as long as the tests of this folder."""
+    """Three nodes in their network; the first test that wants them starts them, and they run until the last has ended."""
     if lacking := missing():
         pytest.skip(lacking)
     environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
