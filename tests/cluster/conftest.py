@@ -33,7 +33,7 @@ def uri(s3_uri: Callable[[str], str]) -> str:
 
 @pytest.fixture(scope="module")
 def whole_cluster(s3_uri: Callable[[str], str]) -> Iterator[Cluster]:
-    """Three nodes in their network; the first test that wants them starts them, and they run until the last has ended."""
+    """Three nodes in their network; `cluster` starts them, and they run until the last test has ended."""
     if lacking := missing():
         pytest.skip(lacking)
     environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
