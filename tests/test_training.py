@@ -159,6 +159,14 @@ def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, tmp_path
     assert store.exists("adapter/adapter_model.safetensors")
 
 
+def test_a_worker_asks_for_no_more_cpus_than_a_node_has() -> None:
+    from vce_ray.training.train import cpus_each
+
+    assert cpus_each([2], 1) == 2 and cpus_each([8], 3) == 2 and cpus_each([2], 3) == 1
+    assert cpus_each([1, 1, 1], 1) == 1 and cpus_each([0, 4, 6], 1) == 6 and cpus_each([0, 4, 6], 3) == 3
+    assert cpus_each([], 1) == 1
+
+
 def test_reference_log_probs_of_another_base_are_refused() -> None:
     ours = base_stamp("emoji-world")
     check_stamp(dict(ours), ours)

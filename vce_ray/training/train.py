@@ -53,7 +53,8 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
     """
     config = run.train
     gpus = ray.cluster_resources().get("GPU", 0) > 0  # the driver may run on a head node without any
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // (config.num_workers * at_once))
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cpus = cpus_each(nodes, config.num_workers * at_once)
     scaling = ray.train.ScalingConfig(
         num_workers=config.num_workers,
         use_gpu=gpus,
@@ -75,6 +76,12 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
     result = trainer.fit()
     assert result.return_value is not None, "rank 0 returns the figures of its steps"
     return result.return_value
+
+
+def cpus_each(nodes: list[int], workers: int) -> int:
+    """The most CPUs that each of so many workers can have: a worker lies on one node, not on several."""
+    sizes = range(max(nodes, default=0), 1, -1)
+    return next((size for size in sizes if sum(cpus // size for cpus in nodes) >= workers), 1)
 
 
 def train_loop(settings: dict) -> list[dict] | None:
