@@ -17,10 +17,11 @@ import pytest
 
 from vce_ray import schemas
 from vce_ray.concept import load_concept
-from vce_ray.config import RunConfig
+from vce_ray.config import RunConfig, SamplingConfig
 from vce_ray.fanout import open_claims
-from vce_ray.pairs.build import pair_steps
-from vce_ray.run import STAGES, Task
+from vce_ray.pairs.adopt import adopt_pairs
+from vce_ray.pairs.build import pair_steps, publish_prompts
+from vce_ray.run import STAGES, Run, Task
 from vce_ray.status import retry_rejects, status_lines
 from vce_ray.store import Store
 
@@ -168,6 +169,29 @@ def test_a_driver_killed_in_every_stage_ends_with_the_same_ids(finished: Store, 
         manifest = run.stage(made).manifest()
         assert manifest is not None and manifest["rows"] == rows, f"a row of {made} was made twice"
         assert found <= set(run.stage(made).parts())
+
+
+def test_pairs_of_other_runs_are_taken_without_what_contradicts_the_concept(finished: Store, tmp_path: Path) -> None:
+    copytree(finished.root, tmp_path / "deer-vsafe-dpo-0")
+    pairs, keep = finished.stage("pairs").read(), finished.stage("keep").read()
+    kept = keep["name"][0].as_py()
+    path = tmp_path / "both.yaml"
+    path.write_text(f"{{kind: object, names: [deer, {kept}], keep: [snail]}}")
+    config = RunConfig(concept=str(path), store=str(tmp_path), name="both", pairs_of=("deer-vsafe-dpo-0",))
+    run = Run(config)
+    publish_prompts(run.task)
+    adopt_pairs(run.task)
+    assert run.store.stage("prompts").read().num_rows == 0
+    assert run.store.stage("pairs").read()["pair_id"].to_pylist() == [
+        row["pair_id"] for row in pairs.to_pylist() if kept not in row["refined_caption"] + row["check_caption"]
+    ]
+    assert kept in keep["name"].to_pylist() and kept not in run.store.stage("keep").read()["name"].to_pylist()
+    assert run.store.stage("reference").read().equals(finished.stage("reference").read())
+    steps = pair_steps({"both": run.task})
+    assert all(open_claims(run.task, step).num_rows == 0 for step in steps.values())
+    other = Run(config.model_copy(update={"name": "other", "sampling": SamplingConfig()}))
+    with pytest.raises(ValueError, match="run deer-vsafe-dpo-0 has sampling"):
+        adopt_pairs(other.task)
 
 
 def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def erase(
     seed: SeedOption = 0,
     method: MethodOption = "vsafe_dpo",
     prompts: Annotated[str | None, typer.Option(help="Your own prompts for the concept, one per line.")] = None,
+    pairs_of: Annotated[
+        list[str] | None, typer.Option(help="Train on the pairs of this run of the store; may be given again.")
+    ] = None,
     pairs: PairsOption = PAIRS,
     keep: KeepOption = KEEP,
     steps: StepsOption = None,
@@ -106,7 +109,8 @@ def erase(
         batch_size=batch_size,
         cluster=cluster_settings(actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait),
     )
-    _erase(RunConfig.model_validate(settings | {"concept": concept, "name": name, "prompts_file": prompts}))
+    own = {"concept": concept, "name": name, "prompts_file": prompts, "pairs_of": tuple(pairs_of or ())}
+    _erase(RunConfig.model_validate(settings | own))
 
 
 @app.command()

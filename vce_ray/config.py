@@ -151,6 +151,8 @@ class RunConfig(_Config):
     name: str | None = None
     """Name of the run's prefix below the store; the concept's and the method's by default."""
     seed: int = Field(default=0, ge=0)
+    pairs_of: tuple[str, ...] = ()
+    """Names of runs in the same store whose pair sets are trained on, in place of new ones (pairs/adopt.py)."""
     prompts_file: str | None = None
     """A user's own prompts for the concept, one per line, in place of those made from its templates."""
     sampling: SamplingConfig

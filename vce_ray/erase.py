@@ -157,6 +157,7 @@ def _prompts(run: Run) -> None:
 def _pairs(runs: Mapping[str, Run], settled: Callable[[Run, BaseException | None], None]) -> None:
     """Makes the pair sets that are not there yet; `settled(run, fault)` is called for each run."""
     from vce_ray.evaluation.arms import arm_step
+    from vce_ray.pairs.adopt import adopt_pairs
     from vce_ray.pairs.build import make_pairs
 
     def settle(task: Task, fault: BaseException | None) -> None:
@@ -169,6 +170,8 @@ def _pairs(runs: Mapping[str, Run], settled: Callable[[Run, BaseException | None
 
     for run in runs.values():
         run.begin(*(stage for stage in PAIRED if not run.done(stage)))
+        if run.config.pairs_of:
+            adopt_pairs(run.task)
     tasks = {run.name: run.task for run in runs.values()}
     make_pairs(tasks, arm_step("before", tasks), settle)
 

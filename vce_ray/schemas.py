@@ -12,6 +12,17 @@ TOKENS = pa.list_(pa.uint16())
 CLAIM = pa.schema([(name, _text) for name in ("run", "stage", "part", "key", "next")])
 """What travels between workers: where a row lies, and which step comes next (fanout.py)."""
 REJECTS = pa.schema({"row_id": _text, "stage": _text, "reason": _text, "detail": _text, "attempt": _int}.items())
+PROMPTS = pa.schema(
+    {
+        "prompt_id": _text,
+        "prompt": _text,
+        "kind": _text,
+        "name": _text,
+        "template": _text,
+        "held_out": pa.bool_(),
+        "seed": _int,
+    }.items()
+)
 UNSAFE = pa.schema(
     {
         "sample_id": _text,

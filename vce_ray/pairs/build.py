@@ -35,11 +35,13 @@ PICTURE = ("prompt", "seed")
 
 
 def publish_prompts(task: Task) -> None:
-    """Stage prompts: what is drawn, and with which seeds."""
+    """Stage prompts: what is drawn, and with which seeds; nothing where pairs of other runs are taken."""
     stage, run, concept = task.store.stage("prompts"), task.config, task.concept
     if stage.published():
         return
     count = run.pairs.num_pairs
+    if run.pairs_of:
+        return publish_rows(stage, [])
     if run.prompts_file is None:
         prompts = erase_prompts(concept, count, run.seed)
     else:
@@ -49,8 +51,9 @@ def publish_prompts(task: Task) -> None:
 
 def publish_rows(stage: Stage, prompts: Sequence[Prompt]) -> None:
     """Publishes prompts in parts of a size that a worker may fetch for a few of their rows."""
-    starts = range(0, len(prompts), PROMPTS_OF_A_PART)
-    tables = [pa.Table.from_pylist([asdict(row) for row in prompts[i : i + PROMPTS_OF_A_PART]]) for i in starts]
+    starts = range(0, max(1, len(prompts)), PROMPTS_OF_A_PART)
+    shares = [[asdict(row) for row in prompts[i : i + PROMPTS_OF_A_PART]] for i in starts]
+    tables = [pa.Table.from_pylist(share, schemas.PROMPTS) for share in shares]
     stage.publish([stage.write_part(table) for table in tables], key="prompt_id")
 
 
