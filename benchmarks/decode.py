@@ -15,13 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import wraps
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -34,6 +38,7 @@ from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, SIZES, GPTConfig, LlamaGe
 from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
+from vce_ray.sampling.compiled import StepKernels
 from vce_ray.sampling.device import measure_device
 from vce_ray.sampling.plan import Device, plan
 
@@ -45,6 +50,8 @@ JANUS = {
 """Layers, width, heads and feed-forward width."""
 PROFILED = 128
 """Tokens that are drawn for a profile, which takes memory for each operation."""
+PRODUCTS = re.compile(r"linear|addmm|::mm|bmm|matmul|gemm|attend|attention")
+"""Names of operations that are matrix products or attention."""
 PROMPT = "a deer in the style of openmoji on a blue background"
 
 
@@ -183,15 +190,33 @@ def peak_memory(reset: bool = False) -> float:
 
 
 def profile(work: Callable[[], Any]) -> str:
-    """Where the time of one call goes, by operation, own time only."""
+    """Where the time of one call goes, by operation, own time only, and the share of products and attention."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     key = "self_cpu_time_total"
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-        key = "self_cuda_time_total"
-    with torch.profiler.profile(activities=activities) as found:
+        key = "self_device_time_total"
+    with ExitStack() as stack:
+        for name in ("norm", "gate", "attend", "gumbel"):  # the profiler sees no foreign function by itself
+            stack.enter_context(patch.object(StepKernels, name, _recorded(getattr(StepKernels, name))))
+        found = stack.enter_context(torch.profiler.profile(activities=activities))
         work()
-    return found.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=60)
+    averages = found.key_averages()
+    own = {event.key: getattr(event, key) for event in averages}
+    share = sum(time for name, time in own.items() if PRODUCTS.search(name)) / sum(own.values())
+    table = averages.table(sort_by=key, row_limit=15, max_name_column_width=60)
+    return f"{table}\nmatrix products and attention: {share:.1%}"
+
+
+def _recorded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the kernels, under its own name in a profile."""
+
+    @wraps(method)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function(f"kernel {method.__name__}"):
+            return method(*args, **kwargs)
+
+    return recorded
 
 
 def measure_model(name: str, args: argparse.Namespace, limits: Device) -> list[dict[str, Any]]:
