@@ -618,6 +618,24 @@ def test_throttling_is_tried_again_until_the_deadline(s3_uri: Callable, monkeypa
     assert len(seen) >= 3
 
 
+def test_a_patient_filesystem_stays_patient_where_it_is_sent_to(s3_uri: Callable) -> None:
+    seen: list[str] = []
+    told = [503] * 5
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        seen.append(request.command)
+        body_of(request)
+        return (told.pop(), b"<Error><Code>SlowDown</Code><Message>no</Message></Error>") if told else (200, b"")
+
+    with serving(answer) as endpoint:
+        store = Store(f"s3://vce-test/run?endpoint_override={endpoint}&scheme=http")
+        sent = pickle.loads(pickle.dumps(store.patient_filesystem()))
+        with sent.open_output_stream(store.full("a")) as sink:
+            sink.write(b"1")
+    assert len(seen) >= 6
+    assert type(Store("runs").patient_filesystem()) is type(Store("runs").filesystem)
+
+
 def test_a_stage_is_made_through_a_flaky_network(s3_uri: Callable) -> None:
     real = parse_qs(urlsplit(s3_uri("x")).query)["endpoint_override"][0]
     chance = random.Random(0)

@@ -5,10 +5,12 @@ AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment of every proce
 """
 
 import errno
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pyarrow import fs
@@ -17,6 +19,7 @@ from vce_ray import env
 
 _QUERIES = ("endpoint_override", "scheme", "region")
 _TRIES = 3  # by the clients themselves, within each try of ours
+_FIRST_PAUSE_S = 0.025  # of AwsDefaultS3RetryStrategy, which doubles it each time
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,20 @@ class S3Location:
 
     def connect(self, deadline_s: float) -> fs.S3FileSystem:
         """pyarrow's client. Its own tries together last half of `deadline_s` where the server hangs."""
+        return fs.S3FileSystem(**self._options(deadline_s, fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES)))
+
+    def _options(self, deadline_s: float, strategy: fs.S3RetryStrategy) -> dict[str, Any]:
         patience_s = deadline_s / (2 * _TRIES)
-        return fs.S3FileSystem(
-            endpoint_override=self.host or None,
-            scheme=self.scheme,
-            region=self.region or self._own_region(),
-            connect_timeout=min(5.0, patience_s),
-            request_timeout=patience_s,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
-            allow_delayed_open=True,  # a small object is one PUT
-            tls_ca_file_path=env.AWS_CA_BUNDLE.get() or None,
-        )
+        return {
+            "endpoint_override": self.host or None,
+            "scheme": self.scheme,
+            "region": self.region or self._own_region(),
+            "connect_timeout": min(5.0, patience_s),
+            "request_timeout": patience_s,
+            "retry_strategy": strategy,
+            "allow_delayed_open": True,  # a small object is one PUT
+            "tls_ca_file_path": env.AWS_CA_BUNDLE.get() or None,
+        }
 
     def _own_region(self) -> str:
         try:
@@ -113,6 +119,21 @@ class S3Location:
                 raise
 
         return ask
+
+
+class PatientS3FileSystem(fs.S3FileSystem):
+    """pyarrow's client with tries of its own that go on for `deadline_s`, for those who try nothing again themselves.
+
+    They do so wherever it is sent to: pyarrow's own client forgets its tries when it is pickled.
+    """
+
+    def __init__(self, location: S3Location, deadline_s: float):
+        self._made_of = location, deadline_s
+        doublings = max(1, int(math.log2(deadline_s / _FIRST_PAUSE_S)))  # that last as long as deadline_s
+        super().__init__(**location._options(deadline_s, fs.AwsDefaultS3RetryStrategy(max_attempts=doublings)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_of
 
 
 class WholeObjects:

@@ -29,7 +29,7 @@ from uuid import uuid4
 from pyarrow import fs
 
 from vce_ray import env
-from vce_ray.s3 import S3Location, WholeObjects
+from vce_ray.s3 import PatientS3FileSystem, S3Location, WholeObjects
 from vce_ray.stage import MANIFEST, Stage
 from vce_ray.store_error import StoreError, diagnose, disk_full
 
@@ -91,6 +91,12 @@ class Store:
         """`path` in words for messages: the full path, and for S3 the endpoint and bucket."""
         full = f"{self.root}/{path}".rstrip("/")
         return f"{full} (endpoint {self._s3.endpoint}, bucket {self._s3.bucket!r})" if self._s3 else full
+
+    def patient_filesystem(self) -> fs.FileSystem:
+        """A `filesystem` for those who try nothing again themselves, as Ray Train: it tries until the deadline."""
+        if self._s3 is None:
+            return self.filesystem
+        return PatientS3FileSystem(self._s3, self._deadline_s)
 
     # Files ------------------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
         run_config=ray.train.RunConfig(
             name="checkpoints",
             storage_path=store.root,
-            storage_filesystem=store.filesystem,
+            storage_filesystem=store.patient_filesystem(),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             worker_runtime_env={"env_vars": THREADS | {"OMP_NUM_THREADS": str(cpus)}},
