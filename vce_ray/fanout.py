@@ -56,7 +56,7 @@ class RejectedTooMuch(ValueError):
     """A stage rejected more rows than `max_reject_ratio` allows."""
 
 
-class _Worker:
+class Worker:
     """An actor: builds the cores of its steps once, then takes batches of claims through those steps."""
 
     def __init__(self, steps: Sequence[Step], followers: Mapping[str, Step], tasks: Mapping[str, Task]):
@@ -70,10 +70,10 @@ class _Worker:
             mine = [claim for claim in claims if claim["next"] == step.stage]
             if mine:
                 claims = [claim for claim in claims if claim["next"] != step.stage]
-                claims += self._apply(step, [self._row(claim) for claim in mine])
+                claims += self._apply(step, [self.row(claim) for claim in mine])
         return pa.Table.from_pylist(claims, CLAIM)
 
-    def _row(self, claim: Row) -> Row:
+    def row(self, claim: Row) -> Row:
         """The row that a claim stands for: at hand where this actor made it, or fetched."""
         if "row" in claim:
             return claim["row"]
@@ -161,6 +161,7 @@ def flow(
     tasks: Mapping[str, Task],
     batch_size: int,
     wait_s: float = 600.0,
+    later: Sequence[Step] = (),
 ) -> Iterator[Row]:
     """Takes claims through pools of actors, one after the other; each claim comes out once, and tells where it ended.
 
@@ -169,6 +170,7 @@ def flow(
         pools: steps that share an actor, and how many actors of what kind.
         batch_size: claims that an actor of a later pool takes together.
         wait_s: how long what the pools ask for may take to come.
+        later: steps that are not in these pools, for which claims may come out.
 
     Raises:
         ValueError: it has not come.
@@ -178,11 +180,11 @@ def flow(
         return
     for _, pool in pools:
         await_nodes(pool, wait_s)
-    followers = {step.source: step for steps, _ in pools for step in steps}
+    followers = {step.source: step for steps in (later, *(steps for steps, _ in pools)) for step in steps}
     claims = ray.data.from_arrow(blocks)
     for number, (steps, pool) in enumerate(pools):
         claims = claims.map_batches(
-            _Worker,
+            Worker,
             batch_size=batch_size if number else None,
             batch_format="pyarrow",
             fn_constructor_kwargs={"steps": list(steps), "followers": followers, "tasks": dict(tasks)},

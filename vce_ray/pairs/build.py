@@ -6,7 +6,7 @@ Runs of a fleet flow together: what several of them want is drawn once, and none
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from vce_ray.fanout import RejectedTooMuch, Step, batched, flow, open_claims, pu
 from vce_ray.models.load import base_stamp
 from vce_ray.pairs.caption import Describe
 from vce_ray.pairs.captioner import checks_safe_images, parse_captioner
-from vce_ray.pairs.generate import DrawSafe, DrawUnsafe
+from vce_ray.pairs.generate import DrawSafe, DrawUnsafe, Row
 from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
 from vce_ray.run import Task
 from vce_ray.stage import Stage
@@ -57,7 +57,8 @@ def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
     run = next(iter(tasks.values())).config
     concepts = {name: task.concept for name, task in tasks.items()}
     drawing = {"base": run.base, "sampling": run.sampling}
-    reading = {"captioner": run.reader, "concepts": concepts}
+    in_vllm = parse_captioner(run.reader).kind == "vllm"
+    reading = {"captioner": None if in_vllm else run.reader, "concepts": concepts}
     checking = {"captioner": checks_safe_images(run.reader, run.base), "concepts": concepts}
     safe = drawing | checking | {"attempts": run.pairs.safe_attempts}
     modes = modes_of(run.train)
@@ -99,20 +100,48 @@ def make_pairs(
     for name in tasks:
         if not waiting[name]:
             settle(name)
-    run = next(iter(tasks.values())).config
-    size = run.sampling.batch_size
-    batches = [
-        batch
-        for step in every
-        for batch in batched([claim for claim in claims if claim["next"] == step.stage], size, _picture)
-    ]
-    for claim in flow(batches, _pools(steps, beside, run), tasks, size, run.cluster.wait_s):
+    for claim in _ends(claims, steps, beside, tasks):
         if claim["stage"] in steps:
             waiting[claim["run"]] -= 1
             if not waiting[claim["run"]]:
                 settle(claim["run"])
     for task in tasks.values():
         publish(task, beside)
+
+
+def _ends(claims: Sequence[Row], steps: Mapping[str, Step], beside: Step, tasks: Mapping[str, Task]) -> Iterator[Row]:
+    """Takes claims to their ends: all in one flow, or in three where vLLM captions, which wants its GPUs for itself."""
+    run = next(iter(tasks.values())).config
+    size, wait_s, every = run.sampling.batch_size, run.cluster.wait_s, [*steps.values(), beside]
+
+    def batches(claims: Sequence[Row]) -> list[list[Row]]:
+        mine = [[claim for claim in claims if claim["next"] == step.stage] for step in every]
+        return [batch for claims in mine for batch in batched(claims, size, _picture)]
+
+    captioner = parse_captioner(run.reader)
+    if captioner.kind != "vllm":
+        yield from flow(batches(claims), _pools(steps, beside, run), tasks, size, wait_s)
+        return
+
+    def draw(batches: list[list[Row]], *mine: Step) -> Iterator[Row]:
+        return flow(batches, [(mine, run.cluster.draw)], tasks, size, wait_s, later=every)
+
+    def describe(batches: list[list[Row]], captions: Step) -> Iterator[Row]:
+        from vce_ray.pairs.vllm import caption_claims
+
+        followers = {step.source: step for step in every}
+        pool = run.cluster.caption or PoolConfig()
+        return caption_claims(batches, captions, followers, tasks, captioner.model, pool, wait_s)
+
+    first, last = (steps["unsafe"], beside), (steps["safe"], steps["reference"])
+    for through, mine in ((draw, first), (describe, (steps["captions"],)), (draw, last)):
+        names = {step.stage for step in mine}
+        here, claims = ([c for c in claims if (c["next"] in names) is inside] for inside in (True, False))
+        for claim in through(batches(here), *mine):
+            if claim["next"] in steps:
+                claims.append(claim)
+            else:
+                yield claim
 
 
 def _picture(claim: Mapping[str, Any]) -> tuple[Any, ...]:
