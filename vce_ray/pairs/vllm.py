@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -61,7 +62,7 @@ def caption_claims(
     blocks = [pa.Table.from_pylist(batch, CLAIM) for batch in batches]
     tasks = dict(tasks)
     rows = ray.data.from_arrow(blocks).map_batches(
-        _with_pictures, batch_size=None, batch_format="pyarrow", fn_kwargs={"tasks": tasks}, num_cpus=SMALL
+        partial(_with_pictures, tasks), batch_size=None, batch_format="pyarrow", num_cpus=SMALL
     )
     answers = _engine(model, pool, max(map(len, batches)), len(blocks))(rows)
     claims = answers.select_columns([*CLAIM.names, *_ANSWER, _FAILURE]).map_batches(
@@ -76,7 +77,7 @@ def caption_claims(
         yield from table.to_pylist()
 
 
-def _with_pictures(batch: pa.Table, tasks: Mapping[str, Task]) -> pa.Table:
+def _with_pictures(tasks: Mapping[str, Task], batch: pa.Table) -> pa.Table:
     """Claims with the pictures that they stand for."""
     parts: dict[tuple[str, str, str], dict[str, bytes]] = {}
     images = []
