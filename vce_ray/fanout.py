@@ -29,6 +29,9 @@ from vce_ray.store_error import StoreError
 Core = Callable[[list[Row]], Outcome]
 DONE, ENDED, REJECTED = "done", "ended", "rejected"
 """In place of a next step: the last step is behind the row, no step wants it any more, or a step rejected it."""
+FAULT = "fault"
+"""In place of a next step: nothing can be captioned; the key says why. Raised here, it would come wrapped in Ray's own
+errors and tracebacks."""
 FETCHED_PARTS = 8
 """Parts that a worker remembers: the rows of a batch lie in few."""
 
@@ -70,7 +73,10 @@ class Worker:
             mine = [claim for claim in claims if claim["next"] == step.stage]
             if mine:
                 claims = [claim for claim in claims if claim["next"] != step.stage]
-                claims += self._apply(step, [self.row(claim) for claim in mine])
+                try:
+                    claims += self._apply(step, [self.row(claim) for claim in mine])
+                except CaptionerError as error:
+                    claims.append(mine[0] | {"key": str(error), "next": FAULT})
         return pa.Table.from_pylist(claims, CLAIM)
 
     def row(self, claim: Row) -> Row:
@@ -174,6 +180,7 @@ def flow(
 
     Raises:
         ValueError: it has not come.
+        CaptionerError: the captioner of an actor cannot be used.
     """
     blocks = [pa.Table.from_pylist(batch, CLAIM) for batch in batches]
     if not blocks:
@@ -191,7 +198,10 @@ def flow(
             **placement(pool, len(pools), len(blocks)),
         )
     for table in claims.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from table.to_pylist()
+        for claim in table.to_pylist():
+            if claim["next"] == FAULT:
+                raise CaptionerError(claim["key"])
+            yield claim
 
 
 def placement(pool: PoolConfig, pools: int, batches: int) -> dict[str, Any]:
