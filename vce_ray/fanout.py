@@ -30,6 +30,9 @@ from vce_ray.store_error import StoreError
 Core = Callable[[list[Row]], Outcome]
 DONE, ENDED, REJECTED = "done", "ended", "rejected"
 """In place of a next step: the last step is behind the row, no step wants it any more, or a step rejected it."""
+FAULT = "fault"
+"""In place of a next step: nothing can be captioned; the key says why. Raised here, it would come wrapped in Ray's own
+errors and tracebacks."""
 FETCHED_PARTS = 8
 """Parts that a worker remembers: the rows of a batch lie in few."""
 
@@ -59,7 +62,7 @@ class RejectedTooMuch(ValueError):
     """A stage rejected more rows than `max_reject_ratio` allows."""
 
 
-class _Worker:
+class Worker:
     """An actor: builds the cores of its steps once, then takes batches of claims through those steps."""
 
     def __init__(self, steps: Sequence[Step], followers: Mapping[str, Step], tasks: Mapping[str, Task]):
@@ -73,10 +76,13 @@ class _Worker:
             mine = [claim for claim in claims if claim["next"] == step.stage]
             if mine:
                 claims = [claim for claim in claims if claim["next"] != step.stage]
-                claims += self._apply(step, [self._row(claim) for claim in mine])
+                try:
+                    claims += self._apply(step, [self.row(claim) for claim in mine])
+                except CaptionerError as error:
+                    claims.append(mine[0] | {"key": str(error), "next": FAULT})
         return pa.Table.from_pylist(claims, CLAIM)
 
-    def _row(self, claim: Row) -> Row:
+    def row(self, claim: Row) -> Row:
         """The row that a claim stands for: at hand where this actor made it, or fetched."""
         if "row" in claim:
             return claim["row"]
@@ -150,7 +156,7 @@ def open_claims(task: Task, step: Step) -> pa.Table:
     told = {"run": task.name, "stage": step.source, "next": step.stage}
     claims = {name: pa.repeat(value, len(rows)) for name, value in told.items()}
     claims |= {"part": rows["part"], "key": rows["key"], "alike": pc.binary_join_element_wise(*same, "\0")}
-    return pa.table(claims)
+    return pa.table(claims).select([*CLAIM.names, "alike"])
 
 
 def batched(claims: pa.Table, size: int) -> Iterator[pa.Table]:
@@ -170,6 +176,7 @@ def flow(
     tasks: Mapping[str, Task],
     batch_size: int,
     wait_s: float = 600.0,
+    later: Sequence[Step] = (),
 ) -> Iterator[Row]:
     """Takes claims through pools of actors, one after the other; each claim comes out once, and tells where it ended.
 
@@ -178,27 +185,32 @@ def flow(
         pools: steps that share an actor, and how many actors of what kind.
         batch_size: claims that an actor of a later pool takes together.
         wait_s: how long what the pools ask for may take to come.
+        later: steps that are not in these pools, for which claims may come out.
 
     Raises:
         ValueError: it has not come.
+        CaptionerError: the captioner of an actor cannot be used.
     """
     blocks = list(batches)
     if not blocks:
         return
     for _, pool in pools:
         await_nodes(pool, wait_s)
-    followers = {step.source: step for steps, _ in pools for step in steps}
+    followers = {step.source: step for steps in (later, *(steps for steps, _ in pools)) for step in steps}
     claims = ray.data.from_arrow(blocks)
     for number, (steps, pool) in enumerate(pools):
         claims = claims.map_batches(
-            _Worker,
+            Worker,
             batch_size=batch_size if number else None,
             batch_format="pyarrow",
             fn_constructor_kwargs={"steps": list(steps), "followers": followers, "tasks": dict(tasks)},
             **placement(pool, len(pools), len(blocks)),
         )
     for table in claims.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from table.to_pylist()
+        for claim in table.to_pylist():
+            if claim["next"] == FAULT:
+                raise CaptionerError(claim["key"])
+            yield claim
 
 
 def placement(pool: PoolConfig, pools: int, batches: int) -> dict[str, Any]:

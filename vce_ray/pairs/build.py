@@ -6,7 +6,7 @@ Runs of a fleet flow together: what several of them want is drawn once, and none
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +21,7 @@ from vce_ray.pairs.caption import Describe
 from vce_ray.pairs.captioner import checks_safe_images, parse_captioner
 from vce_ray.pairs.generate import DrawSafe, DrawUnsafe
 from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
+from vce_ray.pairs.rows import Row
 from vce_ray.run import Task
 from vce_ray.stage import Stage
 from vce_ray.store import Store
@@ -62,7 +63,8 @@ def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
     run = next(iter(tasks.values())).config
     concepts = {name: task.concept for name, task in tasks.items()}
     drawing = {"base": run.base, "sampling": run.sampling}
-    reading = {"captioner": run.reader, "concepts": concepts}
+    in_vllm = parse_captioner(run.reader).kind == "vllm"
+    reading = {"captioner": None if in_vllm else run.reader, "concepts": concepts}
     checking = {"captioner": checks_safe_images(run.reader, run.base), "concepts": concepts}
     safe = drawing | checking | {"attempts": run.pairs.safe_attempts}
     modes = modes_of(run.train)
@@ -104,16 +106,51 @@ def make_pairs(
     for name in tasks:
         if not waiting[name]:
             settle(name)
-    run = next(iter(tasks.values())).config
-    size = run.sampling.batch_size
-    batches = [batch for step in every for batch in batched(claims[step.stage], size)]
-    for claim in flow(batches, _pools(steps, beside, run), tasks, size, run.cluster.wait_s):
+    for claim in _ends(claims, steps, beside, tasks):
         if claim["stage"] in steps:
             waiting[claim["run"]] -= 1
             if not waiting[claim["run"]]:
                 settle(claim["run"])
     for task in tasks.values():
         publish(task, beside)
+
+
+def _ends(
+    claims: dict[str, pa.Table], steps: Mapping[str, Step], beside: Step, tasks: Mapping[str, Task]
+) -> Iterator[Row]:
+    """Takes claims to their ends: all in one flow, or in three where vLLM captions, which wants its GPUs for itself."""
+    run = next(iter(tasks.values())).config
+    size, wait_s, every = run.sampling.batch_size, run.cluster.wait_s, [*steps.values(), beside]
+
+    def batches(mine: Sequence[Step]) -> list[pa.Table]:
+        return [batch for step in mine for batch in batched(claims[step.stage], size)]
+
+    captioner = parse_captioner(run.reader)
+    if captioner.kind != "vllm":
+        yield from flow(batches(every), _pools(steps, beside, run), tasks, size, wait_s)
+        return
+
+    def draw(*mine: Step) -> Iterator[Row]:
+        return flow(batches(mine), [(mine, run.cluster.draw)], tasks, size, wait_s, later=every)
+
+    def describe(captions: Step) -> Iterator[Row]:
+        from vce_ray.pairs.vllm import caption_claims
+
+        followers = {step.source: step for step in every}
+        pool = run.cluster.caption or PoolConfig()
+        return caption_claims(batches([captions]), captions, followers, tasks, captioner.model, pool, wait_s)
+
+    first, last = (steps["unsafe"], beside), (steps["safe"], steps["reference"])
+    for through, mine in ((draw, first), (describe, (steps["captions"],)), (draw, last)):
+        onward: dict[str, list[Row]] = {}
+        for claim in through(*mine):
+            if claim["next"] in steps:
+                onward.setdefault(claim["next"], []).append(claim)
+            else:
+                yield claim
+        for stage, rows in onward.items():
+            table = pa.Table.from_pylist(rows, schemas.CLAIM)
+            claims[stage] = pa.concat_tables([claims[stage], table.append_column("alike", table["key"])])
 
 
 def _pools(steps: Mapping[str, Step], beside: Step, run: RunConfig) -> list[tuple[list[Step], PoolConfig]]:

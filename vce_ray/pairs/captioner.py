@@ -35,7 +35,7 @@ LONGEST = 400
 _EXAMPLE = "vllm:Qwen/Qwen2.5-VL-7B-Instruct"
 
 
-class CaptionerError(Exception):
+class CaptionerError(ValueError):
     """A captioner cannot be used: a wrong address or token, or no answer within the deadline. No row is to blame."""
 
 
