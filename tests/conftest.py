@@ -1,8 +1,10 @@
-"""What tests share: an S3 server that speaks real HTTP, and a store that is local in one run and on S3 in the next."""
+"""What tests share: an S3 server that speaks real HTTP, a store that is local in one run and on S3 in the next, and the
+runs of a fleet."""
 
 import logging
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -11,6 +13,9 @@ import boto3
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from tiny_runs import ENVIRONMENT, NAME, TINY, VCE_RAY
+
+from vce_ray.store import Store
 
 BUCKET = "vce-test"
 
@@ -59,3 +64,23 @@ def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "store")
     return request.getfixturevalue("s3_uri")(f"test-{uuid4().hex}")
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+    """The store of a fleet that nothing disturbed, and what it printed: deer, a whale that the model knows by no such
+    name, and a concept that is not there."""
+    place = tmp_path_factory.mktemp("fleet")
+    (place / "orca.yaml").write_text("{kind: object, names: [orca], keep: [fish], labels: [orca, fish]}")
+    command = [*VCE_RAY, "fleet", "deer", str(place / "orca.yaml"), "dear", "--name", "test", *TINY]
+    ended = subprocess.run(
+        [*command, "--store", str(place)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
+    )
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    return Store(place), ended.stdout
+
+
+@pytest.fixture(scope="session")
+def finished(fleet: tuple[Store, str]) -> Store:
+    """The run of the fleet that came to its end, on one machine and into a folder."""
+    return fleet[0].child(NAME)

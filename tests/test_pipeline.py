@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from shutil import copytree
 
 import pyarrow as pa
 import pytest
+from tiny_runs import COMMAND, ENVIRONMENT
 
 from vce_ray import schemas
 from vce_ray.concept import load_concept
@@ -25,9 +25,6 @@ from vce_ray.run import STAGES, Run, Task
 from vce_ray.status import retry_rejects, status_lines
 from vce_ray.store import Store
 
-TINY = ["--pairs", "6", "--keep", "8", "--steps", "4", "--judged", "8", "--judged-keep", "12", "--batch-size", "3"]
-COMMAND = [sys.executable, "-m", "vce_ray", "erase", "deer", *TINY]
-ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
 PAIRED = ("prompts", "unsafe", "captions", "safe", "pairs", "keep", "evaluation/before")
 
 
@@ -39,26 +36,6 @@ def keys(run: Store) -> dict[str, list[str]]:
         assert manifest is not None, f"{name} is not published"
         found[name] = run.stage(name).read(columns=[manifest["key"]])[0].to_pylist()
     return found
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
-    """The store of a fleet that nothing disturbed, and what it printed: deer, a whale that the model knows by no such
-    name, and a concept that is not there."""
-    place = tmp_path_factory.mktemp("fleet")
-    (place / "orca.yaml").write_text("{kind: object, names: [orca], keep: [fish], labels: [orca, fish]}")
-    command = [*COMMAND[:3], "fleet", "deer", str(place / "orca.yaml"), "dear", "--name", "test", *TINY]
-    ended = subprocess.run(
-        [*command, "--store", str(place)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
-    )
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    return Store(place), ended.stdout
-
-
-@pytest.fixture(scope="module")
-def finished(fleet: tuple[Store, str]) -> Store:
-    """The run of the fleet that came to its end."""
-    return fleet[0].child("deer-vsafe-dpo-0")
 
 
 def test_of_a_fleet_only_what_is_poisoned_fails(fleet: tuple[Store, str]) -> None:

@@ -1,4 +1,4 @@
-"""A cluster of three Ray nodes with addresses of their own, S3 that they all reach, and a run on one machine."""
+"""A cluster of three Ray nodes with addresses of their own, and S3 that they all reach."""
 
 from __future__ import annotations
 
@@ -12,17 +12,8 @@ import pytest
 from network import Network, missing
 from nodes import Cluster
 from proxy import FaultyProxy
-from runs import run_alone
-
-from vce_ray.store import Store
 
 NOT_PASSED_ON = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-
-
-@pytest.fixture(scope="module")
-def alone(whole_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A run on one machine that nothing disturbed. Not made where there can be no cluster to compare it with."""
-    return run_alone(tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from network import wait_for
-from nodes import ROOT
+from tiny_runs import NAME, TINY
 
 from vce_ray.store import Store
 
-TINY = ["--pairs", "6", "--keep", "8", "--steps", "2", "--judged", "8", "--judged-keep", "12", "--batch-size", "2"]
 SCRIPT = "jobs/erase_object.py"
 ERASE = [SCRIPT, "deer", *TINY]
-NAME = "deer-vsafe-dpo-0"
 STAGES = ("prompts", "unsafe", "captions", "safe", "reference", "pairs", "keep", "evaluation/before")
 """Those that do not depend on trained weights."""
 PICTURES = ("tokens", "chosen", "rejected", "image", "chosen_image", "rejected_image")
@@ -27,23 +21,6 @@ END_S = 400
 def part_of(stage: str) -> str:
     """What the paths of a stage's parts have in common."""
     return f"/{NAME}/{stage}/part-"
-
-
-def run_alone(place: Path) -> Store:
-    """The run on this machine, into a folder, as far as it does not depend on trained weights."""
-    run = Store(place).child(NAME)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *ERASE, "--store", str(place)]
-    with (place / "log").open("w") as log:
-        job = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        ended = lambda: job.poll() is not None or all(run.stage(name).published() for name in STAGES)
-        wait_for("a run on one machine", ended, END_S)
-        assert job.returncode in (None, 0), (place / "log").read_text()
-    finally:
-        job.kill()
-        job.wait()
-    return run
 
 
 def finish(job: subprocess.Popen[str]) -> None:

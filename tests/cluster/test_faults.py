@@ -6,7 +6,8 @@ import pytest
 from network import Node
 from nodes import Cluster
 from proxy import Fault
-from runs import ERASE, NAME, SCRIPT, assert_same, finish, part_of
+from runs import ERASE, SCRIPT, assert_same, finish, part_of
+from tiny_runs import NAME
 
 from vce_ray.store import Store
 
@@ -33,24 +34,24 @@ def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str)
     assert lost[0].address not in cluster.alive()
 
 
-def test_a_node_lost_in_generation_changes_nothing(cluster: Cluster, alone: Store, uri: str) -> None:
+def test_a_node_lost_in_generation_changes_nothing(finished: Store, cluster: Cluster, uri: str) -> None:
     run_and_lose_a_worker(cluster, uri, "unsafe")
-    assert_same(uri, alone)
+    assert_same(uri, finished)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--caption-actors", "1"]], ids=["one_pool", "three_pools"])
 @pytest.mark.parametrize("stage", ["captions", "safe"])
 def test_a_node_lost_later_changes_nothing(
-    cluster: Cluster, alone: Store, uri: str, stage: str, options: list[str]
+    finished: Store, cluster: Cluster, uri: str, stage: str, options: list[str]
 ) -> None:
     run_and_lose_a_worker(cluster, uri, stage, *options)
-    assert_same(uri, alone)
+    assert_same(uri, finished)
 
 
 @pytest.mark.slow
 def test_a_job_whose_driver_was_killed_is_finished_by_the_same_command(
-    cluster: Cluster, alone: Store, uri: str
+    finished: Store, cluster: Cluster, uri: str
 ) -> None:
     command = [*ERASE, "--store", cluster.store(uri)]
     cluster.proxy.once("PUT", part_of("captions"), lambda peer: cluster.kill_driver(SCRIPT))
@@ -58,11 +59,11 @@ def test_a_job_whose_driver_was_killed_is_finished_by_the_same_command(
     printed, _ = killed.communicate(timeout=300)
     assert killed.returncode != 0, printed
     finish(cluster.submit(*command))
-    assert_same(uri, alone)
+    assert_same(uri, finished)
 
 
 @pytest.mark.slow
-def test_a_server_that_fails_for_a_while_changes_nothing(cluster: Cluster, alone: Store, uri: str) -> None:
+def test_a_server_that_fails_for_a_while_changes_nothing(finished: Store, cluster: Cluster, uri: str) -> None:
     proxy = cluster.proxy
     met = proxy.suffered.copy()
     for place, (fault, seconds) in FAULTS.items():
@@ -70,4 +71,4 @@ def test_a_server_that_fails_for_a_while_changes_nothing(cluster: Cluster, alone
     finish(cluster.submit(*ERASE, "--store", cluster.store(uri)))
     suffered = proxy.suffered - met
     assert suffered[Fault.STOPPED] == 2 and suffered[Fault.UNAVAILABLE] and suffered[Fault.CUT], suffered
-    assert_same(uri, alone)
+    assert_same(uri, finished)
