@@ -247,8 +247,8 @@ def report_data(run: Run):
 
 def default_steps(concept: str, base: str) -> int:
     """Training steps for a concept: TrainConfig's own, half again as many for a style, which must go from every object,
-    and a fifth more for each name beyond the first, for the names share the pairs. Raises ValueError where the concept
+    and a third more for each name beyond the first, for the names share the pairs. Raises ValueError where the concept
     is unknown."""
     known = load_concept(concept, catalogue_of(base))
-    steps = TrainConfig().steps * (len(known.names) + 4) // 5
+    steps = TrainConfig().steps * (len(known.names) + 2) // 3
     return steps * 3 // 2 if known.kind == "style" else steps
