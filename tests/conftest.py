@@ -71,7 +71,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
     """The store of a fleet that nothing disturbed, and what it printed: deer, a whale that the model knows by no such
     name, and a concept that is not there."""
     place = tmp_path_factory.mktemp("fleet")
-    (place / "orca.yaml").write_text("{kind: object, names: [orca], keep: [fish], labels: [orca, fish]}")
+    (place / "orca.yaml").write_text("{kind: object, names: [orca], keep: [fox], labels: [orca, fox]}")
     command = [*VCE_RAY, "fleet", "deer", str(place / "orca.yaml"), "dear", "--name", "test", *TINY]
     ended = subprocess.run(
         [*command, "--store", str(place)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900

@@ -47,7 +47,7 @@ def test_of_a_fleet_only_what_is_poisoned_fails(fleet: tuple[Store, str]) -> Non
     assert "concept not in unsafe image (6)" in orca["fault"] and "unknown concept 'dear'" in dear["fault"]
     record = store.read_json("orca-vsafe-dpo-0/run.json")
     assert record["status"] == "failed" and record["error"].endswith(orca["fault"])
-    assert 0 < summary["drawn"] < summary["asked"]  # both keep fish
+    assert 0 < summary["drawn"] < summary["asked"]  # both keep foxes
     page = store.read_bytes("fleets/test/index.html").decode()
     assert "1 of 3 concepts erased" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
     assert '<a href="../../deer-vsafe-dpo-0/report/index.html">' in page

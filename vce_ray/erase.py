@@ -7,7 +7,6 @@ Runs share the cluster and the pictures that several of them want. One that fail
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -136,7 +135,7 @@ def _finish_all(runs: Mapping[str, Run], status: str, error: str) -> None:
 
 def told(error: BaseException) -> str:
     """An error in one line: its type and what it says."""
-    return "".join(traceback.format_exception_only(error)).strip()
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 # The stages -----------------------------------------------------------------------------------------------------------
