@@ -10,7 +10,7 @@ import pytest
 from vce_ray import schemas
 from vce_ray.concept import load_concept
 from vce_ray.config import RunConfig
-from vce_ray.fanout import Core, RejectedTooMuch, Step, _carefully, batched, open_claims, publish
+from vce_ray.fanout import FAULT, FAULTS, Core, RejectedTooMuch, Step, Worker, _carefully, batched, open_claims, publish
 from vce_ray.pairs.rows import Outcome, Row
 from vce_ray.run import Task
 from vce_ray.store import Store
@@ -86,6 +86,14 @@ def test_a_row_at_fault_is_rejected_alone_and_a_store_at_fault_is_not_a_row() ->
 
     with pytest.raises(StoreError):
         _carefully(down, rows, "made")
+
+
+def test_a_store_at_fault_in_an_actor_is_told_as_itself(task: Task) -> None:
+    claims = open_claims(task, step()).select(schemas.CLAIM.names)
+    for part in task.store.stage("source").parts():
+        task.store.delete_prefix(f"source/{part}")
+    (told,) = Worker([step()], {}, {"run": task})(claims).to_pylist()
+    assert told["next"] == FAULT and FAULTS[told["part"]] is StoreError and "source" in told["key"]
 
 
 def test_too_many_rejects_name_their_reasons(task: Task) -> None:

@@ -190,7 +190,7 @@ def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: 
     assert not store.exists("training.json") and not store.list("adapter") and not store.list("checkpoints")
     config = RunConfig.model_validate(store.read_json("run.json")["config"])
     task = Task("deer-vsafe-dpo-0", config, load_concept("deer"), store)
-    (claim,) = open_claims(task, pair_steps({task.name: task})["safe"])
+    (claim,) = open_claims(task, pair_steps({task.name: task})["safe"]).to_pylist()
     assert claim["key"] == rejected["row_id"]
     assert next(iter(status_lines(store))).startswith("deer-vsafe-dpo-0: stopped (its rejects are to be tried again)")
     assert retry_rejects(store) == {}

@@ -25,6 +25,10 @@ class SamplingConfig(_Config):
     batch_size: int = Field(default=64, ge=1, le=1024)
     """Pictures drawn at once; fewer where memory is short. No picture depends on it."""
 
+    def determining(self) -> dict[str, Any]:
+        """The settings that a picture depends on, in JSON's types."""
+        return self.model_dump(mode="json", exclude={"batch_size"})
+
 
 def default_sampling(base: str) -> SamplingConfig:
     """How a base draws best: Janus' and LlamaGen's own settings, and what was measured for the embedded model (see its

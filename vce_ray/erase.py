@@ -16,7 +16,7 @@ import pyarrow as pa
 from vce_ray import schemas
 from vce_ray.concept import load_concept
 from vce_ray.config import RunConfig, TrainConfig
-from vce_ray.run import STAGES, Run, Task, catalogue_of
+from vce_ray.run import FLOW, STAGES, Run, Task, catalogue_of
 
 TRAINING = "training.json"
 METRICS = "evaluation/metrics.json"
@@ -230,8 +230,7 @@ def report_data(run: Run):
     from vce_ray.evaluation.report import ReportData
 
     rejects = [
-        run.store.stage(f"rejects/{stage}").read(allow_missing=True, columns=schemas.REJECTS.names)
-        for stage in ("unsafe", "captions", "safe", "reference")
+        run.store.stage(f"rejects/{stage}").read(allow_missing=True, columns=schemas.REJECTS.names) for stage in FLOW
     ]
     return ReportData(
         run=run.record,

@@ -31,8 +31,9 @@ Core = Callable[[list[Row]], Outcome]
 DONE, ENDED, REJECTED = "done", "ended", "rejected"
 """In place of a next step: the last step is behind the row, no step wants it any more, or a step rejected it."""
 FAULT = "fault"
-"""In place of a next step: nothing can be captioned; the key says why. Raised here, it would come wrapped in Ray's own
-errors and tracebacks."""
+"""In place of a next step: no row is to blame. The part says which of FAULTS it is, the key what it says: raised in an
+actor, it would come wrapped in Ray's own errors and tracebacks."""
+FAULTS: dict[str, type[Exception]] = {error.__name__: error for error in (StoreError, CaptionerError)}
 FETCHED_PARTS = 8
 """Parts that a worker remembers: the rows of a batch lie in few."""
 
@@ -78,8 +79,8 @@ class Worker:
                 claims = [claim for claim in claims if claim["next"] != step.stage]
                 try:
                     claims += self._apply(step, [self.row(claim) for claim in mine])
-                except CaptionerError as error:
-                    claims.append(mine[0] | {"key": str(error), "next": FAULT})
+                except tuple(FAULTS.values()) as error:
+                    claims.append(mine[0] | {"part": type(error).__name__, "key": str(error), "next": FAULT})
         return pa.Table.from_pylist(claims, CLAIM)
 
     def row(self, claim: Row) -> Row:
@@ -127,7 +128,7 @@ def _carefully(core: Core, rows: list[Row], stage: str) -> Outcome:
     """`core(rows)`; where it fails, by halves, so that a row which cannot be done is rejected alone."""
     try:
         return core(rows)
-    except (StoreError, CaptionerError):
+    except tuple(FAULTS.values()):
         raise  # no row's fault
     except Exception as error:
         if len(rows) == 1:
@@ -143,10 +144,10 @@ def _carefully(core: Core, rows: list[Row], stage: str) -> Outcome:
 def open_claims(task: Task, step: Step) -> pa.Table:
     """Claims to the rows that a step has still to read, and 'alike': what claims to the same picture have in common."""
     stage, rejects = task.store.stage(step.stage), task.store.stage(f"rejects/{step.stage}")
+    if stage.published():
+        return CLAIM.empty_table().append_column("alike", pa.array([], pa.string()))
     columns = tuple(dict.fromkeys((*step.asks, *step.alike)))
     rows = task.store.stage(step.source).inventory(columns)
-    if stage.published():
-        rows = rows.slice(0, 0)
     for made, link in ((stage, step.link), (rejects, "row_id")):
         done = made.inventory([link])[link]
         rows = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=done.combine_chunks())))
@@ -189,7 +190,7 @@ def flow(
 
     Raises:
         ValueError: it has not come.
-        CaptionerError: the captioner of an actor cannot be used.
+        CaptionerError, StoreError: an actor cannot use its captioner or its store.
     """
     blocks = list(batches)
     if not blocks:
@@ -206,10 +207,15 @@ def flow(
             fn_constructor_kwargs={"steps": list(steps), "followers": followers, "tasks": dict(tasks)},
             **placement(pool, len(pools), len(blocks)),
         )
+    yield from ends(claims)
+
+
+def ends(claims: ray.data.Dataset) -> Iterator[Row]:
+    """The claims that come out of the last pool, as they come. Raises what an actor met that is no row's fault."""
     for table in claims.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for claim in table.to_pylist():
             if claim["next"] == FAULT:
-                raise CaptionerError(claim["key"])
+                raise FAULTS[claim["part"]](claim["key"])
             yield claim
 
 
@@ -278,8 +284,7 @@ def publish(task: Task, step: Step, max_reject_ratio: float = 1.0, **facts: Any)
         return manifest
     reasons = Counter(rejects.inventory(["reason"])["reason"].to_pylist())
     rejected, parts = reasons.total(), stage.parts()
-    total = rejected + stage.inventory().num_rows
-    if rejected > max_reject_ratio * total:
+    if rejected and rejected > max_reject_ratio * (total := rejected + stage.inventory().num_rows):
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
         raise RejectedTooMuch(
             f"stage {step.stage} of {task.name} rejected {rejected} of {total} rows, more than max_reject_ratio "

@@ -117,8 +117,11 @@ def erase_fleet(members: Sequence[Member], store: Store, name: str) -> str:
 
     Returns:
         Where the summary page lies: fleets/<name>/index.html below the store.
+
+    Raises:
+        ValueError: the name leads out of the store.
     """
-    began = time.time()
+    began, place = time.time(), store.child(f"fleets/{name}")
     runs = [member.run for member in members if member.run is not None]
     ended = erase(runs) if runs else {}
     for member in members:
@@ -140,9 +143,9 @@ def erase_fleet(members: Sequence[Member], store: Store, name: str) -> str:
         for member in members
     ]
     summary = {"name": name, "seconds": round(time.time() - began, 1), "asked": asked, "drawn": drawn, "runs": rows}
-    store.write_json(f"fleets/{name}/fleet.json", summary)
-    store.write_bytes(f"fleets/{name}/index.html", write_summary(summary).encode())
-    return store.where(f"fleets/{name}/index.html")
+    place.write_json("fleet.json", summary)
+    place.write_bytes("index.html", write_summary(summary).encode())
+    return place.where("index.html")
 
 
 def shared_pictures(runs: Sequence[Run]) -> tuple[int, int]:

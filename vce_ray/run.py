@@ -21,6 +21,8 @@ from vce_ray.pairs.prompts import read_prompts
 from vce_ray.store import Store
 
 STAGES = ("prompts", "unsafe", "captions", "safe", "pairs", "reference", "training", "evaluation", "report")
+FLOW = ("unsafe", "captions", "safe", "reference")
+"""Those that actors make in one flow, in their order, and whose rows may be rejected."""
 PACKAGES = ("vce_ray", "torch", "transformers", "ray", "peft", "open_clip_torch", "pyarrow")
 RUN = "run.json"
 

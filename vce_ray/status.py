@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from vce_ray.run import RUN, STAGES
+from vce_ray.run import FLOW, RUN, STAGES
 from vce_ray.stage import MANIFEST
 from vce_ray.store import Store
 
-FLOW = ("unsafe", "captions", "safe", "reference")
-"""Stages whose rows may be rejected, in their order."""
 _PARTS = {name: (name,) for name in FLOW} | {"evaluation": ("evaluation/before", "evaluation/after")}
 _AFTER_PAIRS = ("report", "evaluation/metrics.json", "evaluation/after", "adapter", "checkpoints", "training.json")
 _FROM_PAIRS = ("pairs", "reference", "training", "evaluation", "report")

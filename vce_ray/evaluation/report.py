@@ -59,6 +59,11 @@ class ReportData:
 
 def write_report(data: ReportData) -> str:
     """The whole page as HTML."""
+    return render("report.html", **_view(data))
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of `templates/`, with all values escaped and the formats of figures below as filters."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -73,7 +78,7 @@ def write_report(data: ReportData) -> str:
         "change": change,
         "change_interval": change_interval,
     }
-    return environment.get_template("report.html").render(_view(data))
+    return environment.get_template(template).render(values)
 
 
 def warnings_of(data: ReportData) -> list[str]:

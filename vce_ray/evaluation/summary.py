@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from vce_ray.evaluation.metrics import missed_bars
-from vce_ray.evaluation.report import change, percent, points
+from vce_ray.evaluation.report import points, render
 
 
 def write_summary(fleet: dict[str, Any]) -> str:
@@ -17,14 +14,6 @@ def write_summary(fleet: dict[str, Any]) -> str:
     Args:
         fleet: what fleet.json holds: name, seconds, asked, drawn, and runs with concept, run, fault, figures, stages.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "points": points, "change": change}
     rows = [
         row | {"missed": missed_bars(row["figures"]) if row["figures"] else [], "seconds": _seconds(row["stages"])}
         for row in fleet["runs"]
@@ -32,7 +21,7 @@ def write_summary(fleet: dict[str, Any]) -> str:
     done = [row for row in rows if row["figures"]]
     met = sum(not row["missed"] for row in done)
     counts = {"all": len(rows), "done": len(done), "met": met, "failed": sum(bool(row["fault"]) for row in rows)}
-    return environment.get_template("fleet.html").render(fleet=fleet, rows=rows, counts=counts)
+    return render("fleet.html", fleet=fleet, rows=rows, counts=counts)
 
 
 def summary_table(fleet: dict[str, Any]) -> str:

@@ -6,16 +6,25 @@ kept no more, and a pair whose safe side shows what another run erases is left o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pyarrow as pa
 
 from vce_ray import schemas
 from vce_ray.concept import Concept
+from vce_ray.config import RunConfig
 from vce_ray.models.load import base_stamp
 from vce_ray.run import RUN, Task
 from vce_ray.store import Store
 from vce_ray.training.data import modes_of
 from vce_ray.training.reference import check_stamp
 
+DETERMINING: dict[str, Callable[[RunConfig], Any]] = {
+    "base": lambda config: config.base,
+    "sampling": lambda config: config.sampling.determining(),
+}
+"""Settings that pairs depend on."""
 _EMPTY = {"unsafe": schemas.UNSAFE, "captions": schemas.CAPTIONS, "safe": schemas.SAFE}
 """Stages that the other runs hold; this one has them without rows."""
 
@@ -57,11 +66,10 @@ def adopt_pairs(task: Task) -> None:
 
 
 def _check(task: Task, name: str, source: Store) -> None:
-    config = source.read_json(RUN)["config"]
-    own = task.config.model_dump(mode="json")
-    for field in ("base", "sampling"):
-        if config[field] != own[field]:
-            raise ValueError(f"run {name} has {field} {config[field]}, this run {own[field]}: its pairs do not fit")
+    theirs, own = RunConfig.model_validate(source.read_json(RUN)["config"]), task.config
+    for field, of in DETERMINING.items():
+        if of(theirs) != of(own):
+            raise ValueError(f"run {name} has {field} {of(theirs)}, this run {of(own)}: its pairs do not fit")
     manifest = source.stage("reference").manifest()
     if manifest is None:
         raise ValueError(f"run {name} has no pair set yet: run it first, or leave it out of --pairs-of")

@@ -22,15 +22,13 @@ from vce_ray.pairs.captioner import checks_safe_images, parse_captioner
 from vce_ray.pairs.generate import DrawSafe, DrawUnsafe
 from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
 from vce_ray.pairs.rows import Row
-from vce_ray.run import Task
+from vce_ray.run import FLOW, Task
 from vce_ray.stage import Stage
 from vce_ray.store import Store
 from vce_ray.training.data import modes_of
 from vce_ray.training.reference import Reference
 
 PROMPTS_OF_A_PART = 1024
-MADE = ("unsafe", "captions", "safe", "reference")
-"""Stages of a run that the flow makes."""
 PICTURE = ("prompt", "seed")
 """What determines a picture of the base."""
 
@@ -171,7 +169,7 @@ def publish_pairs(task: Task, steps: Mapping[str, Step]) -> None:
         RejectedTooMuch: a stage rejected a larger share of its rows than the run allows.
     """
     limit = task.config.pairs.max_reject_ratio
-    for name in MADE:
+    for name in FLOW:
         publish(task, steps[name], limit, **(base_stamp(task.config.base) if name == "reference" else {}))
     _join(task.store)
 

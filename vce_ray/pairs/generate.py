@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def sample_id(revision: str, prompt: str, seed: int, sampling: SamplingConfig) -> str:
     """The id of a picture: a hash of all that determines it (the batch size does not)."""
-    return stable_id(revision, prompt, seed, sampling.model_dump(mode="json", exclude={"batch_size"}))
+    return stable_id(revision, prompt, seed, sampling.determining())
 
 
 def draw_once(

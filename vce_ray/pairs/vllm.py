@@ -18,7 +18,7 @@ import ray
 import ray.data
 
 from vce_ray.config import PoolConfig
-from vce_ray.fanout import Step, Worker, await_nodes
+from vce_ray.fanout import Step, Worker, await_nodes, ends
 from vce_ray.pairs.captioner import ANSWER_TOKENS, QUESTION
 from vce_ray.pairs.rows import Row
 from vce_ray.run import Task
@@ -72,8 +72,7 @@ def caption_claims(
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=SMALL,
     )
-    for table in claims.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from table.to_pylist()
+    yield from ends(claims)
 
 
 def _with_pictures(tasks: Mapping[str, Task], batch: pa.Table) -> pa.Table:
