@@ -13,7 +13,7 @@ import boto3
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
-from tiny_runs import ENVIRONMENT, NAME, TINY, VCE_RAY
+from tiny_runs import ENVIRONMENT, NAME, ONE, TINY, VCE_RAY
 
 from vce_ray.store import Store
 
@@ -72,7 +72,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
     name, and a concept that is not there."""
     place = tmp_path_factory.mktemp("fleet")
     (place / "orca.yaml").write_text("{kind: object, names: [orca], keep: [fox], labels: [orca, fox]}")
-    command = [*VCE_RAY, "fleet", "deer", str(place / "orca.yaml"), "dear", "--name", "test", *TINY]
+    command = [*VCE_RAY, "fleet", "deer", str(place / "orca.yaml"), "dear", "--name", "test", *TINY, *ONE]
     ended = subprocess.run(
         [*command, "--store", str(place)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
     )

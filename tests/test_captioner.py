@@ -377,10 +377,10 @@ def test_safe_pictures_are_drawn_anew_until_the_endpoint_finds_nothing(server: S
     assert rejects[0]["attempt"] == 2 and rejects[0]["detail"] == "I'm sorry, I can't."
 
 
-def erase(store: Path, captioner: str, token: str) -> subprocess.CompletedProcess[str]:
-    """A tiny erasure, of which actors without a GPU ask an endpoint."""
+def erase(store: Path, captioner: str, token: str, *pools: str) -> subprocess.CompletedProcess[str]:
+    """The pairs of a tiny erasure, whose captions an endpoint writes."""
     sizes = ["--pairs", "4", "--keep", "2", "--steps", "1", "--judged", "2", "--judged-keep", "2", "--batch-size", "3"]
-    where = ["--store", str(store), "--name", "a", "--captioner", captioner, "--caption-actors", "1"]
+    where = ["--store", str(store), "--name", "a", "--captioner", captioner, *pools, "--pairs-only"]
     environment = os.environ | {"VCE_RAY_CAPTIONER_TOKEN": token, "VCE_RAY_CAPTIONER_DEADLINE_S": "60"}
     command = [sys.executable, "-m", "vce_ray", "erase", "deer", *sizes, *where]
     return subprocess.run(command, env=environment | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True)
@@ -400,12 +400,12 @@ def test_an_erasure_with_an_endpoint(server: Server, tmp_path: Path) -> None:
             return completion(model.caption(from_png([base64.b64decode(picture)]))[0])
 
     server.answers = answers
-    refused = erase(tmp_path, server.name, "another-token")
+    refused = erase(tmp_path, server.name, "another-token", "--actors", "1")
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "401" in refused.stderr and "VCE_RAY_CAPTIONER_TOKEN" in refused.stderr
     run = Store(tmp_path).child("a")
     assert run.read_json("run.json")["status"] == "failed" and not run.stage("rejects/captions").parts()
-    done = erase(tmp_path, server.name, TOKEN)
+    done = erase(tmp_path, server.name, TOKEN, "--caption-actors", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     captions, unsafe = (run.stage(name).read().to_pylist() for name in ("captions", "unsafe"))
     pictures = {row["sample_id"]: row["image"] for row in unsafe}

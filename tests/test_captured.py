@@ -91,7 +91,7 @@ def small_model(heads: int, key_heads: int) -> Janus:
     net: Any = JanusForConditionalGeneration(config).eval()
     net.generation_config = model.net.generation_config
     small = Janus(net.to(DEVICE), model.processor, revision="random")
-    small.num_image_tokens = 6  # the interpreter is slow
+    small.num_image_tokens = 4  # the interpreter is slow
     return small
 
 
@@ -156,8 +156,8 @@ def test_captured_drawing_of_llamagen(monkeypatch, on_gpu):
 def test_captured_drawing_stops_when_it_is_told_to(on_gpu, monkeypatch):
     small = small_model(4, 4)
     monkeypatch.setattr(captured, "CHECK_EVERY", 1)
-    answers = [False] * 4 + [True]
-    assert draw(small, ["a deer"], [0], SamplingConfig(), stop=lambda: answers.pop(0)).shape == (0, 6)
+    answers = [False] * 2 + [True]
+    assert draw(small, ["a deer"], [0], SamplingConfig(), stop=lambda: answers.pop(0)).shape == (0, 4)
     assert not answers
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-TINY = ["--pairs", "6", "--keep", "8", "--steps", "4", "--judged", "8", "--judged-keep", "12", "--batch-size", "3"]
+TINY = ["--pairs", "6", "--keep", "8", "--steps", "3", "--judged", "8", "--judged-keep", "12", "--batch-size", "3"]
 VCE_RAY = [sys.executable, "-m", "vce_ray"]
-COMMAND = [*VCE_RAY, "erase", "deer", *TINY]
+ONE = ["--actors", "1"]
+"""An actor takes longer to start than a run has work for."""
+COMMAND = [*VCE_RAY, "erase", "deer", *TINY, *ONE]
 NAME = "deer-vsafe-dpo-0"
 """Of the run that COMMAND makes."""
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}

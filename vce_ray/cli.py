@@ -35,6 +35,7 @@ from vce_ray.options import (
     KeepOption,
     LabelOption,
     MethodOption,
+    PairsOnlyOption,
     PairsOption,
     SeedOption,
     StepsOption,
@@ -88,6 +89,7 @@ def erase(
     caption_accelerator: CaptionAcceleratorOption = None,
     label: LabelOption = None,
     wait: WaitOption = 600,
+    pairs_only: PairsOnlyOption = False,
 ) -> None:
     """Erases one concept. The same command goes on where a killed one stopped."""
     from vce_ray.erase import default_steps
@@ -110,7 +112,7 @@ def erase(
         cluster=cluster_settings(actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait),
     )
     own = {"concept": concept, "name": name, "prompts_file": prompts, "pairs_of": tuple(pairs_of or ())}
-    _erase(RunConfig.model_validate(settings | own))
+    _erase(RunConfig.model_validate(settings | own), pairs_only)
 
 
 @app.command()
@@ -192,7 +194,7 @@ def _told_of_interrupts() -> Iterator[None]:
         raise typer.Exit(130) from error
 
 
-def _erase(config: RunConfig) -> None:
+def _erase(config: RunConfig, pairs_only: bool = False) -> None:
     from vce_ray.erase import erase as erase_all
     from vce_ray.ray_session import ray_session
     from vce_ray.run import Run
@@ -200,9 +202,12 @@ def _erase(config: RunConfig) -> None:
     run = Run(config, say=lambda line: typer.echo(line))
     typer.echo(f"erasing {run.concept.name} ({run.concept.kind}) from {config.base}; run {run.name}")
     with ray_session(), _told_of_interrupts():
-        figures = erase_all([run])[run.name]
+        figures = erase_all([run], pairs_only)[run.name]
     if isinstance(figures, BaseException):
         raise figures
+    if not figures:
+        typer.echo(f"\npairs: {run.store.where('pairs')}")
+        return
     from vce_ray.evaluation.table import before_after_table
 
     typer.echo("\n" + before_after_table(figures))

@@ -38,13 +38,16 @@ SHARED: dict[str, Callable[[RunConfig], Any]] = {
 Failures = dict[str, BaseException]
 
 
-def erase(runs: Sequence[Run]) -> dict[str, dict[str, Any] | BaseException]:
+def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, Any] | BaseException]:
     """Runs all stages of all runs that are not published yet.
 
     All have the same base, captioner and sampling. Whatever ends a run is written into its run.json first.
 
+    Args:
+        pairs_only: stop each run once its pair set is published; without it the same run goes on from there.
+
     Returns:
-        The figures of each run's evaluation, by its name, or what it failed with.
+        The figures of each run's evaluation, none where it stops at its pairs, or what it failed with; by its name.
 
     Raises:
         ValueError: the runs do not agree in what they share, or two have the same name.
@@ -54,14 +57,16 @@ def erase(runs: Sequence[Run]) -> dict[str, dict[str, Any] | BaseException]:
     _check_shared(runs)
     open_runs = {run.name: run for run in runs}
     try:
-        _erase(open_runs, failures)
+        _erase(open_runs, failures, pairs_only)
     except KeyboardInterrupt:
         _finish_all(open_runs, "stopped", "interrupted")
         raise
     except BaseException as error:
         _finish_all(open_runs, "failed", told(error))
         raise
-    return {run.name: failures.get(run.name) or run.store.read_json(METRICS) for run in runs}
+    return {
+        run.name: failures.get(run.name) or (run.store.read_json(METRICS) if run.done("report") else {}) for run in runs
+    }
 
 
 def _check_shared(runs: Sequence[Run]) -> None:
@@ -77,7 +82,7 @@ def _check_shared(runs: Sequence[Run]) -> None:
                 )
 
 
-def _erase(runs: dict[str, Run], failures: Failures) -> None:
+def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
     for run in runs.values():
         for stage in STAGES:
             if run.done(stage):
@@ -99,7 +104,7 @@ def _erase(runs: dict[str, Run], failures: Failures) -> None:
         def train_or_fail(run: Run, fault: BaseException | None) -> None:
             if fault is not None:
                 fail(run, fault)
-            else:
+            elif not pairs_only:
                 trainings[pool.submit(_train, run, slots)] = run
 
         _pairs(dict(runs), train_or_fail)
@@ -117,7 +122,10 @@ def _erase(runs: dict[str, Run], failures: Failures) -> None:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # what still trains ends with Ray's session
     for run in runs.values():
-        run.finish("done")
+        if run.done("report"):
+            run.finish("done")
+        else:
+            run.finish("stopped", "as asked, with its pairs published")
 
 
 def _slots(run: Run) -> int:

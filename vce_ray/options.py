@@ -20,6 +20,9 @@ CaptionerOption = Annotated[
     ),
 ]
 JudgeOption = Annotated[str | None, typer.Option(help="CLIP folder that judges; the embedded model has its own.")]
+PairsOnlyOption = Annotated[
+    bool, typer.Option("--pairs-only", help="Stop once the pair set is published; without it the same run goes on.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
 MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]
 PairsOption = Annotated[int, typer.Option(min=1, help="Prompts with the concept.")]

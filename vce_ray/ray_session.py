@@ -26,8 +26,11 @@ def ray_session() -> Iterator[None]:
     made up where the environment has none: Ray's processes listen on all addresses of a machine and run what they are
     sent.
     """
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "runtime_env": {"env_vars": QUIET}}
-    if not os.environ.get("RAY_ADDRESS"):
+    options: dict[str, Any] = {"logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        options["runtime_env"] = {"env_vars": QUIET}
+    else:
+        os.environ.update(QUIET)  # its processes inherit them, and those that wait for work already can be used
         # with its dashboard, which Ray Train asks every second whether its controller lives
         options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -20,7 +20,7 @@ FAULTS = {
 """What ails the S3 server from the first upload to a place on, and for how long."""
 
 
-def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str) -> None:
+def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str, told: str = "report:") -> None:
     """Runs a job, and kills the first worker node that hands in a part of a stage; that part is lost with it."""
     lost: list[Node] = []
 
@@ -29,14 +29,14 @@ def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str)
         lost[0].kill()
 
     cluster.proxy.once("PUT", part_of(stage), kill, {node.address for node in cluster.workers})
-    finish(cluster.submit(*ERASE, *options, "--store", cluster.store(uri)))
+    finish(cluster.submit(*ERASE, *options, "--store", cluster.store(uri)), told)
     assert lost, f"no worker node made anything of {stage}"
     assert lost[0].address not in cluster.alive()
 
 
 def test_a_node_lost_in_generation_changes_nothing(finished: Store, cluster: Cluster, uri: str) -> None:
-    run_and_lose_a_worker(cluster, uri, "unsafe")
-    assert_same(uri, finished)
+    run_and_lose_a_worker(cluster, uri, "unsafe", "--pairs-only", told="pairs:")
+    assert_same(uri, finished, "stopped")
 
 
 @pytest.mark.slow
