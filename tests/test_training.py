@@ -31,6 +31,7 @@ PAIRS = 8
 
 def config(**changes) -> RunConfig:
     train = {"steps": 4, "batch_size": 4, "keep_batch_size": 4, "learning_rate": 2e-3, "checkpoint_every": 50}
+    train["num_workers"] = 1
     return RunConfig(concept="deer", train=TrainConfig(**(train | changes)))
 
 
@@ -163,11 +164,20 @@ def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, local_ra
 
 
 def test_a_worker_asks_for_no_more_cpus_than_a_node_has() -> None:
-    from vce_ray.training.train import cpus_each
+    from vce_ray.training.train import on_cpus
 
-    assert cpus_each([2], 1) == 2 and cpus_each([8], 3) == 2 and cpus_each([2], 3) == 1
-    assert cpus_each([1, 1, 1], 1) == 1 and cpus_each([0, 4, 6], 1) == 6 and cpus_each([0, 4, 6], 3) == 3
-    assert cpus_each([], 1) == 1
+    one, three = TrainConfig(num_workers=1), TrainConfig(num_workers=3, batch_size=3, keep_batch_size=3)
+    assert on_cpus(one, [2], 1) == (1, 2) and on_cpus(three, [8], 1) == (3, 2) and on_cpus(one, [2], 3) == (1, 1)
+    assert on_cpus(one, [1, 1, 1], 1) == (1, 1) and on_cpus(one, [0, 4, 6], 1) == (1, 6)
+    assert on_cpus(three, [0, 4, 6], 1) == (3, 3) and on_cpus(one, [], 1) == (1, 1)
+
+
+def test_by_default_cpus_of_a_node_share_a_training() -> None:
+    from vce_ray.training.train import on_cpus
+
+    assert on_cpus(TrainConfig(), [2], 1) == (2, 1) and on_cpus(TrainConfig(), [2], 2) == (1, 1)
+    assert on_cpus(TrainConfig(), [1, 1, 1], 1) == (1, 1) and on_cpus(TrainConfig(), [16], 1) == (4, 4)
+    assert on_cpus(TrainConfig(batch_size=6), [16], 1) == (2, 8) and on_cpus(TrainConfig(), [], 1) == (1, 1)
 
 
 def test_reference_log_probs_of_another_base_are_refused() -> None:

@@ -82,14 +82,15 @@ class TrainConfig(_Config):
     keep_batch_size: int = Field(default=16, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: int | None = Field(default=None, ge=1)
+    """Ray Train workers. By default one; where there are no GPUs, up to four, each with a CPU of the same node."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints from which a killed training goes on."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for field in ("batch_size", "keep_batch_size"):
-            if getattr(self, field) % self.num_workers:
+            if self.num_workers and getattr(self, field) % self.num_workers:
                 raise ValueError(f"{field} {getattr(self, field)} must be a multiple of num_workers {self.num_workers}")
         if self.method == "vsafe_dpo" and not self.preserves and not self.allow_no_preservation:
             raise ValueError(

@@ -132,7 +132,7 @@ def _slots(run: Run) -> int:
     """How many trainings there is room for at once."""
     import ray
 
-    cluster, workers = ray.cluster_resources(), run.config.train.num_workers
+    cluster, workers = ray.cluster_resources(), run.config.train.num_workers or 1
     return max(1, int(cluster.get("GPU", 0) or cluster.get("CPU", 1)) // workers)
 
 

@@ -30,7 +30,9 @@ KeepOption = Annotated[int, typer.Option(min=0, help="Prompts of what must be ke
 StepsOption = Annotated[
     int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
 ]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Ray Train workers of a training.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Ray Train workers of a training; by default 1, or a few CPUs without GPUs.")
+]
 WeightsOption = Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")]
 JudgedOption = Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")]
 JudgedKeepOption = Annotated[int, typer.Option(min=1, help="Kept images that are judged.")]
@@ -64,7 +66,7 @@ def run_settings(
     pairs: int,
     keep: int,
     steps: int | None,
-    workers: int,
+    workers: int | None,
     weights: str,
     judged: int,
     judged_keep: int,

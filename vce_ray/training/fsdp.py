@@ -32,9 +32,9 @@ def shard(net: Any, workers: int, device: str) -> None:
     if workers == 1:
         return
     mesh = init_device_mesh(device, (workers,))
-    for layer in net.model.language_model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(net.model.generation_head, mesh=mesh)
+    # a step has several forward passes: CPUs, which have memory to spare, gather a layer for the first of them only
+    for part in (*net.model.language_model.layers, net.model.generation_head):
+        fully_shard(part, mesh=mesh, reshard_after_forward=device != "cpu")
 
 
 @contextmanager

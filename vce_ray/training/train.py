@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from vce_ray.config import RunConfig
+from vce_ray.config import RunConfig, TrainConfig
 from vce_ray.models.adapter import save_adapter
 from vce_ray.models.load import base_stamp, load_model
 from vce_ray.store import Store
@@ -54,9 +54,9 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
     config = run.train
     gpus = ray.cluster_resources().get("GPU", 0) > 0  # the driver may run on a head node without any
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = cpus_each(nodes, config.num_workers * at_once)
+    workers, cpus = (config.num_workers or 1, 1) if gpus else on_cpus(config, nodes, at_once)
     scaling = ray.train.ScalingConfig(
-        num_workers=config.num_workers,
+        num_workers=workers,
         use_gpu=gpus,
         resources_per_worker=None if gpus else {"CPU": cpus},
     )
@@ -70,7 +70,7 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
             storage_filesystem=store.patient_filesystem(),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            worker_runtime_env={"env_vars": THREADS | {"OMP_NUM_THREADS": str(cpus)}},
+            worker_runtime_env={"env_vars": THREADS | {"OMP_NUM_THREADS": str(cpus)} if not gpus else THREADS},
         ),
     )
     result = trainer.fit()
@@ -78,10 +78,20 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
     return result.return_value
 
 
-def cpus_each(nodes: list[int], workers: int) -> int:
-    """The most CPUs that each of so many workers can have: a worker lies on one node, not on several."""
+def on_cpus(config: TrainConfig, nodes: list[int], at_once: int) -> tuple[int, int]:
+    """The workers of a training on CPUs, and the most CPUs that each can have on nodes with so many.
+
+    Two workers of one thread are faster than two threads, which wait for each other at each small operation. Only the
+    CPUs of one node are taken by default, and of them four: each worker loads the base.
+    """
+    if config.num_workers is None:
+        share = max(nodes, default=1) // at_once
+        even = [n for n in (1, 2, 4) if not (config.batch_size % n or config.keep_batch_size % n)]
+        workers = max(n for n in even if n <= max(1, share))
+    else:
+        workers = config.num_workers
     sizes = range(max(nodes, default=0), 1, -1)
-    return next((size for size in sizes if sum(cpus // size for cpus in nodes) >= workers), 1)
+    return workers, next((size for size in sizes if sum(cpus // size for cpus in nodes) >= workers * at_once), 1)
 
 
 def train_loop(settings: dict) -> list[dict] | None:
