@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -22,9 +24,10 @@ from vce_ray.models.adapter import attach_adapter
 from vce_ray.models.load import base_stamp, load_model
 from vce_ray.sampling import draw
 from vce_ray.store import Store
+from vce_ray.training import step as training_step
 from vce_ray.training.data import MODES, TrainingData, order
 from vce_ray.training.reference import Reference, check_stamp
-from vce_ray.training.step import pair_log_probs
+from vce_ray.training.step import Targets, pair_log_probs
 
 PAIRS = 8
 
@@ -212,3 +215,38 @@ def test_workers_share_a_batch_without_overlap(pair_set: Store) -> None:
     assert whole.prompts == halves[0].prompts + halves[1].prompts
     assert torch.equal(whole.chosen_ref_BT, torch.cat([half.chosen_ref_BT for half in halves]))
     assert whole.blank == halves[0].blank + halves[1].blank
+
+
+class Counted:
+    """In place of a reference: counts the rows that it is asked for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def target(self, values: list[float], rows: torch.Tensor) -> torch.Tensor:
+        self.asked.append(rows.tolist())
+        return torch.tensor(values)[rows, None, None].expand(-1, 2, 3)
+
+
+def test_targets_are_computed_once_for_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(targets: Targets, *keys: str) -> list[float]:
+        values = [float(ord(key)) for key in keys]
+        return targets(keys, lambda reference, rows: reference.target(values, rows))[:, 0, 0].tolist()  # type: ignore
+
+    model: Any = Counted()
+    targets = Targets(model, nullcontext)
+    assert ask(targets, "a", "b") == [97, 98] and ask(targets, "b", "c", "b") == [98, 99, 98]
+    assert ask(targets, "c", "a") == [99, 97] and model.asked == [[0, 1], [1]]
+    model.asked.clear()
+    sharded = Targets(model, nullcontext, sharded=True)
+    for _ in range(2):
+        assert ask(sharded, "a", "b") == [97, 98]
+    assert model.asked == [[0, 1], [0]]  # the other workers wait for its share of the weights
+    model.asked.clear()
+    monkeypatch.setattr(training_step, "TARGET_BYTES", 30)  # room for one of 24 bytes
+    small = Targets(model, nullcontext)
+    for _ in range(2):
+        assert ask(small, "a", "b") == [97, 98]
+    assert model.asked == [[0, 1], [1]]

@@ -111,7 +111,8 @@ def _draw_plainly(
 ) -> Tensor | None:
     """Image tokens [B, T] after the decoder has read the prompts, step by step; None where `stop` said so."""
     guided = sampling.guidance_scale != 1
-    tokens: list[Tensor] = []
+    # one tensor for all steps: what is kept of each of them would lie between what the next ones could use again
+    tokens_TB = seeds_B.new_empty(model.num_image_tokens, len(seeds_B))
     noise = _noise_of_steps(seeds_B, model.num_image_tokens, model.image_vocab_size)
     for step, noise_BV in enumerate(noise):
         if stop is not None and step % CHECK_EVERY == 0 and stop():
@@ -119,11 +120,11 @@ def _draw_plainly(
         logits = model.decoder.logits(hidden)
         if guided:
             logits = guide(*logits.chunk(2), sampling.guidance_scale)
-        tokens.append(choose(logits, noise_BV, sampling))
+        tokens_TB[step] = tokens_B = choose(logits, noise_BV, sampling)
         if step + 1 < model.num_image_tokens:
-            rows = torch.cat((tokens[-1], tokens[-1])) if guided else tokens[-1]
+            rows = torch.cat((tokens_B, tokens_B)) if guided else tokens_B
             hidden = model.decoder.step(F.embedding(rows, model.image_embeddings_VE))
-    return torch.stack(tokens, dim=1).cpu()
+    return tokens_TB.T.contiguous().cpu()
 
 
 def _noise_of_steps(seeds_B: Tensor, steps: int, vocabulary: int) -> Iterator[Tensor]:

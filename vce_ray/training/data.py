@@ -111,7 +111,7 @@ class TrainingData:
         start = step * config.keep_batch_size + rank * share
         rows = order(len(self.keep_prompts), range(start, start + share), seed + 1)
         blank = [random.Random(f"{seed}-{step}-{row}-keep").random() < KEEP_BLANK for row in rows]
-        return KeepBatch([self.keep_prompts[row] for row in rows], blank, self.keep_tokens[rows])
+        return KeepBatch(rows, [self.keep_prompts[row] for row in rows], blank, self.keep_tokens[rows])
 
     def anchor_batch(self, step: int, rank: int, workers: int, config: TrainConfig, seed: int) -> AnchorBatch:
         """This worker's share of the pairs of a step, as the anchor wants them."""
@@ -119,4 +119,4 @@ class TrainingData:
         start = step * config.batch_size + rank * share
         rows = order(len(self.prompts), range(start, start + share), seed)
         prompts, refined = ([texts[row] for row in rows] for texts in (self.prompts, self.refined))
-        return AnchorBatch(prompts, refined, self.chosen[rows])
+        return AnchorBatch(rows, prompts, refined, self.chosen[rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from vce_ray.config import TrainConfig
 from vce_ray.models.base import ImageModel, PromptBatch
 from vce_ray.training.loss import keep_mask, preference_loss, preservation_loss, token_log_probs
+
+TARGET_BYTES = 256 * 2**20
+"""What the kept targets of a worker may take: all of the embedded model's, a dozen of Janus-Pro-7B's."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class PairBatch:
 class KeepBatch:
     """Images that the model is held to the base on."""
 
+    rows: list[int]
+    """Which images of the keep set they are."""
     prompts: list[str]
     blank: list[bool]
     tokens_BT: Tensor
@@ -42,6 +47,8 @@ class KeepBatch:
 class AnchorBatch:
     """Safe images, with the unsafe prompts that shall lead to them and the refined captions that did."""
 
+    rows: list[int]
+    """Which pairs of the pair set they are."""
     prompts: list[str]
     refined: list[str]
     tokens_BT: Tensor
@@ -82,15 +89,47 @@ AsReference = Callable[[], AbstractContextManager[None]]
 """A context in which the reference computes as the base does (its adapter is off)."""
 
 
-def keep_loss(model: ImageModel, reference: ImageModel, as_reference: AsReference, batch: KeepBatch) -> Tensor:
-    """The preservation loss averaged over this worker's images. `reference` may be `model` itself."""
+class Targets:
+    """What the reference says of images that come again each epoch: computed once, and kept while there is room."""
+
+    def __init__(self, model: ImageModel, as_reference: AsReference, sharded: bool = False):
+        """
+        Args:
+            model: the reference; it may be the trained model itself.
+            sharded: its weights are gathered from all workers, so each of them must call it as often as the others.
+        """
+        self.model, self.as_reference, self.sharded = model, as_reference, sharded
+        self.room = TARGET_BYTES
+        self.kept: dict[Hashable, Tensor] = {}
+
+    def __call__(self, keys: Sequence[Hashable], compute: Callable[[ImageModel, Tensor], Tensor]) -> Tensor:
+        """Targets [B, T, V] of images with these keys; `compute(model, rows)` makes those of some rows of the batch."""
+        found = {key: self.kept[key] for key in keys if key in self.kept}
+        missing = [i for i, key in enumerate(keys) if key not in found]
+        if asked := missing or [0] * self.sharded:
+            with torch.no_grad(), self.as_reference():
+                made = compute(self.model, torch.tensor(asked, device=self.model.device))
+            for i, target in zip(asked, made):
+                found[keys[i]] = target
+                size = target.numel() * target.element_size()
+                if keys[i] not in self.kept and size <= self.room:
+                    self.kept[keys[i]] = target.clone()
+                    self.room -= size
+        return torch.stack([found[key] for key in keys])
+
+
+def keep_loss(model: ImageModel, targets: Targets, batch: KeepBatch) -> Tensor:
+    """The preservation loss averaged over this worker's images."""
     prompts = model.encode_prompts(batch.prompts).blanked(batch.blank)
-    with torch.no_grad(), as_reference():
-        target = reference.image_logits(prompts, batch.tokens_BT)
+
+    def compute(reference: ImageModel, rows: Tensor) -> Tensor:
+        return reference.image_logits(prompts.rows(rows), batch.tokens_BT[rows])
+
+    target = targets([("keep", *key) for key in zip(batch.rows, batch.blank)], compute)
     return preservation_loss(model.image_logits(prompts, batch.tokens_BT), target).mean()
 
 
-def anchor_loss(model: ImageModel, reference: ImageModel, as_reference: AsReference, batch: AnchorBatch) -> Tensor:
+def anchor_loss(model: ImageModel, targets: Targets, batch: AnchorBatch) -> Tensor:
     """KL to what shall be drawn instead, under the unsafe prompt and averaged over this worker's safe images.
 
     The target of each token is the base under the refined caption, less what the unsafe prompt makes likelier:
@@ -98,8 +137,11 @@ def anchor_loss(model: ImageModel, reference: ImageModel, as_reference: AsRefere
     one step of the negative guidance of ESD (arXiv 2303.07345), taken only where it lowers a token.
     """
     unsafe, refined = model.encode_prompts(batch.prompts), model.encode_prompts(batch.refined)
-    with torch.no_grad(), as_reference():
-        wanted = reference.image_logits(refined, batch.tokens_BT).log_softmax(-1)
-        unwanted = reference.image_logits(unsafe, batch.tokens_BT).log_softmax(-1)
-        target = wanted + (wanted - unwanted).clamp(max=0)
+
+    def compute(reference: ImageModel, rows: Tensor) -> Tensor:
+        wanted = reference.image_logits(refined.rows(rows), batch.tokens_BT[rows]).log_softmax(-1)
+        unwanted = reference.image_logits(unsafe.rows(rows), batch.tokens_BT[rows]).log_softmax(-1)
+        return wanted + (wanted - unwanted).clamp(max=0)
+
+    target = targets([("anchor", row) for row in batch.rows], compute)
     return preservation_loss(model.image_logits(unsafe, batch.tokens_BT), target).mean()

@@ -30,7 +30,7 @@ from vce_ray.training.data import TrainingData
 from vce_ray.training.fsdp import make_trainable, reference_context, shard
 from vce_ray.training.loss import gradient_norm
 from vce_ray.training.reference import check_stamp
-from vce_ray.training.step import anchor_loss, keep_loss, pair_loss
+from vce_ray.training.step import Targets, anchor_loss, keep_loss, pair_loss
 
 TRAINED = StateDictOptions(ignore_frozen_params=True)
 METRICS = "metrics.jsonl"
@@ -118,6 +118,7 @@ def train_loop(settings: dict) -> list[dict] | None:
     shard(model.net, workers, device.type)
     held = config.preserves or config.anchors
     reference = model if config.weights == "lora" or not held else load_model(run.base, str(device))
+    targets = Targets(reference, reference_context(model, reference), sharded=workers > 1)
     trained = [p for p in model.net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     history = _resume(model.net, optimizer)
@@ -127,15 +128,14 @@ def train_loop(settings: dict) -> list[dict] | None:
         loss, figures = pair_loss(
             model, _to(data.pair_batch(step, rank, workers, config, run.seed), device), step, config
         )
-        as_reference = reference_context(model, reference)
         if config.preserves:
             kept = _to(data.keep_batch(step, rank, workers, config, run.seed), device)
-            preservation = keep_loss(model, reference, as_reference, kept)
+            preservation = keep_loss(model, targets, kept)
             figures["preservation"] = preservation.item()
             loss = loss + config.keep_weight * preservation
         if config.anchors:
             safe = _to(data.anchor_batch(step, rank, workers, config, run.seed), device)
-            anchor = anchor_loss(model, reference, as_reference, safe)
+            anchor = anchor_loss(model, targets, safe)
             figures["anchor"] = anchor.item()
             loss = loss + config.anchor_weight * anchor
         loss.backward()
