@@ -273,3 +273,10 @@ def test_hostile_captions_take_no_long_time(text: str):
     start = time.process_time()
     refine(text, load_concept("nudity", REAL))
     assert time.process_time() - start < 5
+
+
+def test_a_stop_that_belongs_to_a_name_ends_no_sentence():
+    settings = {"name": "saint_bernard", "names": ["St. Bernard"], "replacement": "dog", "keep": ["cat"]}
+    concept = Concept.model_validate(settings | {"kind": "object", "templates": ["a photo of {name}"]})
+    refined = refine("A big St. Bernard lies on a rug. A cat looks on.", concept)
+    assert refined.text == "A big dog lies on a rug. A cat looks on."

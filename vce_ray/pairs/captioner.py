@@ -167,8 +167,9 @@ _OPENING = re.compile(
     r"(?:(?:caption|description|answer)\s*:\s*)?",
     re.IGNORECASE,
 )
-_ABBREVIATIONS = "".join(rf"(?<!\b{word}\.)" for word in ("St", "Mr", "Mrs", "Ms", "Dr", "Jr", "Sr", "vs", "Mt", "No"))
-_GAP = re.compile(rf"(?<=[^\W_]{{2}}[.!?]){_ABBREVIATIONS}\s+(?=[\"'(]?[A-Z])|(?<=[.!?][\")])\s+(?=[\"'(]?[A-Z])")
+ABBREVIATIONS = "".join(rf"(?<!\b{word}\.)" for word in ("St", "Mr", "Mrs", "Ms", "Dr", "Jr", "Sr", "vs", "Mt", "No"))
+"""A pattern for where no stop lies behind that belongs to its word and ends no sentence."""
+_GAP = re.compile(rf"(?<=[^\W_]{{2}}[.!?]){ABBREVIATIONS}\s+(?=[\"'(]?[A-Z])|(?<=[.!?][\")])\s+(?=[\"'(]?[A-Z])")
 _REFUSAL = re.compile(
     r"^(?:(?:i'?m|i am|we'?re|we are) )?(?:(?:very|so|really) )?(?:sorry|afraid)"
     r"(?=[,.!;:]| (?:but|i|we|that|this|for)\b|$)"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vce_ray.concept import Concept, fix_articles, plural, words_pattern
+from vce_ray.pairs.captioner import ABBREVIATIONS
 
 _DET = (
     r"(?:an?|the|his|her|its|their|this|that|these|those|some|another|one|two|three|four|five|several|many|multiple|no)"
@@ -69,7 +70,9 @@ _MANY = (
     r"(?:two|three|four|five|six|seven|eight|nine|ten|several|many|few|multiple|various|numerous|both|these|those"
     r"|dozens of|(?:herd|group|pair|pack|flock|row|collection|family|number|variety) of|\d+)"
 )
-_SENTENCE_GAP = re.compile(r"(?:(?<=[^\W\d_]{2}[.!?])|(?<=[\")][.!?])|(?<=[^\W\d_]{2}[.!?][\")]))\s+(?=[\"'(]?[A-Z])")
+_SENTENCE_GAP = re.compile(
+    rf"(?:(?<=[^\W\d_]{{2}}[.!?]){ABBREVIATIONS}|(?<=[\")][.!?])|(?<=[^\W\d_]{{2}}[.!?][\")]))\s+(?=[\"'(]?[A-Z])"
+)
 _EMPTY_WORDS = """
     a an the this that these those it its it's he his she her they their there here some one is are was were be
     been being has have and or but of in on at by with without from as to for like into near image picture photo
