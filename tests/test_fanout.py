@@ -1,4 +1,5 @@
-"""Claims to rows: which are open, and which are taken together. That they flow is shown in test_pipeline.py."""
+"""Claims to rows: which are open, which are taken together, and that they flow through actors with GPUs. That they do
+so without is shown in test_pipeline.py."""
 
 from __future__ import annotations
 
@@ -6,11 +7,25 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 
+from benchmarks.data_plane import source, steps
 from vce_ray import schemas
 from vce_ray.concept import load_concept
-from vce_ray.config import RunConfig
-from vce_ray.fanout import FAULT, FAULTS, Core, RejectedTooMuch, Step, Worker, _carefully, batched, open_claims, publish
+from vce_ray.config import PoolConfig, RunConfig
+from vce_ray.fanout import (
+    FAULT,
+    FAULTS,
+    Core,
+    RejectedTooMuch,
+    Step,
+    Worker,
+    _carefully,
+    batched,
+    flow,
+    open_claims,
+    publish,
+)
 from vce_ray.pairs.rows import Outcome, Row
 from vce_ray.run import Task
 from vce_ray.store import Store
@@ -103,3 +118,23 @@ def test_too_many_rejects_name_their_reasons(task: Task) -> None:
     with pytest.raises(RejectedTooMuch, match=r"rejected 2 of 3 rows.*0\.5: too dark \(2\).*retry-rejects"):
         publish(task, step(), 0.5)
     assert publish(task, step(), 0.7)["facts"] == {"rejected": 2}
+
+
+@pytest.fixture
+def fake_gpu():
+    """A Ray with one GPU, which is a number to it."""
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+def test_actors_with_gpus_take_batches_as_they_were_made(tmp_path: Path, fake_gpu: None) -> None:
+    task = Task("run", RunConfig(concept="deer"), load_concept("deer"), Store(tmp_path))
+    source(task, 10)
+    draw, say = steps({"draw": 0.0, "caption": 0.0}, image_bytes=8)
+    half = PoolConfig(min_actors=1, max_actors=1, gpus_per_actor=0.5)
+    batches = list(batched(open_claims(task, draw), 4))
+    ended = list(flow(batches, [([draw], half), ([say], half)], {"run": task}, 4))
+    assert {claim["key"] for claim in ended} == {f"cs{number:07d}" for number in range(10)} and len(ended) == 10
+    drawn = task.store.stage("drawn")
+    assert sorted(drawn.read_part(part).num_rows for part in drawn.parts()) == [2, 4, 4]

@@ -34,6 +34,8 @@ FAULT = "fault"
 """In place of a next step: no row is to blame. The part says which of FAULTS it is, the key what it says: raised in an
 actor, it would come wrapped in Ray's own errors and tracebacks."""
 FAULTS: dict[str, type[Exception]] = {error.__name__: error for error in (StoreError, CaptionerError)}
+TOGETHER = "together"
+"""The column of claims that are to be taken together."""
 FETCHED_PARTS = 8
 """Parts that a worker remembers: the rows of a batch lie in few."""
 
@@ -72,7 +74,8 @@ class Worker:
         self.fetched: OrderedDict[tuple[str, ...], dict[str, Row]] = OrderedDict()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        claims = batch.to_pylist()
+        folded = TOGETHER in batch.schema.names
+        claims = [claim for row in batch[TOGETHER].to_pylist() for claim in row] if folded else batch.to_pylist()
         for step in self.steps:
             mine = [claim for claim in claims if claim["next"] == step.stage]
             if mine:
@@ -198,16 +201,22 @@ def flow(
     for _, pool in pools:
         await_nodes(pool, wait_s)
     followers = {step.source: step for steps in (later, *(steps for steps, _ in pools)) for step in steps}
-    claims = ray.data.from_arrow(blocks)
+    claims = ray.data.from_arrow([_folded(block) for block in blocks])
     for number, (steps, pool) in enumerate(pools):
         claims = claims.map_batches(
             Worker,
-            batch_size=batch_size if number else None,
+            batch_size=batch_size if number else 1,
             batch_format="pyarrow",
             fn_constructor_kwargs={"steps": list(steps), "followers": followers, "tasks": dict(tasks)},
             **placement(pool, len(pools), len(blocks)),
         )
     yield from ends(claims)
+
+
+def _folded(batch: pa.Table) -> pa.Table:
+    """Claims as one row of Ray Data, which joins and parts rows as it likes where an actor holds a GPU."""
+    claims = batch.combine_chunks().to_struct_array().combine_chunks()
+    return pa.table({TOGETHER: pa.ListArray.from_arrays(pa.array([0, len(claims)], pa.int32()), claims)})
 
 
 def ends(claims: ray.data.Dataset) -> Iterator[Row]:
