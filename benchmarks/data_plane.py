@@ -88,12 +88,14 @@ def steps(latency: dict[str, float], image_bytes: int) -> tuple[Step, Step]:
 def nodes(count: int) -> dict[str, Any]:
     """Throughput on so many simulated nodes: pools that draw and that caption, one actor of each to a node."""
     import ray
+    import ray.data
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
     for _ in range(count):
         cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
     ray.init(address=cluster.address, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 900  # starting them on one machine takes long
     rows = count * BATCHES_OF_A_NODE * BATCH
     with tempfile.TemporaryDirectory() as folder:
         task = Task("bench", RunConfig(concept="deer"), load_concept("deer"), Store(folder))
@@ -109,14 +111,15 @@ def nodes(count: int) -> dict[str, Any]:
         assert ended == rows
         drawn = task.store.stage("drawn").inventory(["worker", "began", "ended"]).to_pandas()
         said = task.store.stage("said").inventory(["ended"]).to_pandas()
+    ray.shutdown()
+    cluster.shutdown()
     batches = drawn.groupby(["worker", "ended"]).agg(began=("began", "first"), rows=("key", "size")).reset_index()
-    by_worker = batches.groupby("worker")
-    start, end = by_worker["ended"].min().max(), by_worker["ended"].max().min()
-    steady = batches[(batches["ended"] > start) & (batches["ended"] <= end)]
+    firsts = batches.groupby("worker")["ended"].min()
+    later = rows - batches.loc[batches.groupby("worker")["ended"].idxmin(), "rows"].sum()
     ordered = batches.sort_values("ended")
     gaps = (ordered["began"] - ordered.groupby("worker")["ended"].shift()).dropna()
     ideal = count * BATCH / LATENCY_S["draw"]
-    rate = steady["rows"].sum() / (end - start)
+    rate = later / (batches["ended"].max() - firsts.min())  # from the first batch that is there to the very last
     return {
         "nodes": count,
         "rows": rows,
@@ -124,7 +127,7 @@ def nodes(count: int) -> dict[str, Any]:
         "of_ideal": round(float(rate / ideal), 3),
         "gap_ms": round(1000 * float(gaps.median()), 1),
         "first_caption_s": round(float(said["ended"].min() - drawn["began"].min()), 1),
-        "startup_s": round(float(start - began), 1),
+        "startup_s": round(float(batches["began"].min() - began), 1),
         "seconds": round(seconds, 1),
     }
 
