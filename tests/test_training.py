@@ -33,8 +33,8 @@ PAIRS = 8
 
 
 def config(**changes) -> RunConfig:
-    train = {"steps": 4, "batch_size": 4, "keep_batch_size": 4, "learning_rate": 2e-3, "checkpoint_every": 50}
-    train["num_workers"] = 1
+    train = {"steps": 4, "batch_size": 4, "keep_batch_size": 4, "learning_rate": 2e-3}
+    train |= {"checkpoint_every": 50, "num_workers": 1}
     return RunConfig(concept="deer", train=TrainConfig(**(train | changes)))
 
 
@@ -233,7 +233,7 @@ class Counted:
 def test_targets_are_computed_once_for_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(targets: Targets, *keys: str) -> list[float]:
         values = [float(ord(key)) for key in keys]
-        return targets(keys, lambda reference, rows: reference.target(values, rows))[:, 0, 0].tolist()  # type: ignore
+        return targets(keys, lambda reference, rows: model.target(values, rows))[:, 0, 0].tolist()
 
     model: Any = Counted()
     targets = Targets(model, nullcontext)

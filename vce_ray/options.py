@@ -31,7 +31,7 @@ StepsOption = Annotated[
     int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Ray Train workers of a training; by default 1, or a few CPUs without GPUs.")
+    int | None, typer.Option(min=1, help="Ray Train workers of a training; by default 1, without GPUs up to 4.")
 ]
 WeightsOption = Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")]
 JudgedOption = Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")]

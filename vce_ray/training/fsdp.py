@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -31,6 +32,8 @@ def shard(net: Any, workers: int, device: str) -> None:
     """Shards each decoder layer and the image head over the workers; everything else is frozen and stays whole."""
     if workers == 1:
         return
+    # it warns of changes in place to what a module returns; nothing here makes any
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device, (workers,))
     # a step has several forward passes: CPUs, which have memory to spare, gather a layer for the first of them only
     for part in (*net.model.language_model.layers, net.model.generation_head):

@@ -115,6 +115,8 @@ class Targets:
                 if keys[i] not in self.kept and size <= self.room:
                     self.kept[keys[i]] = target.clone()
                     self.room -= size
+            if len(asked) == len(keys):
+                return made
         return torch.stack([found[key] for key in keys])
 
 

@@ -54,11 +54,15 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
     config = run.train
     gpus = ray.cluster_resources().get("GPU", 0) > 0  # the driver may run on a head node without any
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    workers, cpus = (config.num_workers or 1, 1) if gpus else on_cpus(config, nodes, at_once)
+    if gpus:
+        workers, resources, threads = config.num_workers or 1, None, THREADS
+    else:
+        workers, cpus = on_cpus(config, nodes, at_once)
+        resources, threads = {"CPU": cpus}, THREADS | {"OMP_NUM_THREADS": str(cpus)}
     scaling = ray.train.ScalingConfig(
         num_workers=workers,
         use_gpu=gpus,
-        resources_per_worker=None if gpus else {"CPU": cpus},
+        resources_per_worker=resources,
     )
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
@@ -70,7 +74,7 @@ def train(run: RunConfig, store: Store, facts: dict, at_once: int = 1) -> list[d
             storage_filesystem=store.patient_filesystem(),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            worker_runtime_env={"env_vars": THREADS | {"OMP_NUM_THREADS": str(cpus)} if not gpus else THREADS},
+            worker_runtime_env={"env_vars": threads},
         ),
     )
     result = trainer.fit()
@@ -118,7 +122,7 @@ def train_loop(settings: dict) -> list[dict] | None:
     shard(model.net, workers, device.type)
     held = config.preserves or config.anchors
     reference = model if config.weights == "lora" or not held else load_model(run.base, str(device))
-    targets = Targets(reference, reference_context(model, reference), sharded=workers > 1)
+    targets = Targets(reference, reference_context(model, reference), sharded=workers > 1 and reference is model)
     trained = [p for p in model.net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     history = _resume(model.net, optimizer)
