@@ -121,11 +121,12 @@ def test_training_prefers_the_safe_image_and_the_adapter_carries_it(alone, pair_
     assert margin > 0.05
 
 
-def test_two_workers_give_the_same_training(alone, pair_set: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", [True, False])
+def test_two_workers_give_the_same_training(alone, pair_set: Store, tmp_path: Path, shard: bool) -> None:
     from vce_ray.training.train import train
 
-    store = copy(pair_set, "two")
-    history = train(config(num_workers=2), store, {"concept": "deer"})
+    store = copy(pair_set, f"two-{shard}")
+    history = train(config(num_workers=2, shard=shard), store, {"concept": "deer"})
     for one, two in zip(alone[0], history, strict=True):
         for name in ("loss", "margin", "preservation", "gradient_norm"):
             assert two[name] == pytest.approx(one[name], abs=2e-4), (name, one["step"])
@@ -152,14 +153,15 @@ def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, local_ra
     command = [sys.executable, "-c", SCRIPT, run, store.uri]
     driver = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not any("metrics.jsonl" in file for file in store.list("checkpoints")):
+    snapshot = "checkpoints/checkpoint_manager_snapshot.json"  # Ray Train's word for what a training goes on from
+    while not (store.exists(snapshot) and store.read_json(snapshot)["latest_checkpoint_result"]):
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert not store.exists("adapter/adapter_model.safetensors")
-    (kept,) = [file for file in store.list("checkpoints") if "metrics.jsonl" in file]
-    behind = [json.loads(line) for line in store.read_bytes(kept).decode().splitlines()]
+    latest = store.read_json(snapshot)["latest_checkpoint_result"]["checkpoint_dir_name"]
+    behind = [json.loads(line) for line in store.read_bytes(f"checkpoints/{latest}/metrics.jsonl").splitlines()]
     history = train(config(steps=len(behind) + 2, checkpoint_every=2), store, {})
     assert history[: len(behind)] == behind, "steps were done again"
     assert [row["step"] for row in history] == list(range(1, len(behind) + 3))

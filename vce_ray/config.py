@@ -84,6 +84,9 @@ class TrainConfig(_Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
     num_workers: int | None = Field(default=None, ge=1)
     """Ray Train workers. By default one; where there are no GPUs, up to four, each with a CPU of the same node."""
+    shard: bool | None = None
+    """Whether several workers share the weights out among them (FSDP), or each holds them whole, which is faster and
+    takes the memory. By default they do on GPUs. The training is the same."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints from which a killed training goes on."""
 

@@ -1,15 +1,15 @@
-"""Which weights are trained, and how they are sharded over workers (FSDP2)."""
+"""Which weights are trained, and how workers share them: sharded (FSDP2), or whole in each, with averaged gradients."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -30,14 +30,21 @@ def make_trainable(net: Any, config: TrainConfig) -> None:
 
 def shard(net: Any, workers: int, device: str) -> None:
     """Shards each decoder layer and the image head over the workers; everything else is frozen and stays whole."""
-    if workers == 1:
-        return
     # it warns of changes in place to what a module returns; nothing here makes any
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device, (workers,))
     # a step has several forward passes: CPUs, which have memory to spare, gather a layer for the first of them only
     for part in (*net.model.language_model.layers, net.model.generation_head):
         fully_shard(part, mesh=mesh, reshard_after_forward=device != "cpu")
+
+
+def average_gradients(trained: Sequence[Tensor], workers: int) -> None:
+    """Averages over the workers, in place, what each has of its share of a batch; FSDP does so for what it shards."""
+    gradients = [p.grad for p in trained if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, mean in zip(gradients, (flat / workers).split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from vce_ray.models.adapter import save_adapter
 from vce_ray.models.load import base_stamp, load_model
 from vce_ray.store import Store
 from vce_ray.training.data import TrainingData
-from vce_ray.training.fsdp import make_trainable, reference_context, shard
+from vce_ray.training.fsdp import average_gradients, make_trainable, reference_context, shard
 from vce_ray.training.loss import gradient_norm
 from vce_ray.training.reference import check_stamp
 from vce_ray.training.step import Targets, anchor_loss, keep_loss, pair_loss
@@ -119,10 +119,12 @@ def train_loop(settings: dict) -> list[dict] | None:
     )
     torch.manual_seed(run.seed)
     make_trainable(model.net, config)
-    shard(model.net, workers, device.type)
+    sharded = workers > 1 and (device.type != "cpu" if config.shard is None else config.shard)
+    if sharded:
+        shard(model.net, workers, device.type)
     held = config.preserves or config.anchors
     reference = model if config.weights == "lora" or not held else load_model(run.base, str(device))
-    targets = Targets(reference, reference_context(model, reference), sharded=workers > 1 and reference is model)
+    targets = Targets(reference, reference_context(model, reference), sharded=sharded and reference is model)
     trained = [p for p in model.net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     history = _resume(model.net, optimizer)
@@ -143,6 +145,8 @@ def train_loop(settings: dict) -> list[dict] | None:
             figures["anchor"] = anchor.item()
             loss = loss + config.anchor_weight * anchor
         loss.backward()
+        if workers > 1 and not sharded:
+            average_gradients(trained, workers)
         norm = gradient_norm(trained)
         scale = (config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).item()
         for parameter in trained:
