@@ -49,7 +49,7 @@ class Server:
         self.asked: list[dict[str, Any]] = []
         self.tokens: list[str | None] = []
         self.answers: Callable[[int, str], tuple[int, dict[str, str], bytes]] = lambda *_: completion(GOOD)
-        """From the number of a request and its picture (base64) to status, headers and body."""
+        """From the number of a request and its picture (base64), or its text, to status, headers and body."""
         self._lock = threading.Lock()
         endpoint = self
 
@@ -60,8 +60,9 @@ class Server:
                     number = len(endpoint.asked)
                     endpoint.asked.append(asked | {"path": self.path})
                     endpoint.tokens.append(self.headers.get("Authorization"))
-                url = asked["messages"][0]["content"][0]["image_url"]["url"]
-                status, headers, body = endpoint.answers(number, url.removeprefix("data:image/png;base64,"))
+                about = asked["messages"][0]["content"][0]
+                about = about.get("text") or about["image_url"]["url"].removeprefix("data:image/png;base64,")
+                status, headers, body = endpoint.answers(number, about)
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -363,6 +364,61 @@ def test_an_endpoint_that_is_not_there_ends_the_run_at_the_deadline(
     with pytest.raises(CaptionerError, match=r"no answer within 1 s: URLError: .*refused"):
         Describe(f"http://127.0.0.1:{free_port()}/v1#m", {"a": deer})(pictures * 10)
     assert time.monotonic() - started < 10
+
+
+@pytest.fixture
+def refiner(server: Server) -> Iterator[Server]:
+    """A second endpoint, which is given captions."""
+    refiner = Server()
+    yield refiner
+    refiner.http.shutdown()
+    refiner.http.server_close()
+
+
+def test_a_refiner_rewrites_and_the_rules_go_over_what_it_says(
+    server: Server,
+    refiner: Server,
+    pictures: list[dict[str, Any]],
+    deer: Concept,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VCE_RAY_CAPTIONER_TOKEN", TOKEN)
+    monkeypatch.setenv("VCE_RAY_REFINER_TOKEN", "another-token")
+    place = numbered(pictures)
+    said = ["A deer on snow.", "A deer on sand.", "A deer on grass.", "A deer.", "A red fox."]
+    rewritten = {
+        "A deer on snow.": completion("Sure! Here it is: Snow, with the tracks of an animal."),
+        "A deer on sand.": completion("A young deer lies on yellow sand."),
+        "A deer on grass.": completion("I'm sorry, I can't help with that."),
+        "A deer.": completion("A picture."),
+    }
+    server.answers = lambda _, picture: completion(said[place[picture]])
+    refiner.answers = lambda _, text: rewritten[text.split("\n\n")[1]]
+    made, rejects = Describe(server.name, {"a": deer}, refiner.name)(pictures)
+    assert [(row["caption"], row["refined_caption"], row["removed_terms"]) for row in made] == [
+        ("A deer on snow.", "Snow, with the tracks of an animal.", ["deer"]),
+        ("A deer on sand.", "A young animal lies on yellow sand.", ["deer"]),  # it had left the concept in
+        ("A deer on grass.", "An animal on grass.", ["deer"]),  # it had refused
+    ]
+    assert [row["reason"] for row in rejects] == ["nothing left of the caption", "concept not in unsafe image"]
+    asked = [row["messages"][0]["content"][0]["text"] for row in refiner.asked]
+    assert len(asked) == 4 and all("nothing of: 'deer'" in text and "say 'animal'" in text for text in asked)
+    assert set(server.tokens) == {f"Bearer {TOKEN}"} and set(refiner.tokens) == {"Bearer another-token"}
+
+
+def test_a_refiner_that_cannot_be_used_is_no_fault_of_a_row(
+    server: Server, refiner: Server, pictures: list[dict[str, Any]], deer: Concept, tmp_path: Path
+) -> None:
+    refiner.answers = lambda *_: (401, {}, b"no token")
+    with pytest.raises(CaptionerError, match=r"refiner http.* 401 .*VCE_RAY_REFINER_TOKEN"):
+        Describe(server.name, {"a": deer}, refiner.name)(pictures)
+    for name, told in (
+        ("emoji-world", "refiner 'emoji-world' is no endpoint"),
+        ("https://me:hunter2@host/v1#m", "VCE_RAY_REFINER_TOKEN"),
+        ("http://example.com/v1#m", "refiner .* give https://"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Run(RunConfig(concept="deer", store=str(tmp_path), refiner=name))
 
 
 def test_safe_pictures_are_drawn_anew_until_the_endpoint_finds_nothing(server: Server, deer: Concept) -> None:

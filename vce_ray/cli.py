@@ -15,43 +15,14 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from vce_ray import options
 from vce_ray.config import EvalConfig, RunConfig, TrainConfig, default_sampling
-from vce_ray.options import (
-    JUDGED,
-    JUDGED_KEEP,
-    KEEP,
-    PAIRS,
-    AcceleratorOption,
-    ActorsOption,
-    BaseOption,
-    BatchOption,
-    CaptionAcceleratorOption,
-    CaptionActorsOption,
-    CaptionerOption,
-    GpusOption,
-    JudgedKeepOption,
-    JudgedOption,
-    JudgeOption,
-    KeepOption,
-    LabelOption,
-    MethodOption,
-    PairsOnlyOption,
-    PairsOption,
-    SeedOption,
-    StepsOption,
-    StoreOption,
-    WaitOption,
-    WeightsOption,
-    WorkersOption,
-    cluster_settings,
-    run_settings,
-)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
 
 @app.command()
-def demo(store: StoreOption = "runs", concept: str = "deer") -> None:
+def demo(store: options.Store = "runs", concept: str = "deer") -> None:
     """Erases a concept from the embedded model, from prompts to report, on this machine."""
     from vce_ray.erase import default_steps
 
@@ -63,53 +34,59 @@ def demo(store: StoreOption = "runs", concept: str = "deer") -> None:
 @app.command()
 def erase(
     concept: Annotated[str, typer.Argument(help="A concept of the catalogue, or your own YAML file.")],
-    store: StoreOption = "runs",
-    base: BaseOption = "emoji-world",
-    captioner: CaptionerOption = None,
-    judge: JudgeOption = None,
+    store: options.Store = "runs",
+    base: options.Base = "emoji-world",
+    captioner: options.Captioner = None,
+    refiner: options.Refiner = None,
+    judge: options.Judge = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; concept, method and seed by default.")] = None,
-    seed: SeedOption = 0,
-    method: MethodOption = "vsafe_dpo",
+    seed: options.Seed = 0,
+    method: options.Method = "vsafe_dpo",
     prompts: Annotated[str | None, typer.Option(help="Your own prompts for the concept, one per line.")] = None,
     pairs_of: Annotated[
         list[str] | None, typer.Option(help="Train on the pairs of this run of the store; may be given again.")
     ] = None,
-    pairs: PairsOption = PAIRS,
-    keep: KeepOption = KEEP,
-    steps: StepsOption = None,
-    workers: WorkersOption = None,
-    weights: WeightsOption = "lora",
-    judged: JudgedOption = JUDGED,
-    judged_keep: JudgedKeepOption = JUDGED_KEEP,
-    batch_size: BatchOption = None,
-    actors: ActorsOption = None,
-    caption_actors: CaptionActorsOption = None,
-    gpus_per_actor: GpusOption = None,
-    accelerator: AcceleratorOption = None,
-    caption_accelerator: CaptionAcceleratorOption = None,
-    label: LabelOption = None,
-    wait: WaitOption = 600,
-    pairs_only: PairsOnlyOption = False,
+    pairs: options.Pairs = options.PAIRS,
+    keep: options.Keep = options.KEEP,
+    max_reject_ratio: options.RejectRatio = options.REJECTS,
+    steps: options.Steps = None,
+    workers: options.Workers = None,
+    weights: options.Weights = "lora",
+    judged: options.Judged = options.JUDGED,
+    judged_keep: options.JudgedKeep = options.JUDGED_KEEP,
+    batch_size: options.Batch = None,
+    actors: options.Actors = None,
+    caption_actors: options.CaptionActors = None,
+    gpus_per_actor: options.Gpus = None,
+    accelerator: options.Accelerator = None,
+    caption_accelerator: options.CaptionAccelerator = None,
+    label: options.Label = None,
+    wait: options.Wait = 600,
+    pairs_only: options.PairsOnly = False,
 ) -> None:
     """Erases one concept. The same command goes on where a killed one stopped."""
     from vce_ray.erase import default_steps
 
-    settings = run_settings(
+    settings = options.run_settings(
         base=base,
         captioner=captioner,
+        refiner=refiner,
         judge=judge,
         store=store,
         seed=seed,
         method=method,
         pairs=pairs,
         keep=keep,
+        max_reject_ratio=max_reject_ratio,
         steps=steps or default_steps(concept, base),
         workers=workers,
         weights=weights,
         judged=judged,
         judged_keep=judged_keep,
         batch_size=batch_size,
-        cluster=cluster_settings(actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait),
+        cluster=options.cluster_settings(
+            actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
+        ),
     )
     own = {"concept": concept, "name": name, "prompts_file": prompts, "pairs_of": tuple(pairs_of or ())}
     _erase(RunConfig.model_validate(settings | own), pairs_only)
@@ -118,49 +95,55 @@ def erase(
 @app.command()
 def fleet(
     concepts: Annotated[list[str], typer.Argument(help="Concepts, by name or file, or a fleet file that lists them.")],
-    store: StoreOption = "runs",
-    base: BaseOption = "emoji-world",
-    captioner: CaptionerOption = None,
-    judge: JudgeOption = None,
+    store: options.Store = "runs",
+    base: options.Base = "emoji-world",
+    captioner: options.Captioner = None,
+    refiner: options.Refiner = None,
+    judge: options.Judge = None,
     name: Annotated[str | None, typer.Option(help="Name of the fleet; that of its file by default.")] = None,
-    seed: SeedOption = 0,
-    method: MethodOption = "vsafe_dpo",
-    pairs: PairsOption = PAIRS,
-    keep: KeepOption = KEEP,
-    steps: StepsOption = None,
-    workers: WorkersOption = None,
-    weights: WeightsOption = "lora",
-    judged: JudgedOption = JUDGED,
-    judged_keep: JudgedKeepOption = JUDGED_KEEP,
-    batch_size: BatchOption = None,
-    actors: ActorsOption = None,
-    caption_actors: CaptionActorsOption = None,
-    gpus_per_actor: GpusOption = None,
-    accelerator: AcceleratorOption = None,
-    caption_accelerator: CaptionAcceleratorOption = None,
-    label: LabelOption = None,
-    wait: WaitOption = 600,
+    seed: options.Seed = 0,
+    method: options.Method = "vsafe_dpo",
+    pairs: options.Pairs = options.PAIRS,
+    keep: options.Keep = options.KEEP,
+    max_reject_ratio: options.RejectRatio = options.REJECTS,
+    steps: options.Steps = None,
+    workers: options.Workers = None,
+    weights: options.Weights = "lora",
+    judged: options.Judged = options.JUDGED,
+    judged_keep: options.JudgedKeep = options.JUDGED_KEEP,
+    batch_size: options.Batch = None,
+    actors: options.Actors = None,
+    caption_actors: options.CaptionActors = None,
+    gpus_per_actor: options.Gpus = None,
+    accelerator: options.Accelerator = None,
+    caption_accelerator: options.CaptionAccelerator = None,
+    label: options.Label = None,
+    wait: options.Wait = 600,
 ) -> None:
     """Erases many concepts, each in a run of its own; work they share is done once. What a fleet file says goes over
     these options. The same command goes on where a killed one stopped, and tries again what failed."""
     from vce_ray.fleet import read_fleet
 
-    settings = run_settings(
+    settings = options.run_settings(
         base=base,
         captioner=captioner,
+        refiner=refiner,
         judge=judge,
         store=store,
         seed=seed,
         method=method,
         pairs=pairs,
         keep=keep,
+        max_reject_ratio=max_reject_ratio,
         steps=steps,
         workers=workers,
         weights=weights,
         judged=judged,
         judged_keep=judged_keep,
         batch_size=batch_size,
-        cluster=cluster_settings(actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait),
+        cluster=options.cluster_settings(
+            actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
+        ),
     )
     files = [Path(concept).stem for concept in concepts if concept.endswith((".yaml", ".yml"))]
     _fleet(read_fleet(concepts, settings), name or (files[0] if len(concepts) == len(files) == 1 else "fleet"), store)
@@ -218,9 +201,9 @@ def _erase(config: RunConfig, pairs_only: bool = False) -> None:
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw; one picture each.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
-    base: BaseOption = "emoji-world",
+    base: options.Base = "emoji-world",
     adapter: Annotated[str | None, typer.Option(help="Adapter folder, e.g. runs/demo-deer/adapter.")] = None,
-    seed: SeedOption = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Draws pictures, with or without an adapter."""
     from PIL import Image
@@ -268,7 +251,7 @@ def plan(
 
 
 @app.command()
-def doctor(store: StoreOption = "runs", base: BaseOption = "emoji-world") -> None:
+def doctor(store: options.Store = "runs", base: options.Base = "emoji-world") -> None:
     """Says whether this machine and the store are fit for a run, and how to mend what is not."""
     from vce_ray.doctor import examine
 
@@ -283,7 +266,7 @@ def doctor(store: StoreOption = "runs", base: BaseOption = "emoji-world") -> Non
 @app.command()
 def serve(
     adapter: Annotated[str | None, typer.Option(help="Adapter folder or store path; none serves the base.")] = None,
-    base: BaseOption = "emoji-world",
+    base: options.Base = "emoji-world",
     host: Annotated[str, typer.Option(help="Anything but loopback wants VCE_RAY_API_TOKEN set.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
 ) -> None:

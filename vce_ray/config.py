@@ -155,6 +155,9 @@ class RunConfig(_Config):
     captioner: str | None = None
     """Describes the base's images in its place: a Janus, named as a base is; 'vllm:' and a vision model's hub id or
     folder; or https://host/v1#model, an endpoint of chat completions (pairs/captioner.py)."""
+    refiner: str | None = None
+    """Endpoint of chat completions, https://host/v1#model, that takes the concept out of captions; the rules go over
+    what it says (pairs/refine.py). Without it they do it alone."""
     store: str = "runs"
     name: str | None = None
     """Name of the run's prefix below the store; the concept's and the method's by default."""

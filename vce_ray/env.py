@@ -63,8 +63,14 @@ API_TOKEN = Variable(
 CAPTIONER_TOKEN = Variable(
     "VCE_RAY_CAPTIONER_TOKEN", str.strip, "", "bearer token for a captioner that is an endpoint; empty: none is sent"
 )
+REFINER_TOKEN = Variable(
+    "VCE_RAY_REFINER_TOKEN", str.strip, "", "bearer token for the endpoint that refines captions; empty: none is sent"
+)
 CAPTIONER_DEADLINE_S = Variable(
-    "VCE_RAY_CAPTIONER_DEADLINE_S", _seconds, 120.0, "how long an endpoint is asked about one picture before it fails"
+    "VCE_RAY_CAPTIONER_DEADLINE_S",
+    _seconds,
+    120.0,
+    "how long an endpoint is asked about one picture or caption before it fails",
 )
 MODEL_CACHE = Variable(
     "VCE_RAY_MODEL_CACHE", str, "~/.cache/vce_ray/models", "folder for base models that are copied from a store"
@@ -88,6 +94,7 @@ VARIABLES: tuple[Variable, ...] = (
     STORE_DEADLINE_S,
     API_TOKEN,
     CAPTIONER_TOKEN,
+    REFINER_TOKEN,
     CAPTIONER_DEADLINE_S,
     MODEL_CACHE,
     CAPTURE,

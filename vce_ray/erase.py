@@ -26,6 +26,7 @@ PAIRED = ("unsafe", "captions", "safe", "pairs", "reference")
 SHARED: dict[str, Callable[[RunConfig], Any]] = {
     "base": lambda config: config.base,
     "captioner": lambda config: config.captioner,
+    "refiner": lambda config: config.refiner,
     "sampling": lambda config: config.sampling,
     "judge": lambda config: config.evaluation.judge,
     "safe_attempts": lambda config: config.pairs.safe_attempts,

@@ -8,50 +8,60 @@ import typer
 
 from vce_ray.config import EvalConfig, PairConfig, default_sampling
 
-StoreOption = Annotated[str, typer.Option(help="Where runs lie: a local folder or s3://bucket/prefix.")]
-BaseOption = Annotated[
+Store = Annotated[str, typer.Option(help="Where runs lie: a local folder or s3://bucket/prefix.")]
+Base = Annotated[
     str, typer.Option(help="Base model: emoji-world, a checkpoint folder, s3://..., owner/name[@revision].")
 ]
-CaptionerOption = Annotated[
+Captioner = Annotated[
     str | None,
     typer.Option(
         help="Describes images in place of the base: a Janus; vllm:MODEL; or https://host/v1#model, with its token in "
         "VCE_RAY_CAPTIONER_TOKEN."
     ),
 ]
-JudgeOption = Annotated[str | None, typer.Option(help="CLIP folder that judges; the embedded model has its own.")]
-PairsOnlyOption = Annotated[
+Refiner = Annotated[
+    str | None,
+    typer.Option(
+        help="Takes the concept out of captions before the rules do: https://host/v1#model, with its token in "
+        "VCE_RAY_REFINER_TOKEN."
+    ),
+]
+Judge = Annotated[str | None, typer.Option(help="CLIP folder that judges; the embedded model has its own.")]
+PairsOnly = Annotated[
     bool, typer.Option("--pairs-only", help="Stop once the pair set is published; without it the same run goes on.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
-MethodOption = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]
-PairsOption = Annotated[int, typer.Option(min=1, help="Prompts with the concept.")]
-KeepOption = Annotated[int, typer.Option(min=0, help="Prompts of what must be kept.")]
-StepsOption = Annotated[
+Seed = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
+Method = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]
+RejectRatio = Annotated[
+    float, typer.Option("--max-reject-ratio", min=0, max=1, help="Share of its rows that a stage may reject.")
+]
+Pairs = Annotated[int, typer.Option(min=1, help="Prompts with the concept.")]
+Keep = Annotated[int, typer.Option(min=0, help="Prompts of what must be kept.")]
+Steps = Annotated[
     int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
 ]
-WorkersOption = Annotated[
+Workers = Annotated[
     int | None, typer.Option(min=1, help="Ray Train workers of a training; by default 1, without GPUs up to 4.")
 ]
-WeightsOption = Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")]
-JudgedOption = Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")]
-JudgedKeepOption = Annotated[int, typer.Option(min=1, help="Kept images that are judged.")]
-BatchOption = Annotated[
+Weights = Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")]
+Judged = Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")]
+JudgedKeep = Annotated[int, typer.Option(min=1, help="Kept images that are judged.")]
+Batch = Annotated[
     int | None, typer.Option(min=1, help="Images drawn at once; fewer where memory is short. None depends on it.")
 ]
-ActorsOption = Annotated[
+Actors = Annotated[
     str | None, typer.Option(help="Actors that draw, such as 8, or 2:16 for Ray to scale between.", show_default="all")
 ]
-CaptionActorsOption = Annotated[
+CaptionActors = Annotated[
     str | None, typer.Option(help="Actors that only read images, such as 2 or 1:4, while the others draw.")
 ]
-GpusOption = Annotated[float | None, typer.Option(min=0, help="GPUs of an actor, such as 1 or 0.5.")]
-AcceleratorOption = Annotated[str | None, typer.Option(help="Kind of GPU that draws, by Ray's name, such as H200.")]
-CaptionAcceleratorOption = Annotated[str | None, typer.Option(help="Kind of GPU of the actors that only read.")]
-LabelOption = Annotated[list[str] | None, typer.Option(help="Label of the nodes to use, key=value.")]
-WaitOption = Annotated[float, typer.Option(min=1, help="Seconds that GPUs may take to come before giving up.")]
+Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs of an actor, such as 1 or 0.5.")]
+Accelerator = Annotated[str | None, typer.Option(help="Kind of GPU that draws, by Ray's name, such as H200.")]
+CaptionAccelerator = Annotated[str | None, typer.Option(help="Kind of GPU of the actors that only read.")]
+Label = Annotated[list[str] | None, typer.Option(help="Label of the nodes to use, key=value.")]
+Wait = Annotated[float, typer.Option(min=1, help="Seconds that GPUs may take to come before giving up.")]
 
-PAIRS, KEEP = PairConfig().num_pairs, PairConfig().num_keep
+PAIRS, KEEP, REJECTS = PairConfig().num_pairs, PairConfig().num_keep, PairConfig().max_reject_ratio
 JUDGED, JUDGED_KEEP = EvalConfig().num_erase, EvalConfig().num_keep
 
 
@@ -59,12 +69,14 @@ def run_settings(
     *,
     base: str,
     captioner: str | None,
+    refiner: str | None,
     judge: str | None,
     store: str,
     seed: int,
     method: str,
     pairs: int,
     keep: int,
+    max_reject_ratio: float,
     steps: int | None,
     workers: int | None,
     weights: str,
@@ -79,10 +91,11 @@ def run_settings(
     return {
         "base": base,
         "captioner": captioner,
+        "refiner": refiner,
         "store": store,
         "seed": seed,
         "sampling": sampling.model_copy(update={"batch_size": batch_size} if batch_size else {}).model_dump(),
-        "pairs": {"num_pairs": pairs, "num_keep": keep},
+        "pairs": {"num_pairs": pairs, "num_keep": keep, "max_reject_ratio": max_reject_ratio},
         "train": train | ({"steps": steps} if steps else {}),
         "evaluation": {"num_erase": judged, "num_keep": judged_keep, "judge": judge},
         "cluster": cluster,

@@ -16,7 +16,7 @@ from typing import Any
 from vce_ray.concept import Concept, load_concept
 from vce_ray.config import RunConfig
 from vce_ray.models.load import EMBEDDED, judge_folder, model_config, model_folder
-from vce_ray.pairs.captioner import check_captioner
+from vce_ray.pairs.captioner import check_captioner, open_refiner
 from vce_ray.pairs.prompts import read_prompts
 from vce_ray.store import Store
 
@@ -52,6 +52,8 @@ class Run:
         model_config(model_folder(config.base))
         judge_folder(config.base, config.evaluation.judge)
         check_captioner(config.reader, config.base)
+        if config.refiner is not None:
+            open_refiner(config.refiner)
         self.concept: Concept = load_concept(config.concept, catalogue_of(config.base))
         if config.prompts_file is not None:
             read_prompts(config.prompts_file)

@@ -62,7 +62,7 @@ def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
     concepts = {name: task.concept for name, task in tasks.items()}
     drawing = {"base": run.base, "sampling": run.sampling}
     in_vllm = parse_captioner(run.reader).kind == "vllm"
-    reading = {"captioner": None if in_vllm else run.reader, "concepts": concepts}
+    reading = {"captioner": None if in_vllm else run.reader, "concepts": concepts, "refiner": run.refiner}
     checking = {"captioner": checks_safe_images(run.reader, run.base), "concepts": concepts}
     safe = drawing | checking | {"attempts": run.pairs.safe_attempts}
     modes = modes_of(run.train)

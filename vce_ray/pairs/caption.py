@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vce_ray.concept import Concept
-from vce_ray.pairs.captioner import Caption, clean, open_captioner
+from vce_ray.pairs.captioner import Caption, clean, open_captioner, open_refiner
 from vce_ray.pairs.refine import refine
 from vce_ray.pairs.rows import Outcome, Row, reject
 
@@ -19,23 +19,27 @@ class Describe:
 
     Args:
         captioner: who describes; None where rows bring their answers (ANSWER).
+        refiner: who takes the concept out of captions, before the rules take out what is left of it; None is the rules
+            alone, which also do it where a refiner's answer is of no use.
     """
 
-    def __init__(self, captioner: str | None, concepts: Mapping[str, Concept]):
+    def __init__(self, captioner: str | None, concepts: Mapping[str, Concept], refiner: str | None = None):
         self.captioner, self.concepts = open_captioner(captioner) if captioner else None, concepts
+        self.refiner = open_refiner(refiner) if refiner else None
 
     def __call__(self, rows: list[Row]) -> Outcome:
         if self.captioner is None:
             captions = [answered(row) for row in rows]
         else:
             captions = self.captioner.caption([row["image"] for row in rows])
+        concepts = [self.concepts[row["run"]] for row in rows]
+        rewritten = self._rewritten(captions, concepts)
         described, rejects = [], []
-        for row, caption in zip(rows, captions, strict=True):
-            concept = self.concepts[row["run"]]
-            refined = None if caption.fault else refine(caption.text, concept)
-            if refined is None:
+        for row, caption, concept, text in zip(rows, captions, concepts, rewritten, strict=True):
+            removed, refined = concept.mentions(caption.text), refine(text, concept)
+            if caption.fault:
                 reason = caption.fault
-            elif not refined.removed_terms:
+            elif not removed:
                 reason = "concept not in unsafe image"
             elif refined.nothing_left:
                 reason = "nothing left of the caption"
@@ -47,12 +51,22 @@ class Describe:
                         **{key: row[key] for key in ("run", "sample_id", "prompt", "tokens")},
                         "caption": caption.text,
                         "refined_caption": refined.text,
-                        "removed_terms": list(refined.removed_terms),
+                        "removed_terms": list(removed),
                     }
                 )
                 continue
             rejects.append(reject(row, "captions", reason, caption.said))
         return described, rejects
+
+    def _rewritten(self, captions: Sequence[Caption], concepts: Sequence[Concept]) -> list[str]:
+        """The captions, as a refiner rewrote those that name their concept."""
+        texts = [caption.text for caption in captions]
+        if self.refiner is not None:
+            naming = [i for i, text in enumerate(texts) if concepts[i].mentions(text)]
+            answers = self.refiner.rewrite([(texts[i], concepts[i]) for i in naming])
+            for i, answer in zip(naming, answers, strict=True):
+                texts[i] = answer.text or texts[i]
+        return texts
 
 
 ANSWER = ("answer", "cut_off", "failure")

@@ -15,11 +15,14 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
 from vce_ray.models.load import base_model, reads_images
 from vce_ray.pairs.images import from_png
+
+if TYPE_CHECKING:
+    from vce_ray.pairs.endpoint import EndpointRefiner
 
 CAPTION_BATCH = 32
 """Pictures that a base model reads at once."""
@@ -36,7 +39,7 @@ _EXAMPLE = "vllm:Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 class CaptionerError(ValueError):
-    """A captioner cannot be used: a wrong address or token, or no answer within the deadline. No row is to blame."""
+    """A captioner or refiner cannot be used: a wrong address or token, no answer in time. No row is to blame."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,11 @@ class CaptionerRef:
     """Of an endpoint, up to and with its '/v1'."""
 
 
-def parse_captioner(name: str) -> CaptionerRef:
+def parse_captioner(name: str, role: str = "captioner") -> CaptionerRef:
     """Takes a captioner's name apart; whether a base model of that name is there is not looked at.
+
+    Args:
+        role: what messages call it.
 
     Raises:
         ValueError: it is none of the three kinds. A password in it is not repeated.
@@ -78,7 +84,7 @@ def parse_captioner(name: str) -> CaptionerRef:
     if name.startswith("vllm:"):
         model = name.removeprefix("vllm:")
         if not model or "://" in model or "@" in model:
-            raise ValueError(f"captioner {name!r}: give a folder or a hub id without a revision, such as {_EXAMPLE}")
+            raise ValueError(f"{role} {name!r}: give a folder or a hub id without a revision, such as {_EXAMPLE}")
         return CaptionerRef("vllm", model)
     if not name.startswith(("http://", "https://")):
         return CaptionerRef("base", name)
@@ -86,16 +92,16 @@ def parse_captioner(name: str) -> CaptionerRef:
         url = urlsplit(name)
         host, _ = url.hostname, url.port
     except ValueError as error:
-        raise ValueError(f"the captioner's address cannot be read ({error}): give https://host/v1#model") from None
+        raise ValueError(f"the {role}'s address cannot be read ({error}): give https://host/v1#model") from None
     if url.username is not None or url.query:
         raise ValueError(
-            "the captioner's address holds a user, a password or a query, which would be written into run.json: "
-            "give https://host/v1#model, and the token in VCE_RAY_CAPTIONER_TOKEN"
+            f"the {role}'s address holds a user, a password or a query, which would be written into run.json: "
+            f"give https://host/v1#model, and the token in VCE_RAY_{role.upper()}_TOKEN"
         )
     if not host or not url.fragment:
-        raise ValueError(f"captioner {name!r} names no host or no model: give https://host/v1#model")
+        raise ValueError(f"{role} {name!r} names no host or no model: give https://host/v1#model")
     if url.scheme == "http" and not _on_this_machine(host):
-        raise ValueError(f"captioner {name!r} is on another machine: over the network give https://, not http://")
+        raise ValueError(f"{role} {name!r} is on another machine: over the network give https://, not http://")
     return CaptionerRef("endpoint", url.fragment, f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}")
 
 
@@ -146,6 +152,16 @@ def open_captioner(name: str) -> Captioner:
     return BaseCaptioner(name)
 
 
+def open_refiner(name: str) -> EndpointRefiner:
+    """The refiner of a name, ready to be used. Raises ValueError where it is no endpoint."""
+    from vce_ray.pairs.endpoint import EndpointRefiner
+
+    ref = parse_captioner(name, "refiner")
+    if ref.kind != "endpoint":
+        raise ValueError(f"refiner {name!r} is no endpoint: give https://host/v1#model")
+    return EndpointRefiner(ref.url, ref.model)
+
+
 class BaseCaptioner:
     """A base model that reads pictures, such as a Janus."""
 
@@ -163,7 +179,7 @@ class BaseCaptioner:
 _THOUGHT = re.compile(r"^.*?</think>|^\s*<think>.*", re.DOTALL)
 _BREAK = re.compile(r"\n\s*\n|\n\s*(?:[-*#\u2022]|\d+[.)])\s")
 _OPENING = re.compile(
-    r"(?:(?:sure|certainly|of course|okay|absolutely)(?: thing)?[.!,:]\s+)?(?:here(?:'s| is| you go)\b[^:.]{0,80}:\s*)?"
+    r"(?:(?:sure|certainly|of course|okay|absolutely)(?: thing)?[.!,:]\s+)?(?:here(?:'s| is| it is| you go)\b[^:.]{0,80}:\s*)?"
     r"(?:(?:caption|description|answer)\s*:\s*)?",
     re.IGNORECASE,
 )
