@@ -1,5 +1,5 @@
-"""What tests share: an S3 server that speaks real HTTP, a store that is local in one run and on S3 in the next, and the
-runs of a fleet."""
+"""What tests share: servers of S3 and GCS that speak real HTTP, a store that is local in one run and in a bucket in the
+next, and the runs of a fleet."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ from uuid import uuid4
 import boto3
 import pytest
 import torch
+from gcs_server import gcs_server
 from moto.server import ThreadedMotoServer
 from tiny_runs import ENVIRONMENT, NAME, ONE, TINY, VCE_RAY
 
@@ -58,12 +59,19 @@ def free_port() -> Callable[[], int]:
     return find
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="session")
+def gs_uri() -> Iterator[Callable[[str], str]]:
+    """Start a GCS server with one bucket; gives a function from a prefix to its `gs://` URI."""
+    with gcs_server(BUCKET) as endpoint:
+        yield lambda prefix: f"gs://{BUCKET}/{prefix}?endpoint_override={endpoint}&scheme=http"
+
+
+@pytest.fixture(params=["local", "s3", "gs"])
 def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place for a store: a local folder, then a prefix on S3."""
+    """An empty place for a store: a local folder, then a prefix on S3, then one on GCS."""
     if request.param == "local":
         return str(tmp_path / "store")
-    return request.getfixturevalue("s3_uri")(f"test-{uuid4().hex}")
+    return request.getfixturevalue(f"{request.param}_uri")(f"test-{uuid4().hex}")
 
 
 @pytest.fixture(scope="session")

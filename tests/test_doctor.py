@@ -253,6 +253,18 @@ def test_a_local_path_that_cannot_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "no folder"
 
 
+def test_a_store_on_gcs(gs_uri: Callable[[str], str], free_port: Callable[[], int]) -> None:
+    checks = check_store(gs_uri("doctor"))
+    assert [(check.name, check.ok) for check in checks] == [("clock", True), ("store", True), ("conditional put", True)]
+    assert not Store(gs_uri("doctor")).list()
+    fault = the_fault(check_store(gs_uri("doctor").replace("gs://vce-test/", "gs://another-bucket/")))
+    assert "there is no bucket for another-bucket" in fault.found
+    down = f"gs://vce-test/x?endpoint_override=127.0.0.1:{free_port()}&scheme=http"
+    fault = the_fault(check_store(down))
+    assert fault.found.startswith("http://127.0.0.1") and "nothing listens there" in fault.found
+    assert fault.mend == "start the store, or correct host and port in the endpoint (endpoint_override= in the URI)"
+
+
 def test_a_disk_without_room(tmp_path: Path) -> None:
     assert doctor.check_room(tmp_path / "new" / "runs", needed=1.0).ok
     fault = the_fault([doctor.check_room(tmp_path / "new" / "runs", needed=1e18)])
@@ -263,7 +275,8 @@ def test_a_disk_without_room(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (f"gs://AKIA:{HUSH}@bucket/x", "'gs' is no kind of store"),
+        (f"azure://AKIA:{HUSH}@bucket/x", "'azure' is no kind of store"),
+        (f"gs://AKIA:{HUSH}@bucket/x", "no credentials: set GOOGLE_APPLICATION_CREDENTIALS"),
         (f"s3://AKIA:{HUSH}@bucket/x", "no credentials: set AWS_ACCESS_KEY_ID"),
         (f"s3://bucket/x?secret_key={HUSH}", "['secret_key'] is unknown"),
     ],

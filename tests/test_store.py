@@ -209,12 +209,14 @@ def test_local_uris_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("uri", "message"),
     [
         ("", "no kind of store"),
-        ("gs://AKIA:hush@bucket/x", "no kind of store"),
-        ("gs://bucket/x", "'gs' is no kind of store: give a local path, file:///path or s3://"),
+        ("azure://AKIA:hush@bucket/x", "'azure' is no kind of store: give a local path, s3://bucket/prefix or gs://"),
+        ("gs://AKIA:hush@bucket/x", "no credentials: set GOOGLE_APPLICATION_CREDENTIALS"),
+        ("gs://bucket/x?region=hush", r"\['region'\] is unknown in a store's URI"),
+        ("gs://bucket/x?scheme=http", "a GCS endpoint is endpoint_override=host:port"),
         ("s3:///x", "no bucket name"),
         ("s3://ab/x", "3 to 63 letters"),
         ("s3://bucket/a/../b", "no prefix"),
-        ("s3://bucket/x?secret_key=hush", r"\['secret_key'\] is unknown in an S3 URI"),
+        ("s3://bucket/x?secret_key=hush", r"\['secret_key'\] is unknown in a store's URI"),
         ("s3://AKIA:hush@bucket/x", "no credentials: set AWS_ACCESS_KEY_ID"),
         ("s3://bucket/x?endpoint_override=http://AKIA:hush@host:9000", "an S3 endpoint is host:port"),
         ("s3://bucket/x?endpoint_override=host:9000&scheme=ftp", "an S3 endpoint is host:port"),
@@ -669,3 +671,52 @@ def test_a_stage_is_made_through_a_flaky_network(s3_uri: Callable) -> None:
             store.create_json("b", 2)
     direct = Store(s3_uri("flaky"))
     assert direct.read_bytes("a") == b"1" and direct.read_json("b") == 1
+
+
+# GCS ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (403, r"one try: PERMISSION_DENIED.*Check the credentials \(GOOGLE_APPLICATION_CREDENTIALS"),
+        (401, r"one try: UNAUTHENTICATED.*Check the credentials \(GOOGLE_APPLICATION_CREDENTIALS"),
+        (503, r"\d tries in .* UNAVAILABLE.*Check the server's load and health"),
+        (404, r"there is no bucket for .*bucket 'vce-test'.*Check its name"),
+    ],
+)
+def test_faults_of_gcs_are_told(monkeypatch: pytest.MonkeyPatch, status: int, told: str) -> None:
+    """By both of its clients: pyarrow's, which writes, and the one that reads and creates."""
+    monkeypatch.setenv("VCE_RAY_STORE_DEADLINE_S", "2")
+    message = b'{"error": {"code": %d, "message": "no", "errors": [{"message": "no", "reason": "no"}]}}' % status
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        body_of(request)
+        return status, message
+
+    with serving(answer) as endpoint:
+        store = Store(f"gs://vce-test/x?endpoint_override={endpoint}&scheme=http")
+        uses = (lambda: store.write_bytes("a", b"1"), lambda: store.read_bytes("a"), lambda: store.create_json("a", 1))
+        for use in uses:
+            with pytest.raises(StoreError, match=told):
+                use()
+
+
+def test_gcs_is_asked_again_until_it_answers(gs_uri: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        if len(refused) < 3:
+            refused.append(request.path)
+            return 503, b"{}"
+        asked = http.client.HTTPConnection(parse_qs(urlsplit(gs_uri("")).query)["endpoint_override"][0])
+        asked.request(request.command, request.path, body_of(request))
+        reply = asked.getresponse()
+        return reply.status, reply.read()
+
+    with serving(answer) as endpoint:
+        store = Store(f"gs://vce-test/again?endpoint_override={endpoint}&scheme=http")
+        store.create_json("taken.json", {"by": "us"})
+        assert len(refused) == 3 and store.read_json("taken.json") == {"by": "us"}
+        with pytest.raises(FileExistsError):
+            store.create_json("taken.json", {"by": "another"})

@@ -279,7 +279,9 @@ def serve(
 
 
 @app.command()
-def status(run: Annotated[str, typer.Argument(help="A run's folder or s3:// prefix, or a store of runs.")]) -> None:
+def status(
+    run: Annotated[str, typer.Argument(help="A run's folder or prefix in a bucket, or a store of runs.")],
+) -> None:
     """Tells how far a run is, or each run of a store; also while it runs."""
     from vce_ray.status import status_lines
     from vce_ray.store import Store
@@ -289,7 +291,7 @@ def status(run: Annotated[str, typer.Argument(help="A run's folder or s3:// pref
 
 
 @app.command()
-def retry_rejects(run: Annotated[str, typer.Argument(help="The run's folder or s3:// prefix.")]) -> None:
+def retry_rejects(run: Annotated[str, typer.Argument(help="The run's folder or prefix in a bucket.")]) -> None:
     """Takes back what a run rejected: the same command then tries those rows again, and trains anew."""
     from vce_ray.status import retry_rejects as take_back
     from vce_ray.store import Store

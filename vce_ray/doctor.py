@@ -29,20 +29,28 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from vce_ray import env
+from vce_ray.gcs import GcsLocation
 from vce_ray.s3 import S3Location
-from vce_ray.store import Store, StoreError
+from vce_ray.store import BUCKETS, Store, StoreError
 
 LARGE_BYTES = 12 << 20  # pyarrow sends what is larger than 10 MiB in parts
 CLOCK_LIMIT_S = 300.0  # stores refuse signatures that are 15 minutes off
 _RIGHTS = {"list": "s3:ListBucket", "read": "s3:GetObject", "delete": "s3:DeleteObject"}  # else s3:PutObject
-_ENDPOINT = "the endpoint (endpoint_override= in --store, or AWS_ENDPOINT_URL_S3)"
 _ONE_WRITER = "use a store that honours If-None-Match: * (a disk with hard links), or never start one run twice at once"
 _UNREACHABLE = (  # first match wins
-    (socket.gaierror, "no host of that name is known", f"correct the host in {_ENDPOINT}"),
-    (ConnectionRefusedError, "nothing listens there", f"start the store, or correct host and port in {_ENDPOINT}"),
+    (socket.gaierror, "no host of that name is known", "correct the host in {endpoint}"),
+    (
+        ConnectionRefusedError,
+        "nothing listens there",
+        "start the store, or correct host and port in {endpoint}",
+    ),
     (ssl.SSLError, "TLS fails", "set scheme=http in --store for plain HTTP, AWS_CA_BUNDLE for a private certificate"),
     (FileNotFoundError, "no certificates to trust", "name a file of certificates in AWS_CA_BUNDLE, or unset it"),
-    (Exception, "no answer", f"see that it can be reached from here (firewall, VPN), or correct {_ENDPOINT}"),
+    (
+        Exception,
+        "no answer",
+        "see that it can be reached from here (firewall, VPN), or correct {endpoint}",
+    ),
 )
 _JOIN = """
 from vce_ray.ray_session import ray_session
@@ -95,23 +103,25 @@ def examine(store: str, base: str) -> Iterator[Check]:
 
 
 def check_store(uri: str) -> list[Check]:
-    """Endpoint and clock of an S3 store, or room on a local disk; then all that a run asks of a store."""
+    """Endpoint and clock of a store in a bucket, or room on a local disk; then all that a run asks of a store."""
     try:
-        if not uri.startswith("s3://"):
+        scheme, there, _ = uri.partition("://")
+        if not there or scheme not in BUCKETS:
             return [check_room(Path(Store(uri).root)), *check_use(uri)]
-        first = check_endpoint(S3Location.parse(uri))
+        first = check_endpoint(BUCKETS[scheme](uri))
         # where nothing answers, every use of the store would fail alike, after a minute of tries
         return [first, *check_use(uri)] if first.name == "clock" else [first]
     except ValueError as error:  # it says what is wrong, and repeats nothing that may be a secret
         return [Check("store", False, str(error), "correct --store, or the variable that is named")]
 
 
-def check_endpoint(location: S3Location, timeout_s: float = 5.0) -> Check:
-    """Whether the clock of an S3 endpoint is ours ('clock'); where nothing answers there, what to do ('endpoint')."""
+def check_endpoint(location: S3Location | GcsLocation, timeout_s: float = 5.0) -> Check:
+    """Whether the clock of an endpoint is ours ('clock'); where nothing answers there, what to do ('endpoint')."""
     url = urlsplit(location.endpoint)
     try:
         if url.scheme == "https":
-            trusted = ssl.create_default_context(cafile=env.AWS_CA_BUNDLE.get() or None)
+            own = env.AWS_CA_BUNDLE.get() if isinstance(location, S3Location) else ""
+            trusted = ssl.create_default_context(cafile=own or None)
             connection = http.client.HTTPSConnection(url.netloc, timeout=timeout_s, context=trusted)
         else:
             connection = http.client.HTTPConnection(url.netloc, timeout=timeout_s)
@@ -119,9 +129,10 @@ def check_endpoint(location: S3Location, timeout_s: float = 5.0) -> Check:
             connection.request("HEAD", f"/{location.bucket}")  # unsigned: a refusal carries the date as well
             date = connection.getresponse().getheader("Date")
     except (OSError, http.client.HTTPException) as error:
-        if not location.host:  # of AWS, a closed network may reach other addresses than this one
+        if not location.host:  # of a cloud, a closed network may reach other addresses than this one
             return Check("clock", True, f"not compared: {location.endpoint} does not answer")
         found, mend = next(words for kind, *words in _UNREACHABLE if isinstance(error, kind))
+        mend = mend.format(endpoint=f"the endpoint ({location.endpoint_settings})")
         return Check("endpoint", False, f"{location.endpoint}: {found} ({error})", mend)
     if date is None:
         return Check("clock", True, f"not compared: {location.endpoint} does not tell the time")

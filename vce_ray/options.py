@@ -8,9 +8,9 @@ import typer
 
 from vce_ray.config import EvalConfig, PairConfig, default_sampling
 
-Store = Annotated[str, typer.Option(help="Where runs lie: a local folder or s3://bucket/prefix.")]
+Store = Annotated[str, typer.Option(help="Where runs lie: a local folder, s3://bucket/prefix or gs://bucket/prefix.")]
 Base = Annotated[
-    str, typer.Option(help="Base model: emoji-world, a checkpoint folder, s3://..., owner/name[@revision].")
+    str, typer.Option(help="Base model: emoji-world, a checkpoint folder, s3:// or gs://..., owner/name[@revision].")
 ]
 Captioner = Annotated[
     str | None,

@@ -7,7 +7,7 @@ AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment of every proce
 import errno
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,30 @@ _TRIES = 3  # by the clients themselves, within each try of ours
 _FIRST_PAUSE_S = 0.025  # of AwsDefaultS3RetryStrategy, which doubles it each time
 
 
+def split_uri(uri: str, queries: Sequence[str], credentials: str) -> tuple[str, str, dict[str, str]]:
+    """Bucket, prefix and query of the URI of a store in a bucket.
+
+    Args:
+        queries: which the URI may hold.
+        credentials: in words, where they belong.
+
+    Raises ValueError, and never repeats the URI, which may hold a secret by mistake.
+    """
+    url = urlsplit(uri)
+    if "@" in url.netloc or ":" in url.netloc:
+        raise ValueError(f"a store's URI must hold no credentials: {credentials}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", url.netloc):
+        raise ValueError(f'{url.netloc!r} is no bucket name: 3 to 63 letters, digits, ".", "_" and "-"')
+    query = dict(parse_qsl(url.query, keep_blank_values=True))
+    unknown = sorted(query.keys() - set(queries))
+    if unknown or url.fragment:
+        raise ValueError(f"{unknown or '#'} is unknown in a store's URI: use {', '.join(queries)}")
+    prefix = url.path.strip("/")
+    if prefix and not all(part not in ("", ".", "..") for part in prefix.split("/")):
+        raise ValueError(f'{prefix!r} is no prefix of a store: leave out empty parts, "." and ".."')
+    return url.netloc, prefix, query
+
+
 @dataclass(frozen=True)
 class S3Location:
     """A bucket and prefix at an endpoint. No credentials."""
@@ -32,28 +56,19 @@ class S3Location:
     scheme: str  # 'http' | 'https'
     region: str  # '' for the bucket's own
 
+    endpoint_settings = "endpoint_override= in the URI, or AWS_ENDPOINT_URL_S3"
+
     @classmethod
     def parse(cls, uri: str) -> "S3Location":
         """Read `s3://bucket/prefix?endpoint_override=host:port&scheme=http&region=...`, else the environment.
 
         Raises ValueError, and never repeats the URI, which may hold a secret by mistake.
         """
-        url = urlsplit(uri)
-        if "@" in url.netloc or ":" in url.netloc:
-            raise ValueError(
-                "an S3 URI must hold no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, "
-                "and write s3://bucket/prefix"
-            )
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", url.netloc):
-            raise ValueError(f'{url.netloc!r} is no bucket name: 3 to 63 letters, digits, ".", "_" and "-"')
-        query = dict(parse_qsl(url.query, keep_blank_values=True))
-        unknown = sorted(query.keys() - set(_QUERIES))
-        if unknown or url.fragment:
-            raise ValueError(f"{unknown or '#'} is unknown in an S3 URI: use {', '.join(_QUERIES)}")
-        prefix = url.path.strip("/")
-        if prefix and not all(part not in ("", ".", "..") for part in prefix.split("/")):
-            raise ValueError(f'{prefix!r} is no prefix of a store: leave out empty parts, "." and ".."')
-
+        bucket, prefix, query = split_uri(
+            uri,
+            _QUERIES,
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and write s3://bucket/prefix",
+        )
         endpoint = query.get("endpoint_override") or env.AWS_ENDPOINT_URL_S3.get() or env.AWS_ENDPOINT_URL.get()
         if "://" not in endpoint:
             endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
@@ -63,7 +78,7 @@ class S3Location:
         region = query.get("region") or env.AWS_REGION.get() or env.AWS_DEFAULT_REGION.get()
         if not region and at.netloc:
             region = "us-east-1"  # what stores other than AWS expect where nothing is said
-        return cls(url.netloc, prefix, at.netloc, at.scheme, region)
+        return cls(bucket, prefix, at.netloc, at.scheme, region)
 
     @property
     def root(self) -> str:
@@ -85,6 +100,14 @@ class S3Location:
     def connect(self, deadline_s: float) -> fs.S3FileSystem:
         """pyarrow's client. Its own tries together last half of `deadline_s` where the server hangs."""
         return fs.S3FileSystem(**self._options(deadline_s, fs.AwsStandardS3RetryStrategy(max_attempts=_TRIES)))
+
+    def connect_patiently(self, deadline_s: float) -> fs.FileSystem:
+        """pyarrow's client with tries of its own that go on for `deadline_s`, wherever it is sent to."""
+        return PatientS3FileSystem(self, deadline_s)
+
+    def whole_objects(self, deadline_s: float) -> "S3Objects":
+        """The client for what pyarrow cannot do."""
+        return S3Objects(self, deadline_s)
 
     def _options(self, deadline_s: float, strategy: fs.S3RetryStrategy) -> dict[str, Any]:
         patience_s = deadline_s / (2 * _TRIES)
@@ -136,7 +159,7 @@ class PatientS3FileSystem(fs.S3FileSystem):
         return type(self), self._made_of
 
 
-class WholeObjects:
+class S3Objects:
     """Objects read and created with one request each, by boto3. Raises OSError worded as pyarrow words its own.
 
     pyarrow asks for the size first and then for so many bytes, so an object that is replaced in between comes torn.

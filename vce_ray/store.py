@@ -1,17 +1,16 @@
-"""One place for everything a run makes: a `Store`, which is a prefix on a local disk or in an S3 bucket.
+"""One place for everything a run makes: a `Store`, which is a prefix on a local disk or in a bucket of S3 or GCS.
 
     store = Store('s3://bucket/runs?endpoint_override=localhost:9000&scheme=http')     # or Store('runs')
     store.write_json('deer/run.json', {'concept': 'deer'})
     stage = store.stage('deer/pairs')                                                  # see stage.py
 
-A file is there whole or not at all: locally it is written aside, synced and renamed; on S3 an object appears when its
+A file is there whole or not at all: locally it is written aside, synced and renamed; in a bucket it appears when its
 upload ends. Faults that pass (network, throttling, 5xx) are tried again until `VCE_RAY_STORE_DEADLINE_S` has gone by.
-Credentials come from where pyarrow and boto3 look for them and are never part of a URI. A store knows nothing of Ray;
-it pickles as its URI, and Ray takes `store.uri` as a storage path and `store.filesystem` wherever it wants one.
+Credentials come from where pyarrow, boto3 and Google's libraries look for them and are never part of a URI. A store
+knows nothing of Ray; it pickles as its URI, and Ray takes `store.root` and `store.filesystem` wherever it wants them.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import itertools
@@ -29,16 +28,18 @@ from uuid import uuid4
 from pyarrow import fs
 
 from vce_ray import env
-from vce_ray.s3 import PatientS3FileSystem, S3Location, WholeObjects
+from vce_ray.disk import CHUNK_BYTES, TEMPORARY, replace_folder, write_local
+from vce_ray.gcs import GcsLocation, GcsObjects
+from vce_ray.s3 import S3Location, S3Objects
 from vce_ray.stage import MANIFEST, Stage
-from vce_ray.store_error import StoreError, diagnose, disk_full
+from vce_ray.store_error import StoreError, diagnose
 
 T = TypeVar("T")
 
 FOLDER_INDEX = "_files.json"  # the last file of an uploaded folder
-_TEMPORARY = ".tmp-"
-_CHUNK_BYTES = 8 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+BUCKETS: dict[str, Callable[[str], S3Location | GcsLocation]] = {"s3": S3Location.parse, "gs": GcsLocation.parse}
+"""Kinds of buckets by the scheme of their URIs."""
 
 __all__ = ["Stage", "Store", "StoreError"]
 
@@ -46,9 +47,10 @@ __all__ = ["Stage", "Store", "StoreError"]
 class Store:
     """A prefix in which files are read and written, by paths relative to it.
 
-    uri: a local path, `file://` or `s3://bucket/prefix` with the optional queries `endpoint_override`, `scheme` and
+    uri: a local path, `file://`, or `s3://bucket/prefix` with the optional queries `endpoint_override`, `scheme` and
     `region`; what the query leaves out comes from the environment (see env.py) and becomes part of `.uri`, so that a
-    worker on another machine reaches the same place. Raises ValueError for any other URI, and for credentials in it.
+    worker on another machine reaches the same place. `gs://bucket/prefix` takes the first two, for an emulator.
+    Raises ValueError for any other URI, and for credentials in it.
     """
 
     uri: str  # never holds credentials
@@ -58,17 +60,20 @@ class Store:
     def __init__(self, uri: str | os.PathLike[str]):
         text = os.fspath(uri)
         self._deadline_s = env.STORE_DEADLINE_S.get()
-        self._s3: S3Location | None = None
+        self._bucket: S3Location | GcsLocation | None = None
         self._bucket_seen = False
-        if text.startswith("s3://"):
-            self._s3 = location = S3Location.parse(text)
-            self.uri, self.root = location.uri, location.root
-            self.filesystem = self._attempt("connecting to", "", lambda: location.connect(self._deadline_s))
+        scheme, there, _ = text.partition("://")
+        if there and scheme in BUCKETS:
+            self._bucket = bucket = BUCKETS[scheme](text)
+            self.uri, self.root = bucket.uri, bucket.root
+            self.filesystem = self._attempt("connecting to", "", lambda: bucket.connect(self._deadline_s))
         else:
             path = text.removeprefix("file://")
             if not path or "://" in path:
                 kind = text.partition("://")[0]  # no more of it is shown: it may hold a secret
-                raise ValueError(f"{kind!r} is no kind of store: give a local path, file:///path or s3://bucket/prefix")
+                raise ValueError(
+                    f"{kind!r} is no kind of store: give a local path, s3://bucket/prefix or gs://bucket/prefix"
+                )
             self.uri = self.root = str(Path(path).expanduser().absolute())
             self.filesystem = fs.LocalFileSystem()
 
@@ -80,7 +85,7 @@ class Store:
 
     def child(self, name: str) -> "Store":
         """The store one or more folders down. Raises ValueError if `name` is empty or leads out of this store."""
-        path, query, rest = self.uri.partition("?") if self._s3 else (self.uri, "", "")
+        path, query, rest = self.uri.partition("?") if self._bucket else (self.uri, "", "")
         return Store(f"{path.rstrip('/')}/{_clean(name)}{query}{rest}")
 
     def stage(self, name: str) -> Stage:
@@ -88,15 +93,13 @@ class Store:
         return Stage(self.child(name))
 
     def where(self, path: str = "") -> str:
-        """`path` in words for messages: the full path, and for S3 the endpoint and bucket."""
+        """`path` in words for messages: the full path, and endpoint and bucket where it is in one."""
         full = f"{self.root}/{path}".rstrip("/")
-        return f"{full} (endpoint {self._s3.endpoint}, bucket {self._s3.bucket!r})" if self._s3 else full
+        return f"{full} (endpoint {self._bucket.endpoint}, bucket {self._bucket.bucket!r})" if self._bucket else full
 
     def patient_filesystem(self) -> fs.FileSystem:
         """A `filesystem` for those who try nothing again themselves, as Ray Train: it tries until the deadline."""
-        if self._s3 is None:
-            return self.filesystem
-        return PatientS3FileSystem(self._s3, self._deadline_s)
+        return self._bucket.connect_patiently(self._deadline_s) if self._bucket else self.filesystem
 
     # Files ------------------------------------------------------------------------------------------------------------
 
@@ -104,7 +107,7 @@ class Store:
         """The content of a file. Raises StoreError if there is none or the store fails."""
 
         def read() -> bytes:
-            if self._s3 is None:
+            if self._bucket is None:
                 return Path(self.full(path)).read_bytes()
             return self._objects.get(self.full(path))
 
@@ -129,7 +132,8 @@ class Store:
     def create_json(self, path: str, value: Any) -> None:
         """Write a JSON file that must not be there yet: of several writers one wins, FileExistsError for the others.
 
-        On S3 this takes a conditional PUT (`If-None-Match: *`); stores that ignore it let the last writer win.
+        In a bucket this takes a conditional PUT (S3's `If-None-Match: *`, GCS' `ifGenerationMatch=0`); stores that
+        ignore it let the last writer win.
         """
         data = to_json(value)
         try:
@@ -151,7 +155,7 @@ class Store:
         if not found:
             self._check_bucket()
         files = (info for info in found if info.type == fs.FileType.File)
-        return sorted(f.path.removeprefix(f"{self.root}/") for f in files if not f.base_name.startswith(_TEMPORARY))
+        return sorted(f.path.removeprefix(f"{self.root}/") for f in files if not f.base_name.startswith(TEMPORARY))
 
     def delete_prefix(self, path: str) -> None:
         """Delete a file or a folder with all it holds; manifests go first. Nothing there is no error."""
@@ -192,14 +196,14 @@ class Store:
         index = f"{path}/{FOLDER_INDEX}"
         if not self.exists(index):
             raise StoreError(f"{self.where(path)} is missing or its upload did not end: upload the folder again")
-        aside = target.with_name(f"{_TEMPORARY}{uuid4().hex}")
+        aside = target.with_name(f"{TEMPORARY}{uuid4().hex}")
         try:
             for name, digest in self.read_json(index)["files"].items():
                 file = aside / _clean(name)
                 self.attempt("fetching", f"{path}/{name}", lambda name=name, file=file: self._fetch(path, name, file))
                 if _digest(file) != digest:
                     raise StoreError(f"{self.where(f'{path}/{name}')} is damaged: upload the folder again")
-            _replace_folder(aside, target)
+            replace_folder(aside, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return target
@@ -242,9 +246,9 @@ class Store:
         raise AssertionError("unreachable")
 
     @cached_property
-    def _objects(self) -> WholeObjects:
-        assert self._s3 is not None
-        return WholeObjects(self._s3, self._deadline_s)
+    def _objects(self) -> S3Objects | GcsObjects:
+        assert self._bucket is not None
+        return self._bucket.whole_objects(self._deadline_s)
 
     def _info(self, path: str) -> fs.FileInfo:
         info = self._attempt("looking for", path, lambda: self.filesystem.get_file_info(self.full(path)))
@@ -254,12 +258,12 @@ class Store:
 
     def _check_bucket(self) -> None:
         """Raise StoreError if the bucket is not there: pyarrow reports that as any file that is missing."""
-        if self._s3 is None or self._bucket_seen:
+        if self._bucket is None or self._bucket_seen:
             return
-        if not self._attempt("looking for the bucket of", "", self._s3.bucket_exists(self.filesystem)):
+        if not self._attempt("looking for the bucket of", "", self._bucket.bucket_exists(self.filesystem)):
             raise StoreError(
                 f"there is no bucket for {self.where()}. Check its name in the URI, and that it was made at this "
-                "endpoint (endpoint_override= in the URI, or AWS_ENDPOINT_URL_S3)."
+                f"endpoint ({self._bucket.endpoint_settings})."
             )
         self._bucket_seen = True
 
@@ -268,15 +272,15 @@ class Store:
 
         def write() -> None:
             source.seek(0)
-            if self._s3 is None:
+            if self._bucket is None:
                 write_local(Path(full), source, size, exclusive)
             elif exclusive:
                 self._objects.put_if_absent(full, source.read())
             else:
                 with self.filesystem.open_output_stream(full) as sink:
-                    shutil.copyfileobj(source, sink, _CHUNK_BYTES)
+                    shutil.copyfileobj(source, sink, CHUNK_BYTES)
 
-        self._attempt(operation, path, write)
+        self.attempt(operation, path, write)
 
     def _delete(self, path: str, call: Callable[[], None]) -> None:
         with contextlib.suppress(FileNotFoundError):  # another deleted it first
@@ -290,50 +294,6 @@ class Store:
 def to_json(value: Any) -> bytes:
     """Indented JSON. Raises TypeError or ValueError for what JSON cannot hold, NaN included."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def write_local(target: Path, source: BinaryIO, size: int, exclusive: bool = False) -> None:
-    """Write a local file aside, sync it to the disk and give it its name. On failure nothing is left behind.
-
-    exclusive: raise FileExistsError if the name is taken. Raises StoreError if the disk cannot hold `size` bytes.
-    """
-    aside = target.with_name(f"{_TEMPORARY}{uuid4().hex}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "xb") as sink:
-            shutil.copyfileobj(source, sink, _CHUNK_BYTES)
-            sink.flush()
-            os.fsync(sink.fileno())
-        if exclusive:
-            os.link(aside, target)
-        else:
-            os.replace(aside, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise disk_full(target, size) from error
-        raise
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Give a folder its name, in place of any that was there, also while other processes do the same."""
-    while True:
-        try:
-            new.rename(target)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        old = target.with_name(f"{_TEMPORARY}{uuid4().hex}")
-        with contextlib.suppress(FileNotFoundError):  # another moved it first
-            target.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _digest(file: Path) -> str:

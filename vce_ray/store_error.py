@@ -40,6 +40,21 @@ _CODES = (
     ),
     ("http status 507", False, "the room that is left in the store"),
 )
+_GOOGLE_CREDENTIALS = (
+    "the credentials (GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login, or the machine's service "
+    "account) and what the bucket allows them to do"
+)
+_GOOGLE_CODES = (  # of google::cloud::Status; first match wins
+    ("OAuth2|UNAUTHENTICATED|PERMISSION_DENIED", False, _GOOGLE_CREDENTIALS),
+    ("^NOT_FOUND", False, "the bucket's name in the URI"),
+    ("CURL error|RequestException|Timeout|ConnectionError", True, "that the endpoint can be reached from here"),
+    (
+        "^(UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|UNKNOWN)",
+        True,
+        "the server's load and health; VCE_RAY_STORE_DEADLINE_S sets how long to try",
+    ),
+    ("", False, "the endpoint, the bucket's rules and the server's log"),
+)
 
 
 def diagnose(error: OSError) -> Fault | None:
@@ -53,6 +68,10 @@ def diagnose(error: OSError) -> Fault | None:
             if re.search(pattern, spelled):
                 return Fault(passing, found[0], check)
         return Fault(False, found[0], "the endpoint, the bucket's rules and the server's log")
+    if found := re.search(r"google::cloud::Status\((.+?)(?: error_info=|\)|$)", text, re.DOTALL):
+        told = found[1].replace("Permanent error, with a last message of ", "")
+        passing, check = next((p, c) for pattern, p, c in _GOOGLE_CODES if re.search(pattern, told))
+        return Fault(passing, told, check)
     if "errors when deleting objects" in text:  # pyarrow words the refusal to delete several files in its own way
         return Fault(False, " ".join(text.split()), _CREDENTIALS)
     if error.errno is not None:

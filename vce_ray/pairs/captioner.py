@@ -179,7 +179,8 @@ class BaseCaptioner:
 _THOUGHT = re.compile(r"^.*?</think>|^\s*<think>.*", re.DOTALL)
 _BREAK = re.compile(r"\n\s*\n|\n\s*(?:[-*#\u2022]|\d+[.)])\s")
 _OPENING = re.compile(
-    r"(?:(?:sure|certainly|of course|okay|absolutely)(?: thing)?[.!,:]\s+)?(?:here(?:'s| is| it is| you go)\b[^:.]{0,80}:\s*)?"
+    r"(?:(?:sure|certainly|of course|okay|absolutely)(?: thing)?[.!,:]\s+)?"
+    r"(?:here(?:'s| is| it is| you go)\b[^:.]{0,80}:\s*)?"
     r"(?:(?:caption|description|answer)\s*:\s*)?",
     re.IGNORECASE,
 )
