@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ from vce_ray.run import Run
 from vce_ray.sampling import draw
 from vce_ray.sampling.draw import guide
 from vce_ray.training.reference import reference_log_probs
-from vce_ray.training.step import PairBatch, pair_loss
+from vce_ray.training.step import PairBatch, Targets, step_loss
 
 LAYERS, HEADS, WIDTH, INNER, CODES = 2, 4, 64, 256, 128
 LENGTHS = [120, 37, 1]
@@ -302,10 +303,10 @@ def test_a_bfloat16_base_is_trained_in_float32(folder, released):
     prompts = ["a deer", "a deer on a red background"]
     before = reference_log_probs(model, prompts, False, chosen, rejected)
     batch = PairBatch(prompts, [False] * 2, torch.arange(2), chosen, rejected, *before)
-    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    optimizer, targets = torch.optim.AdamW(trained, lr=1e-2), Targets(model, nullcontext)
     margins = []
     for step in range(3):
-        loss, figures = pair_loss(model, batch, step, TrainConfig())
+        loss, figures = step_loss(model, targets, batch, None, None, step, TrainConfig())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -26,8 +26,9 @@ from vce_ray.sampling import draw
 from vce_ray.store import Store
 from vce_ray.training import step as training_step
 from vce_ray.training.data import MODES, TrainingData, order
+from vce_ray.training.loss import preservation_loss
 from vce_ray.training.reference import Reference, check_stamp
-from vce_ray.training.step import Targets, pair_log_probs
+from vce_ray.training.step import Targets, anchor_target, keep_target, pair_log_probs, step_loss
 
 PAIRS = 8
 
@@ -217,6 +218,42 @@ def test_workers_share_a_batch_without_overlap(pair_set: Store) -> None:
     assert whole.prompts == halves[0].prompts + halves[1].prompts
     assert torch.equal(whole.chosen_ref_BT, torch.cat([half.chosen_ref_BT for half in halves]))
     assert whole.blank == halves[0].blank + halves[1].blank
+
+
+def test_a_step_is_one_pass_and_the_sum_of_its_terms(pair_set: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under two prompt modes of three the anchor has rows of its own; what it shares is computed once."""
+    train = TrainConfig(batch_size=6, keep_batch_size=2, keep_weight=0.5, anchor_weight=2.0)
+    pairs, reference, keep = (pair_set.stage(name).read() for name in ("pairs", "reference", "keep"))
+    data = TrainingData.from_tables(pairs, reference, keep, train)
+    share = 6, 0, 1, train, 5
+    batch, kept, safe = data.pair_batch(*share), data.keep_batch(*share), data.anchor_batch(*share)
+    given = [a == b and not blank for a, b, blank in zip(batch.prompts, safe.prompts, batch.blank, strict=True)]
+    assert sum(given) > 0 and sum(batch.blank) > 0 and sum(given) + sum(batch.blank) < 6, "a step of all three modes"
+    model = load_model()
+    passes: list[int] = []
+    logits = model.image_logits
+
+    def counted(prompts: Any, tokens: torch.Tensor) -> torch.Tensor:
+        passes.append(len(tokens))
+        return logits(prompts, tokens)
+
+    with torch.no_grad():
+        for parameter in model.language_model.layers.parameters():  # a policy that is not the base
+            parameter.mul_(1.02)
+        targets = Targets(load_model(), torch.no_grad)
+        monkeypatch.setattr(model, "image_logits", counted)
+        loss, figures = step_loss(model, targets, batch, kept, safe, 6, train)
+        assert passes == [6 * 2 + 2 + 6 - sum(given)]
+        plain, told = step_loss(model, targets, batch, None, None, 6, train)
+        assert "anchor" not in told and plain.item() == pytest.approx(figures["preference"], abs=1e-4)
+        held = model.encode_prompts(kept.prompts).blanked(kept.blank)
+        preservation = preservation_loss(logits(held, kept.tokens_BT), keep_target(targets, kept)).mean().item()
+        under = model.encode_prompts(safe.prompts)
+        anchor = preservation_loss(logits(under, safe.tokens_BT), anchor_target(targets, safe)).mean().item()
+    assert figures["preservation"] == pytest.approx(preservation, rel=1e-3) and preservation > 1e-3
+    assert figures["anchor"] == pytest.approx(anchor, rel=1e-3) and anchor > 1e-3
+    assert loss.item() == pytest.approx(figures["preference"] + 0.5 * preservation + 2 * anchor, rel=1e-3)
+    assert figures["loss"] == loss.item()
 
 
 class Counted:

@@ -33,7 +33,7 @@ def shard(net: Any, workers: int, device: str) -> None:
     # it warns of changes in place to what a module returns; nothing here makes any
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device, (workers,))
-    # a step has several forward passes: CPUs, which have memory to spare, gather a layer for the first of them only
+    # a step may ask the reference first: CPUs, which have memory to spare, gather a layer for the first pass only
     for part in (*net.model.language_model.layers, net.model.generation_head):
         fully_shard(part, mesh=mesh, reshard_after_forward=device != "cpu")
 

@@ -63,28 +63,6 @@ def pair_log_probs(model: ImageModel, prompts: PromptBatch, chosen: Tensor, reje
     return chosen_BT, rejected_BT
 
 
-def pair_loss(model: ImageModel, batch: PairBatch, step: int, config: TrainConfig) -> tuple[Tensor, dict[str, float]]:
-    """The preference loss averaged over this worker's pairs, and the figures that are logged."""
-    vsafe = config.method == "vsafe_dpo"
-    prompts = model.encode_prompts(batch.prompts).blanked(batch.blank)
-    chosen, rejected = pair_log_probs(model, prompts, batch.chosen_BT, batch.rejected_BT)
-    drop = config.token_drop if vsafe else 0.0
-    mask = keep_mask(batch.seeds, step, chosen.shape[1], drop)
-    result = preference_loss(
-        chosen, rejected, batch.chosen_ref_BT, batch.rejected_ref_BT, mask, config.beta, average=vsafe
-    )
-    figures = {
-        "preference": result.loss.mean().item(),
-        "margin": result.margin.mean().item(),
-        "accuracy": (result.margin > 0).float().mean().item(),
-        "chosen_ratio": result.chosen_ratio.mean().item(),
-        "rejected_ratio": result.rejected_ratio.mean().item(),
-        "chosen_logp": chosen.mean().item(),
-        "rejected_logp": rejected.mean().item(),
-    }
-    return result.loss.mean(), figures
-
-
 AsReference = Callable[[], AbstractContextManager[None]]
 """A context in which the reference computes as the base does (its adapter is off)."""
 
@@ -120,30 +98,100 @@ class Targets:
         return torch.stack([found[key] for key in keys])
 
 
-def keep_loss(model: ImageModel, targets: Targets, batch: KeepBatch) -> Tensor:
-    """The preservation loss averaged over this worker's images."""
-    prompts = model.encode_prompts(batch.prompts).blanked(batch.blank)
+def step_loss(
+    model: ImageModel,
+    targets: Targets,
+    pairs: PairBatch,
+    keep: KeepBatch | None,
+    safe: AnchorBatch | None,
+    step: int,
+    config: TrainConfig,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss averaged over this worker's images, and the figures that are logged.
+
+    All images go through the model in one forward pass. A safe image whose pair is contrasted under its whole prompt
+    is what the anchor asks for too, and goes through it once.
+
+    Args:
+        keep: images of the preservation term; None leaves it out.
+        safe: the same pairs, in the same order, for the anchor; None leaves it out.
+    """
+    count = len(pairs.prompts)
+    texts, blank = list(pairs.prompts), list(pairs.blank)
+    places, tokens = [*range(count), *range(count)], [pairs.chosen_BT, pairs.rejected_BT]
+    if keep is not None:
+        places += range(len(texts), len(texts) + len(keep.prompts))
+        texts, blank = texts + keep.prompts, blank + keep.blank
+        tokens.append(keep.tokens_BT)
+    anchored = []  # the row of each safe image under its unsafe prompt
+    if safe is not None:
+        own = [i for i in range(count) if pairs.blank[i] or pairs.prompts[i] != safe.prompts[i]]
+        anchored = [len(places) + own.index(i) if i in own else i for i in range(count)]
+        places += range(len(texts), len(texts) + len(own))
+        texts, blank = texts + [safe.prompts[i] for i in own], blank + [False] * len(own)
+        tokens.append(safe.tokens_BT[own])
+    tokens_RT = torch.cat(tokens)
+    prompts = model.encode_prompts(texts).blanked(blank).rows(torch.tensor(places, device=tokens_RT.device))
+    logits = model.image_logits(prompts, tokens_RT)
+
+    chosen, rejected = token_log_probs(logits[: 2 * count], tokens_RT[: 2 * count]).chunk(2)
+    loss, figures = _pair_loss(chosen, rejected, pairs, step, config)
+    if keep is not None:
+        kept = logits[2 * count : 2 * count + len(keep.prompts)]
+        preservation = preservation_loss(kept, keep_target(targets, keep)).mean()
+        figures["preservation"] = preservation.item()
+        loss = loss + config.keep_weight * preservation
+    if safe is not None:
+        anchor = preservation_loss(logits[anchored], anchor_target(targets, safe)).mean()
+        figures["anchor"] = anchor.item()
+        loss = loss + config.anchor_weight * anchor
+    return loss, figures | {"loss": loss.item()}
+
+
+def _pair_loss(
+    chosen: Tensor, rejected: Tensor, batch: PairBatch, step: int, config: TrainConfig
+) -> tuple[Tensor, dict[str, float]]:
+    """The preference loss, from log-probs [B, T] of both sides, and its figures."""
+    vsafe = config.method == "vsafe_dpo"
+    drop = config.token_drop if vsafe else 0.0
+    mask = keep_mask(batch.seeds, step, chosen.shape[1], drop)
+    result = preference_loss(
+        chosen, rejected, batch.chosen_ref_BT, batch.rejected_ref_BT, mask, config.beta, average=vsafe
+    )
+    figures = {
+        "preference": result.loss.mean().item(),
+        "margin": result.margin.mean().item(),
+        "accuracy": (result.margin > 0).float().mean().item(),
+        "chosen_ratio": result.chosen_ratio.mean().item(),
+        "rejected_ratio": result.rejected_ratio.mean().item(),
+        "chosen_logp": chosen.mean().item(),
+        "rejected_logp": rejected.mean().item(),
+    }
+    return result.loss.mean(), figures
+
+
+def keep_target(targets: Targets, batch: KeepBatch) -> Tensor:
+    """What the base says of the images that the model is held to: logits [B, T, V]."""
 
     def compute(reference: ImageModel, rows: Tensor) -> Tensor:
+        prompts = reference.encode_prompts(batch.prompts).blanked(batch.blank)
         return reference.image_logits(prompts.rows(rows), batch.tokens_BT[rows])
 
-    target = targets([("keep", *key) for key in zip(batch.rows, batch.blank)], compute)
-    return preservation_loss(model.image_logits(prompts, batch.tokens_BT), target).mean()
+    return targets([("keep", *key) for key in zip(batch.rows, batch.blank)], compute)
 
 
-def anchor_loss(model: ImageModel, targets: Targets, batch: AnchorBatch) -> Tensor:
-    """KL to what shall be drawn instead, under the unsafe prompt and averaged over this worker's safe images.
+def anchor_target(targets: Targets, batch: AnchorBatch) -> Tensor:
+    """What shall be drawn instead under the unsafe prompt: log-probs [B, T, V] of the safe images' tokens.
 
     The target of each token is the base under the refined caption, less what the unsafe prompt makes likelier:
     'an animal' is a deer now and then. Its log-probs are log p(refined) + min(0, log p(refined) - log p(unsafe)),
     one step of the negative guidance of ESD (arXiv 2303.07345), taken only where it lowers a token.
     """
-    unsafe, refined = model.encode_prompts(batch.prompts), model.encode_prompts(batch.refined)
 
     def compute(reference: ImageModel, rows: Tensor) -> Tensor:
+        unsafe, refined = reference.encode_prompts(batch.prompts), reference.encode_prompts(batch.refined)
         wanted = reference.image_logits(refined.rows(rows), batch.tokens_BT[rows]).log_softmax(-1)
         unwanted = reference.image_logits(unsafe.rows(rows), batch.tokens_BT[rows]).log_softmax(-1)
         return wanted + (wanted - unwanted).clamp(max=0)
 
-    target = targets([("anchor", row) for row in batch.rows], compute)
-    return preservation_loss(model.image_logits(unsafe, batch.tokens_BT), target).mean()
+    return targets([("anchor", row) for row in batch.rows], compute)

@@ -30,7 +30,7 @@ from vce_ray.training.data import TrainingData
 from vce_ray.training.fsdp import average_gradients, make_trainable, reference_context, shard
 from vce_ray.training.loss import gradient_norm
 from vce_ray.training.reference import check_stamp
-from vce_ray.training.step import Targets, anchor_loss, keep_loss, pair_loss
+from vce_ray.training.step import Targets, step_loss
 
 TRAINED = StateDictOptions(ignore_frozen_params=True)
 METRICS = "metrics.jsonl"
@@ -131,19 +131,11 @@ def train_loop(settings: dict) -> list[dict] | None:
     for step in range(len(history), config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
-        loss, figures = pair_loss(
-            model, _to(data.pair_batch(step, rank, workers, config, run.seed), device), step, config
-        )
-        if config.preserves:
-            kept = _to(data.keep_batch(step, rank, workers, config, run.seed), device)
-            preservation = keep_loss(model, targets, kept)
-            figures["preservation"] = preservation.item()
-            loss = loss + config.keep_weight * preservation
-        if config.anchors:
-            safe = _to(data.anchor_batch(step, rank, workers, config, run.seed), device)
-            anchor = anchor_loss(model, targets, safe)
-            figures["anchor"] = anchor.item()
-            loss = loss + config.anchor_weight * anchor
+        share = step, rank, workers, config, run.seed
+        pairs = _to(data.pair_batch(*share), device)
+        keep = _to(data.keep_batch(*share), device) if config.preserves else None
+        safe = _to(data.anchor_batch(*share), device) if config.anchors else None
+        loss, figures = step_loss(model, targets, pairs, keep, safe, step, config)
         loss.backward()
         if workers > 1 and not sharded:
             average_gradients(trained, workers)
@@ -154,7 +146,7 @@ def train_loop(settings: dict) -> list[dict] | None:
                 parameter.grad.mul_(scale)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        figures = _mean_over_workers(figures | {"loss": loss.item()}, workers, device)
+        figures = _mean_over_workers(figures, workers, device)
         history.append({"step": step + 1} | figures | {"gradient_norm": norm.item()})
         if rank == 0 and (step % 10 == 9 or step + 1 == config.steps):
             shown = "  ".join(f"{key} {figures[key]:.3f}" for key in ("loss", "margin", "accuracy"))
