@@ -381,6 +381,7 @@ def test_a_refiner_rewrites_and_the_rules_go_over_what_it_says(
     pictures: list[dict[str, Any]],
     deer: Concept,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("VCE_RAY_CAPTIONER_TOKEN", TOKEN)
     monkeypatch.setenv("VCE_RAY_REFINER_TOKEN", "another-token")
@@ -401,6 +402,9 @@ def test_a_refiner_rewrites_and_the_rules_go_over_what_it_says(
         ("A deer on grass.", "An animal on grass.", ["deer"]),  # it had refused
     ]
     assert [row["reason"] for row in rejects] == ["nothing left of the caption", "concept not in unsafe image"]
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("vce_ray")] == [
+        "the rules alone refine a caption: captioner refused (I'm sorry, I can't help with that.)"
+    ]
     asked = [row["messages"][0]["content"][0]["text"] for row in refiner.asked]
     assert len(asked) == 4 and all("nothing of: 'deer'" in text and "say 'animal'" in text for text in asked)
     assert set(server.tokens) == {f"Bearer {TOKEN}"} and set(refiner.tokens) == {"Bearer another-token"}

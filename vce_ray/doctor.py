@@ -29,9 +29,9 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from vce_ray import env
-from vce_ray.gcs import GcsLocation
+from vce_ray.bucket import BucketLocation
 from vce_ray.s3 import S3Location
-from vce_ray.store import BUCKETS, Store, StoreError
+from vce_ray.store import Store, StoreError, bucket_of
 
 LARGE_BYTES = 12 << 20  # pyarrow sends what is larger than 10 MiB in parts
 CLOCK_LIMIT_S = 300.0  # stores refuse signatures that are 15 minutes off
@@ -39,18 +39,10 @@ _RIGHTS = {"list": "s3:ListBucket", "read": "s3:GetObject", "delete": "s3:Delete
 _ONE_WRITER = "use a store that honours If-None-Match: * (a disk with hard links), or never start one run twice at once"
 _UNREACHABLE = (  # first match wins
     (socket.gaierror, "no host of that name is known", "correct the host in {endpoint}"),
-    (
-        ConnectionRefusedError,
-        "nothing listens there",
-        "start the store, or correct host and port in {endpoint}",
-    ),
+    (ConnectionRefusedError, "nothing listens there", "start the store, or correct host and port in {endpoint}"),
     (ssl.SSLError, "TLS fails", "set scheme=http in --store for plain HTTP, AWS_CA_BUNDLE for a private certificate"),
     (FileNotFoundError, "no certificates to trust", "name a file of certificates in AWS_CA_BUNDLE, or unset it"),
-    (
-        Exception,
-        "no answer",
-        "see that it can be reached from here (firewall, VPN), or correct {endpoint}",
-    ),
+    (Exception, "no answer", "see that it can be reached from here (firewall, VPN), or correct {endpoint}"),
 )
 _JOIN = """
 from vce_ray.ray_session import ray_session
@@ -105,17 +97,17 @@ def examine(store: str, base: str) -> Iterator[Check]:
 def check_store(uri: str) -> list[Check]:
     """Endpoint and clock of a store in a bucket, or room on a local disk; then all that a run asks of a store."""
     try:
-        scheme, there, _ = uri.partition("://")
-        if not there or scheme not in BUCKETS:
+        location = bucket_of(uri)
+        if location is None:
             return [check_room(Path(Store(uri).root)), *check_use(uri)]
-        first = check_endpoint(BUCKETS[scheme](uri))
+        first = check_endpoint(location)
         # where nothing answers, every use of the store would fail alike, after a minute of tries
         return [first, *check_use(uri)] if first.name == "clock" else [first]
     except ValueError as error:  # it says what is wrong, and repeats nothing that may be a secret
         return [Check("store", False, str(error), "correct --store, or the variable that is named")]
 
 
-def check_endpoint(location: S3Location | GcsLocation, timeout_s: float = 5.0) -> Check:
+def check_endpoint(location: BucketLocation, timeout_s: float = 5.0) -> Check:
     """Whether the clock of an endpoint is ours ('clock'); where nothing answers there, what to do ('endpoint')."""
     url = urlsplit(location.endpoint)
     try:

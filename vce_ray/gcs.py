@@ -7,16 +7,15 @@ sent.
 """
 
 import errno
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from pyarrow import fs
 
-from vce_ray.s3 import split_uri
+from vce_ray.bucket import BucketLocation, split_uri
 
 if TYPE_CHECKING:
     import requests
@@ -26,14 +25,11 @@ _CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED"}
 
 
 @dataclass(frozen=True)
-class GcsLocation:
-    """A bucket and prefix at an endpoint. No credentials."""
+class GcsLocation(BucketLocation):
+    """A bucket and prefix in Google Cloud Storage, or in an emulator of it. No credentials."""
 
-    bucket: str
-    prefix: str  # without slashes at its ends
-    host: str  # host:port of the endpoint; '' for Google itself
-    scheme: str  # 'http' | 'https'
-
+    kind = "gs"
+    cloud = "storage.googleapis.com"
     endpoint_settings = "endpoint_override= in the URI"
 
     @classmethod
@@ -50,22 +46,6 @@ class GcsLocation:
             raise ValueError("a GCS endpoint is endpoint_override=host:port, with scheme=http for an emulator")
         return cls(bucket, prefix, host, scheme)
 
-    @property
-    def root(self) -> str:
-        """Bucket and prefix: the path inside a pyarrow filesystem."""
-        return f"{self.bucket}/{self.prefix}".rstrip("/")
-
-    @property
-    def endpoint(self) -> str:
-        """The endpoint as a URL."""
-        return f"{self.scheme}://{self.host or 'storage.googleapis.com'}"
-
-    @property
-    def uri(self) -> str:
-        """The whole location as a URI that pyarrow and Ray understand too."""
-        query = {"endpoint_override": self.host, "scheme": self.scheme} if self.host else {}
-        return f"gs://{self.root}" + (f"?{urlencode(query, safe=':')}" if query else "")
-
     def connect(self, deadline_s: float) -> fs.GcsFileSystem:
         """pyarrow's client. Its own tries together last a quarter of `deadline_s`."""
         return self.connect_patiently(deadline_s / 4)
@@ -78,17 +58,6 @@ class GcsLocation:
             endpoint_override=self.host or None,
             retry_time_limit=timedelta(seconds=deadline_s),
         )
-
-    def bucket_exists(self, filesystem: fs.FileSystem) -> Callable[[], bool]:
-        """A call that asks for the bucket. Where only its objects may be seen, it is taken to be there."""
-
-        def ask() -> bool:
-            try:
-                return filesystem.get_file_info(self.bucket).type != fs.FileType.NotFound
-            except PermissionError:
-                return True
-
-        return ask
 
     def whole_objects(self, deadline_s: float) -> "GcsObjects":
         """The client for what pyarrow cannot do."""
@@ -120,14 +89,10 @@ class GcsObjects:
 
     @cached_property
     def _session(self) -> "requests.Session":
-        import google.auth
         import requests
         from google.auth.transport.requests import AuthorizedSession
 
-        if self._location.scheme == "http":
-            return requests.Session()
-        credentials, _ = google.auth.default(scopes=[_SCOPE])
-        return AuthorizedSession(credentials)
+        return requests.Session() if self._location.scheme == "http" else AuthorizedSession(_credentials())
 
     def _ask(self, method: str, path: str, data: bytes | None = None) -> "requests.Response":
         import requests
@@ -145,6 +110,14 @@ class GcsObjects:
             raise OSError(f"google::cloud::Status(UNAVAILABLE: {type(error).__name__}: {error})") from error
         except GoogleAuthError as error:
             raise OSError(f"google::cloud::Status(UNAUTHENTICATED: {error})") from error
+
+
+@cache
+def _credentials() -> Any:
+    """Those of this process, looked up once: every stage is a store of its own, and their tokens last an hour."""
+    import google.auth
+
+    return google.auth.default(scopes=[_SCOPE])[0]
 
 
 def _checked(told: "requests.Response", path: str) -> "requests.Response":

@@ -6,56 +6,30 @@ AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment of every proce
 
 import errno
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from pyarrow import fs
 
 from vce_ray import env
+from vce_ray.bucket import BucketLocation, split_uri
 
 _QUERIES = ("endpoint_override", "scheme", "region")
 _TRIES = 3  # by the clients themselves, within each try of ours
 _FIRST_PAUSE_S = 0.025  # of AwsDefaultS3RetryStrategy, which doubles it each time
 
 
-def split_uri(uri: str, queries: Sequence[str], credentials: str) -> tuple[str, str, dict[str, str]]:
-    """Bucket, prefix and query of the URI of a store in a bucket.
-
-    Args:
-        queries: which the URI may hold.
-        credentials: in words, where they belong.
-
-    Raises ValueError, and never repeats the URI, which may hold a secret by mistake.
-    """
-    url = urlsplit(uri)
-    if "@" in url.netloc or ":" in url.netloc:
-        raise ValueError(f"a store's URI must hold no credentials: {credentials}")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", url.netloc):
-        raise ValueError(f'{url.netloc!r} is no bucket name: 3 to 63 letters, digits, ".", "_" and "-"')
-    query = dict(parse_qsl(url.query, keep_blank_values=True))
-    unknown = sorted(query.keys() - set(queries))
-    if unknown or url.fragment:
-        raise ValueError(f"{unknown or '#'} is unknown in a store's URI: use {', '.join(queries)}")
-    prefix = url.path.strip("/")
-    if prefix and not all(part not in ("", ".", "..") for part in prefix.split("/")):
-        raise ValueError(f'{prefix!r} is no prefix of a store: leave out empty parts, "." and ".."')
-    return url.netloc, prefix, query
-
-
 @dataclass(frozen=True)
-class S3Location:
-    """A bucket and prefix at an endpoint. No credentials."""
+class S3Location(BucketLocation):
+    """A bucket and prefix at an endpoint that speaks S3. No credentials."""
 
-    bucket: str
-    prefix: str  # without slashes at its ends
-    host: str  # host:port of the endpoint; '' for AWS itself
-    scheme: str  # 'http' | 'https'
     region: str  # '' for the bucket's own
 
+    kind = "s3"
+    cloud = "s3.amazonaws.com"
     endpoint_settings = "endpoint_override= in the URI, or AWS_ENDPOINT_URL_S3"
 
     @classmethod
@@ -81,21 +55,9 @@ class S3Location:
         return cls(bucket, prefix, at.netloc, at.scheme, region)
 
     @property
-    def root(self) -> str:
-        """Bucket and prefix: the path inside a pyarrow filesystem."""
-        return f"{self.bucket}/{self.prefix}".rstrip("/")
-
-    @property
-    def endpoint(self) -> str:
-        """The endpoint as a URL, for messages and boto3."""
-        return f"{self.scheme}://{self.host or 's3.amazonaws.com'}"
-
-    @property
-    def uri(self) -> str:
-        """The whole location as a URI that pyarrow and Ray understand too."""
-        query = {"endpoint_override": self.host, "scheme": self.scheme if self.host else "", "region": self.region}
-        query = {name: value for name, value in query.items() if value}
-        return f"s3://{self.root}" + (f"?{urlencode(query, safe=':')}" if query else "")
+    def query(self) -> dict[str, str]:
+        """What a URI says beside bucket and prefix; '' where there is nothing to say."""
+        return super().query | {"region": self.region}
 
     def connect(self, deadline_s: float) -> fs.S3FileSystem:
         """pyarrow's client. Its own tries together last half of `deadline_s` where the server hangs."""
@@ -129,19 +91,6 @@ class S3Location:
             if "not found" in str(error):
                 raise OSError(f"AWS Error NO_SUCH_BUCKET during HeadBucket operation: {error}") from error
             raise
-
-    def bucket_exists(self, filesystem: fs.FileSystem) -> Callable[[], bool]:
-        """A call that asks for the bucket. Where only its objects may be seen, it is taken to be there."""
-
-        def ask() -> bool:
-            try:
-                return filesystem.get_file_info(self.bucket).type != fs.FileType.NotFound
-            except OSError as error:
-                if "ACCESS_DENIED" in str(error):
-                    return True
-                raise
-
-        return ask
 
 
 class PatientS3FileSystem(fs.S3FileSystem):

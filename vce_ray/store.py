@@ -28,18 +28,16 @@ from uuid import uuid4
 from pyarrow import fs
 
 from vce_ray import env
+from vce_ray.bucket import BucketLocation, WholeObjects
 from vce_ray.disk import CHUNK_BYTES, TEMPORARY, replace_folder, write_local
-from vce_ray.gcs import GcsLocation, GcsObjects
-from vce_ray.s3 import S3Location, S3Objects
+from vce_ray.gcs import GcsLocation
+from vce_ray.s3 import S3Location
 from vce_ray.stage import MANIFEST, Stage
 from vce_ray.store_error import StoreError, diagnose
 
 T = TypeVar("T")
 
 FOLDER_INDEX = "_files.json"  # the last file of an uploaded folder
-
-BUCKETS: dict[str, Callable[[str], S3Location | GcsLocation]] = {"s3": S3Location.parse, "gs": GcsLocation.parse}
-"""Kinds of buckets by the scheme of their URIs."""
 
 __all__ = ["Stage", "Store", "StoreError"]
 
@@ -60,11 +58,9 @@ class Store:
     def __init__(self, uri: str | os.PathLike[str]):
         text = os.fspath(uri)
         self._deadline_s = env.STORE_DEADLINE_S.get()
-        self._bucket: S3Location | GcsLocation | None = None
         self._bucket_seen = False
-        scheme, there, _ = text.partition("://")
-        if there and scheme in BUCKETS:
-            self._bucket = bucket = BUCKETS[scheme](text)
+        self._bucket = bucket = bucket_of(text)
+        if bucket is not None:
             self.uri, self.root = bucket.uri, bucket.root
             self.filesystem = self._attempt("connecting to", "", lambda: bucket.connect(self._deadline_s))
         else:
@@ -246,7 +242,7 @@ class Store:
         raise AssertionError("unreachable")
 
     @cached_property
-    def _objects(self) -> S3Objects | GcsObjects:
+    def _objects(self) -> WholeObjects:
         assert self._bucket is not None
         return self._bucket.whole_objects(self._deadline_s)
 
@@ -260,10 +256,11 @@ class Store:
         """Raise StoreError if the bucket is not there: pyarrow reports that as any file that is missing."""
         if self._bucket is None or self._bucket_seen:
             return
-        if not self._attempt("looking for the bucket of", "", self._bucket.bucket_exists(self.filesystem)):
+        bucket = self._bucket
+        if not self._attempt("looking for the bucket of", "", lambda: bucket.is_there(self.filesystem)):
             raise StoreError(
                 f"there is no bucket for {self.where()}. Check its name in the URI, and that it was made at this "
-                f"endpoint ({self._bucket.endpoint_settings})."
+                f"endpoint ({bucket.endpoint_settings})."
             )
         self._bucket_seen = True
 
@@ -289,6 +286,14 @@ class Store:
     def _fetch(self, path: str, name: str, file: Path) -> None:
         with self.filesystem.open_input_file(self.full(f"{path}/{name}")) as source:
             write_local(file, source, source.size())
+
+
+def bucket_of(uri: str) -> BucketLocation | None:
+    """The place in a bucket that a URI leads to; None for any other. Raises ValueError where it is not to be read."""
+    for location in (S3Location, GcsLocation):
+        if uri.startswith(f"{location.kind}://"):
+            return location.parse(uri)
+    return None
 
 
 def to_json(value: Any) -> bytes:

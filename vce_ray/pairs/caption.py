@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from vce_ray.concept import Concept
 from vce_ray.pairs.captioner import Caption, clean, open_captioner, open_refiner
 from vce_ray.pairs.refine import refine
 from vce_ray.pairs.rows import Outcome, Row, reject
+
+log = logging.getLogger(__name__)
 
 
 class Describe:
@@ -33,10 +36,11 @@ class Describe:
         else:
             captions = self.captioner.caption([row["image"] for row in rows])
         concepts = [self.concepts[row["run"]] for row in rows]
-        rewritten = self._rewritten(captions, concepts)
+        named = [concept.mentions(caption.text) for caption, concept in zip(captions, concepts, strict=True)]
+        rewritten = self._rewritten(captions, concepts, named)
         described, rejects = [], []
-        for row, caption, concept, text in zip(rows, captions, concepts, rewritten, strict=True):
-            removed, refined = concept.mentions(caption.text), refine(text, concept)
+        for row, caption, concept, removed, text in zip(rows, captions, concepts, named, rewritten, strict=True):
+            refined = refine(text, concept)
             if caption.fault:
                 reason = caption.fault
             elif not removed:
@@ -58,14 +62,18 @@ class Describe:
             rejects.append(reject(row, "captions", reason, caption.said))
         return described, rejects
 
-    def _rewritten(self, captions: Sequence[Caption], concepts: Sequence[Concept]) -> list[str]:
+    def _rewritten(
+        self, captions: Sequence[Caption], concepts: Sequence[Concept], named: Sequence[tuple[str, ...]]
+    ) -> list[str]:
         """The captions, as a refiner rewrote those that name their concept."""
         texts = [caption.text for caption in captions]
         if self.refiner is not None:
-            naming = [i for i, text in enumerate(texts) if concepts[i].mentions(text)]
+            naming = [i for i, terms in enumerate(named) if terms]
             answers = self.refiner.rewrite([(texts[i], concepts[i]) for i in naming])
             for i, answer in zip(naming, answers, strict=True):
                 texts[i] = answer.text or texts[i]
+                if answer.fault:
+                    log.warning("the rules alone refine a caption: %s (%s)", answer.fault, answer.said[:200])
         return texts
 
 

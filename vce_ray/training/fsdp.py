@@ -33,13 +33,16 @@ def shard(net: Any, workers: int, device: str) -> None:
     # it warns of changes in place to what a module returns; nothing here makes any
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device, (workers,))
-    # a step may ask the reference first: CPUs, which have memory to spare, gather a layer for the first pass only
+    # a step has passes of the reference too: CPUs, which have memory to spare, gather a layer for the first pass only
     for part in (*net.model.language_model.layers, net.model.generation_head):
         fully_shard(part, mesh=mesh, reshard_after_forward=device != "cpu")
 
 
 def average_gradients(trained: Sequence[Tensor], workers: int) -> None:
-    """Averages over the workers, in place, what each has of its share of a batch; FSDP does so for what it shards."""
+    """Averages over the workers, in place, what each has of its share of a batch; FSDP does so for what it shards.
+
+    DistributedDataParallel would have to wrap a module whose `forward` is called; here the parts of a net are.
+    """
     gradients = [p.grad for p in trained if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)

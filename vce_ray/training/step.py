@@ -120,15 +120,17 @@ def step_loss(
     texts, blank = list(pairs.prompts), list(pairs.blank)
     places, tokens = [*range(count), *range(count)], [pairs.chosen_BT, pairs.rejected_BT]
     if keep is not None:
-        places += range(len(texts), len(texts) + len(keep.prompts))
+        places += range(count, count + len(keep.prompts))
         texts, blank = texts + keep.prompts, blank + keep.blank
         tokens.append(keep.tokens_BT)
-    anchored = []  # the row of each safe image under its unsafe prompt
+    anchored = list(range(count))  # the row of each safe image under its unsafe prompt
     if safe is not None:
         own = [i for i in range(count) if pairs.blank[i] or pairs.prompts[i] != safe.prompts[i]]
-        anchored = [len(places) + own.index(i) if i in own else i for i in range(count)]
-        places += range(len(texts), len(texts) + len(own))
-        texts, blank = texts + [safe.prompts[i] for i in own], blank + [False] * len(own)
+        for i in own:
+            anchored[i] = len(places)
+            places.append(len(texts))
+            texts.append(safe.prompts[i])
+            blank.append(False)
         tokens.append(safe.tokens_BT[own])
     tokens_RT = torch.cat(tokens)
     prompts = model.encode_prompts(texts).blanked(blank).rows(torch.tensor(places, device=tokens_RT.device))
@@ -174,8 +176,9 @@ def keep_target(targets: Targets, batch: KeepBatch) -> Tensor:
     """What the base says of the images that the model is held to: logits [B, T, V]."""
 
     def compute(reference: ImageModel, rows: Tensor) -> Tensor:
-        prompts = reference.encode_prompts(batch.prompts).blanked(batch.blank)
-        return reference.image_logits(prompts.rows(rows), batch.tokens_BT[rows])
+        asked = rows.tolist()
+        prompts = reference.encode_prompts([batch.prompts[i] for i in asked]).blanked([batch.blank[i] for i in asked])
+        return reference.image_logits(prompts, batch.tokens_BT[rows])
 
     return targets([("keep", *key) for key in zip(batch.rows, batch.blank)], compute)
 
@@ -189,9 +192,11 @@ def anchor_target(targets: Targets, batch: AnchorBatch) -> Tensor:
     """
 
     def compute(reference: ImageModel, rows: Tensor) -> Tensor:
-        unsafe, refined = reference.encode_prompts(batch.prompts), reference.encode_prompts(batch.refined)
-        wanted = reference.image_logits(refined.rows(rows), batch.tokens_BT[rows]).log_softmax(-1)
-        unwanted = reference.image_logits(unsafe.rows(rows), batch.tokens_BT[rows]).log_softmax(-1)
+        unsafe, refined = (
+            reference.encode_prompts([texts[i] for i in rows.tolist()]) for texts in (batch.prompts, batch.refined)
+        )
+        wanted = reference.image_logits(refined, batch.tokens_BT[rows]).log_softmax(-1)
+        unwanted = reference.image_logits(unsafe, batch.tokens_BT[rows]).log_softmax(-1)
         return wanted + (wanted - unwanted).clamp(max=0)
 
     return targets([("anchor", row) for row in batch.rows], compute)
