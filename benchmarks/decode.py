@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import wraps
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,7 +39,7 @@ from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, SIZES, GPTConfig, LlamaGe
 from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
-from vce_ray.sampling.compiled import StepKernels
+from vce_ray.sampling.compiled import StepKernels, step_kernels
 from vce_ray.sampling.device import measure_device
 from vce_ray.sampling.plan import Device, plan
 
@@ -50,8 +51,10 @@ JANUS = {
 """Layers, width, heads and feed-forward width."""
 PROFILED = 128
 """Tokens that are drawn for a profile, which takes memory for each operation."""
-PRODUCTS = re.compile(r"linear|addmm|::mm|bmm|matmul|gemm|attend|attention")
+PRODUCTS = re.compile(r"linear|addmm|::mm|bmm|matmul|gemm|multiply|attend|attention")
 """Names of operations that are matrix products or attention."""
+OWN = ("norm", "step", "multiply", "attend", "gumbel")
+"""Kernels of ours that a profile shows."""
 PROMPT = "a deer in the style of openmoji on a blue background"
 
 
@@ -169,7 +172,8 @@ def measure(model: ImageModel, name: str, batch: int, limits: Device, rounds: in
         times["transformers_compiled"] = [seconds(peer) for _ in range(rounds)]
         model.net.model.language_model = stack
     best = {loop: min(taken) for loop, taken in times.items()}
-    ideal = plan(model.shape, limits, batch)
+    prompt_tokens = model.encode_prompts([PROMPT]).mask_BP.shape[1]
+    ideal = plan(replace(model.shape, prompt_tokens=prompt_tokens), limits, batch)
     row: dict[str, Any] = {"model": name, "batch": batch, "dtype": model.shape.dtype}
     row |= {"ms_per_step": 1e3 * best["ours"] / model.num_image_tokens, "images_per_s": batch / best["ours"]}
     row |= {f"times_{loop}": best[loop] / best["ours"] for loop in best if loop != "ours"}
@@ -197,15 +201,22 @@ def profile(work: Callable[[], Any]) -> str:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
         key = "self_device_time_total"
     with ExitStack() as stack:
-        for name in ("norm", "gate", "attend", "gumbel"):  # the profiler sees no foreign function by itself
+        for name in OWN:  # the profiler sees no foreign function by itself
             stack.enter_context(patch.object(StepKernels, name, _recorded(getattr(StepKernels, name))))
         found = stack.enter_context(torch.profiler.profile(activities=activities))
         work()
     averages = found.key_averages()
     own = {event.key: getattr(event, key) for event in averages}
-    share = sum(time for name, time in own.items() if PRODUCTS.search(name)) / sum(own.values())
-    table = averages.table(sort_by=key, row_limit=15, max_name_column_width=60)
-    return f"{table}\nmatrix products and attention: {share:.1%}"
+    lines = [averages.table(sort_by=key, row_limit=15, max_name_column_width=60)]
+    bound = sum(time for name, time in own.items() if PRODUCTS.search(name))
+    if (kernels := step_kernels()) and (step := own.get("kernel step")):
+        kernels.seconds = torch.zeros(3, dtype=torch.float64)
+        work()
+        parts = kernels.seconds / kernels.seconds.sum()
+        kernels.seconds = None
+        lines.append(f"of kernel step: norms {parts[0]:.1%}, products {parts[1]:.1%}, attention {parts[2]:.1%}")
+        bound += step * parts[1:].sum().item()
+    return "\n".join([*lines, f"matrix products and attention: {bound / sum(own.values()):.1%}"])
 
 
 def _recorded(method: Callable[..., Any]) -> Callable[..., Any]:

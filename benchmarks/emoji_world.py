@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vce_ray.config import EvalConfig, RunConfig, TrainConfig
-from vce_ray.erase import default_steps, erase, report_data
+from vce_ray.config import RunConfig
+from vce_ray.defaults import default_settings, merged
+from vce_ray.erase import erase, report_data
 from vce_ray.evaluation.metrics import evaluation_row
 from vce_ray.evaluation.pictures import before_after_png
 from vce_ray.evaluation.table import before_after_table, results_table
 from vce_ray.models.load import EMBEDDED
-from vce_ray.options import method_defaults
 from vce_ray.ray_session import ray_session
 from vce_ray.run import Run
 from vce_ray.store import Store
@@ -46,16 +46,15 @@ RESULTS = Path("docs/results/emoji_world.json")
 
 def run_config(concept: str, method: str, seed: int, store: Path) -> RunConfig:
     """The settings of one row: those of `vce-ray erase`, judged on more images."""
-    settings = ABLATION.get(method) or method_defaults(method) | {"method": method}
-    settings = {"steps": default_steps(concept, EMBEDDED)} | settings
-    return RunConfig(
-        concept=concept,
-        store=str(store),
-        name=f"{concept}-{method.replace('_', '-')}-{seed}",
-        seed=seed,
-        train=TrainConfig.model_validate(settings),
-        evaluation=EvalConfig(num_erase=600, num_keep=1800),
-    )
+    own = {
+        "store": str(store),
+        "name": f"{concept}-{method.replace('_', '-')}-{seed}",
+        "seed": seed,
+        "train": ABLATION.get(method, {}),
+        "evaluation": {"num_erase": 600, "num_keep": 1800},
+    }
+    loss = "vsafe_dpo" if method in ABLATION else method
+    return RunConfig.model_validate(merged(default_settings(concept, EMBEDDED, loss), own))
 
 
 def share(source: Store, target: Store) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from vce_ray.config import ClusterConfig, RunConfig
+from vce_ray.config import ClusterConfig, RunConfig, TrainConfig
+from vce_ray.defaults import merged
 from vce_ray.erase import erase
 from vce_ray.evaluation.summary import summary_table, write_summary
-from vce_ray.fleet import merged, open_fleet, read_fleet
+from vce_ray.fleet import open_fleet, read_fleet
 from vce_ray.options import cluster_settings
 from vce_ray.run import Run
 
@@ -26,6 +27,18 @@ def test_a_file_goes_over_options_and_an_entry_over_its_file(tmp_path: Path) -> 
     assert deer == SHARED | {"concept": "deer"}
     assert SHARED["train"]["steps"] == 7  # nothing was written into what holds for all
     assert merged({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}, "d": 4}) == {"a": {"b": 1, "c": 3}, "d": 4}
+
+
+def test_what_is_not_said_depends_on_kind_and_method(tmp_path: Path) -> None:
+    entries = [{"concept": "deer"}, {"concept": "noto"}, {"concept": "noto", "name": "b", "train": {"method": "dpo"}}]
+    entries += [{"concept": "violence", "name": "c", "train": {"beta": 2}, "pairs": {"num_keep": 5}}]
+    members = open_fleet([entry | {"store": str(tmp_path)} for entry in entries], lambda *_: None)
+    deer, style, vanilla, violence = (member.run.config for member in members if member.run)
+    plain = TrainConfig()
+    assert deer.train == plain and deer.pairs.num_keep == 320
+    assert style.train.steps == 120 and style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep == 640
+    assert vanilla.train.beta < plain.beta and vanilla.pairs == style.pairs, "so that pairs can be shared"
+    assert violence.train.steps > 200 and violence.train.beta == 2 and violence.pairs.num_keep == 5, "a user's word"
 
 
 @pytest.mark.parametrize(

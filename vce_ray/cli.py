@@ -16,7 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from vce_ray import options
-from vce_ray.config import EvalConfig, RunConfig, TrainConfig, default_sampling
+from vce_ray.config import EvalConfig, RunConfig, default_sampling
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -24,11 +24,11 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.command()
 def demo(store: options.Store = "runs", concept: str = "deer") -> None:
     """Erases a concept from the embedded model, from prompts to report, on this machine."""
-    from vce_ray.erase import default_steps
+    from vce_ray.defaults import default_settings
 
     judged = EvalConfig(num_keep=500)  # shorter than `erase`, and still 50 images of each neighbour
-    train = TrainConfig(steps=default_steps(concept, "emoji-world"))
-    _erase(RunConfig(concept=concept, store=store, name=f"demo-{Path(concept).stem}", train=train, evaluation=judged))
+    own = {"store": store, "name": f"demo-{Path(concept).stem}", "evaluation": judged}
+    _erase(RunConfig.model_validate(default_settings(concept, "emoji-world") | own))
 
 
 @app.command()
@@ -47,7 +47,7 @@ def erase(
         list[str] | None, typer.Option(help="Train on the pairs of this run of the store; may be given again.")
     ] = None,
     pairs: options.Pairs = options.PAIRS,
-    keep: options.Keep = options.KEEP,
+    keep: options.Keep = None,
     max_reject_ratio: options.RejectRatio = options.REJECTS,
     steps: options.Steps = None,
     workers: options.Workers = None,
@@ -65,7 +65,7 @@ def erase(
     pairs_only: options.PairsOnly = False,
 ) -> None:
     """Erases one concept. The same command goes on where a killed one stopped."""
-    from vce_ray.erase import default_steps
+    from vce_ray.defaults import default_settings, merged
 
     settings = options.run_settings(
         base=base,
@@ -78,7 +78,7 @@ def erase(
         pairs=pairs,
         keep=keep,
         max_reject_ratio=max_reject_ratio,
-        steps=steps or default_steps(concept, base),
+        steps=steps,
         workers=workers,
         weights=weights,
         judged=judged,
@@ -88,8 +88,8 @@ def erase(
             actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
         ),
     )
-    own = {"concept": concept, "name": name, "prompts_file": prompts, "pairs_of": tuple(pairs_of or ())}
-    _erase(RunConfig.model_validate(settings | own), pairs_only)
+    own = {"name": name, "prompts_file": prompts, "pairs_of": tuple(pairs_of or ())}
+    _erase(RunConfig.model_validate(merged(default_settings(concept, base, method), settings | own)), pairs_only)
 
 
 @app.command()
@@ -104,7 +104,7 @@ def fleet(
     seed: options.Seed = 0,
     method: options.Method = "vsafe_dpo",
     pairs: options.Pairs = options.PAIRS,
-    keep: options.Keep = options.KEEP,
+    keep: options.Keep = None,
     max_reject_ratio: options.RejectRatio = options.REJECTS,
     steps: options.Steps = None,
     workers: options.Workers = None,

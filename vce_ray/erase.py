@@ -14,9 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from vce_ray import schemas
-from vce_ray.concept import load_concept
-from vce_ray.config import RunConfig, TrainConfig
-from vce_ray.run import FLOW, STAGES, Run, Task, catalogue_of
+from vce_ray.config import RunConfig
+from vce_ray.run import FLOW, STAGES, Run, Task
 
 TRAINING = "training.json"
 METRICS = "evaluation/metrics.json"
@@ -250,12 +249,3 @@ def report_data(run: Run):
         training=run.store.read_json(TRAINING),
         rejects=[row for table in rejects for row in table.to_pylist()],
     )
-
-
-def default_steps(concept: str, base: str) -> int:
-    """Training steps for a concept: TrainConfig's own, half again as many for a style, which must go from every object,
-    and a third more for each name beyond the first, for the names share the pairs. Raises ValueError where the concept
-    is unknown."""
-    known = load_concept(concept, catalogue_of(base))
-    steps = TrainConfig().steps * (len(known.names) + 2) // 3
-    return steps * 3 // 2 if known.kind == "style" else steps

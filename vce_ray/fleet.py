@@ -17,7 +17,7 @@ for all of them:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,11 @@ from typing import Any
 import yaml
 
 from vce_ray.config import RunConfig
-from vce_ray.erase import default_steps, erase, told
+from vce_ray.defaults import Settings, default_settings, merged
+from vce_ray.erase import erase, told
 from vce_ray.evaluation.summary import write_summary
 from vce_ray.run import Run
 from vce_ray.store import Store
-
-Settings = dict[str, Any]
 
 
 @dataclass
@@ -82,14 +81,6 @@ def _fleet_file(path: str) -> Settings | None:
     return said
 
 
-def merged(below: Settings, above: Mapping[str, Any]) -> Settings:
-    """Settings of which `above` has the last word, section by section."""
-    out = dict(below)
-    for key, value in above.items():
-        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-    return out
-
-
 def open_fleet(settings: Sequence[Settings], say: Callable[[str, str], None]) -> list[Member]:
     """A member for each of the settings; what is wrong with one of them is its own fault.
 
@@ -101,11 +92,11 @@ def open_fleet(settings: Sequence[Settings], say: Callable[[str, str], None]) ->
         member = Member(Path(entry["concept"]).stem)
         members.append(member)
         try:
-            train = entry.get("train", {})
-            if "steps" not in train:
-                steps = default_steps(entry["concept"], entry.get("base", "emoji-world"))
-                entry = entry | {"train": train | {"steps": steps}}
-            member.run = Run(RunConfig.model_validate(entry), say=lambda line, name=member.concept: say(name, line))
+            train = entry.get("train")
+            method = train.get("method", "vsafe_dpo") if isinstance(train, dict) else "vsafe_dpo"
+            defaults = default_settings(entry["concept"], entry.get("base", "emoji-world"), method)
+            config = RunConfig.model_validate(merged(defaults, entry))
+            member.run = Run(config, say=lambda line, name=member.concept: say(name, line))
         except ValueError as error:
             member.fault = " ".join(str(error).split())
             say(member.concept, f"left out: {member.fault}")

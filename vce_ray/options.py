@@ -36,7 +36,7 @@ RejectRatio = Annotated[
     float, typer.Option("--max-reject-ratio", min=0, max=1, help="Share of its rows that a stage may reject.")
 ]
 Pairs = Annotated[int, typer.Option(min=1, help="Prompts with the concept.")]
-Keep = Annotated[int, typer.Option(min=0, help="Prompts of what must be kept.")]
+Keep = Annotated[int | None, typer.Option(min=0, help="Prompts of what must be kept; by default 320, for a style 640.")]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
 ]
@@ -61,7 +61,7 @@ CaptionAccelerator = Annotated[str | None, typer.Option(help="Kind of GPU of the
 Label = Annotated[list[str] | None, typer.Option(help="Label of the nodes to use, key=value.")]
 Wait = Annotated[float, typer.Option(min=1, help="Seconds that GPUs may take to come before giving up.")]
 
-PAIRS, KEEP, REJECTS = PairConfig().num_pairs, PairConfig().num_keep, PairConfig().max_reject_ratio
+PAIRS, REJECTS = PairConfig().num_pairs, PairConfig().max_reject_ratio
 JUDGED, JUDGED_KEEP = EvalConfig().num_erase, EvalConfig().num_keep
 
 
@@ -75,7 +75,7 @@ def run_settings(
     seed: int,
     method: str,
     pairs: int,
-    keep: int,
+    keep: int | None,
     max_reject_ratio: float,
     steps: int | None,
     workers: int | None,
@@ -85,8 +85,8 @@ def run_settings(
     batch_size: int | None,
     cluster: dict[str, Any],
 ) -> dict[str, Any]:
-    """Options as keys of RunConfig, all but the concept; training steps stay out where they depend on it."""
-    train = method_defaults(method) | {"method": method, "num_workers": workers, "weights": weights}
+    """Options as keys of RunConfig, all but the concept; what depends on it (defaults.py) stays out where not given."""
+    train = {"method": method, "num_workers": workers, "weights": weights}
     sampling = default_sampling(base)
     return {
         "base": base,
@@ -95,16 +95,12 @@ def run_settings(
         "store": store,
         "seed": seed,
         "sampling": sampling.model_copy(update={"batch_size": batch_size} if batch_size else {}).model_dump(),
-        "pairs": {"num_pairs": pairs, "num_keep": keep, "max_reject_ratio": max_reject_ratio},
+        "pairs": {"num_pairs": pairs, "max_reject_ratio": max_reject_ratio}
+        | ({} if keep is None else {"num_keep": keep}),
         "train": train | ({"steps": steps} if steps else {}),
         "evaluation": {"num_erase": judged, "num_keep": judged_keep, "judge": judge},
         "cluster": cluster,
     }
-
-
-def method_defaults(method: str) -> dict[str, Any]:
-    """Settings that belong to a method: the sum of vanilla DPO wants a smaller slope than a mean."""
-    return {"beta": 0.1, "prompt_mode": "given"} if method == "dpo" else {}
 
 
 def cluster_settings(

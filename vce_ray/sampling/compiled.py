@@ -1,7 +1,8 @@
-"""What lies between the matrix products of a step on CPUs (step.cpp), compiled when it is first needed.
+"""A step on CPUs (step.cpp), compiled when it is first needed, which takes a second.
 
-torch has no operator for one query of each row over a short cache, and takes six for an RMSNorm; these take half a
-second to compile and read the cache two to four times as fast. Where there is no C++ compiler, torch's operators do.
+torch's operators multiply the few rows of a step at half the machine's speed where matrices are small, have none for
+one query of each row over a short cache, and wait for each other a hundred times a step. Where there is no C++
+compiler they draw all the same.
 """
 
 from __future__ import annotations
@@ -25,16 +26,31 @@ TIMEOUT_S = 60
 log = logging.getLogger(__name__)
 
 
+class CLayer(ctypes.Structure):
+    """One layer, as step.cpp reads it."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("before", "qkv", "out", "between", "gate_up", "down", "keys", "values")
+    ]
+
+
 class StepKernels:
     """The compiled functions, on contiguous float32 tensors in a CPU's memory; they run on torch's own threads."""
 
     def __init__(self, library: Path):
         loaded = ctypes.CDLL(str(library))
         pointer, size = ctypes.c_void_p, ctypes.c_int64
-        self._norm, self._gate, self._attend = loaded.vce_norm, loaded.vce_gate, loaded.vce_attend
-        self._gumbel = loaded.vce_gumbel
+        self._norm, self._attend, self._gumbel = loaded.vce_norm, loaded.vce_attend, loaded.vce_gumbel
+        self._multiply, self._step = loaded.vce_multiply, loaded.vce_step
         self._norm.argtypes, self._norm.restype = [pointer] * 3 + [size] * 2 + [ctypes.c_float], None
-        self._gate.argtypes, self._gate.restype = [pointer] * 2 + [size] * 2, None
+        self._multiply.argtypes, self._multiply.restype = [pointer] * 4 + [size] * 3, None
+        self._step.argtypes = [pointer, size, *[pointer] * 8, *[size] * 7, ctypes.c_float]
+        self._step.restype = None
+        self.seconds: Tensor | None = None
+        """Where a float64 [3] is set, steps add to it what norms, products and attention took."""
+        loaded.vce_panel.restype = size
+        self.panel: int = loaded.vce_panel()
+        """The rows of a packed matrix are a multiple of it."""
         self._attend.argtypes, self._attend.restype = [pointer] * 8 + [size] * 5, None
         self._gumbel.argtypes, self._gumbel.restype = [pointer] * 3 + [size] * 3, None
 
@@ -45,13 +61,48 @@ class StepKernels:
         self._norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, epsilon)
         return out
 
-    def gate(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up, of gates and what they gate joined in the last dimension [..., 2 F]: [..., F]."""
-        width = gate_up.shape[-1] // 2
-        out = gate_up.new_empty(*gate_up.shape[:-1], width)
-        assert gate_up.is_contiguous()
-        self._gate(gate_up.data_ptr(), out.data_ptr(), out.numel() // width, width)
+    def pack(self, *matrices: Tensor) -> Tensor:
+        """A copy of matrices [out, in] of one size, as `multiply` and `step` read it: panels of rows, of several
+        matrices in turns, each column by column: [panels, in, panel]."""
+        panels = torch.stack([matrix.detach().unflatten(0, (-1, self.panel)) for matrix in matrices], dim=1)
+        return panels.flatten(0, 1).transpose(1, 2).contiguous()
+
+    def multiply(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Products [R, out] of x [R, in] with a packed matrix, with a bias added."""
+        x, width = x.contiguous(), packed.shape[0] * packed.shape[2]
+        out = x.new_empty(len(x), width)
+        given = None if bias is None else bias.data_ptr()
+        self._multiply(x.data_ptr(), packed.data_ptr(), given, out.data_ptr(), *x.shape, width)
         return out
+
+    def step(
+        self,
+        layers: ctypes.Array[CLayer],
+        last: Tensor,
+        epsilon: float,
+        embeds_RE: Tensor,
+        place: tuple[Tensor, Tensor, Tensor, Tensor],
+        cache_RKSD: Tensor,
+        heads: int,
+        feed_forward: int,
+    ) -> Tensor:
+        """All layers' work on one token of each row, and the last norm: hidden states [R, E].
+
+        Args:
+            layers: their packed weights, norms and caches; `cache_RKSD` is one of these, for its shape.
+            last, epsilon: of the last norm; all norms have this epsilon.
+            place: cos_SD, sin_SD, slot_R, first_R, as `attend` takes them.
+        """
+        rows, key_heads, slots, width = cache_RKSD.shape
+        hidden = embeds_RE.clone(memory_format=torch.contiguous_format)
+        needed = embeds_RE.shape[1] + 2 * (heads + key_heads) * width + feed_forward
+        scratch = embeds_RE.new_empty(rows * needed)
+        assert all(tensor.is_contiguous() for tensor in (*place, cache_RKSD))
+        pointers = (tensor.data_ptr() for tensor in (last, hidden, scratch, *place))
+        seconds = None if self.seconds is None else self.seconds.data_ptr()
+        sizes = (rows, embeds_RE.shape[1], feed_forward, heads, key_heads, slots, width)
+        self._step(layers, len(layers), *pointers, seconds, *sizes, epsilon)
+        return hidden
 
     def attend(
         self,
@@ -106,7 +157,7 @@ def step_kernels() -> StepKernels | None:
             reason = error.stderr.strip()
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
-    log.warning("drawing on this CPU goes without compiled kernels, at about two thirds of the speed: %s", reason)
+    log.warning("drawing on this CPU goes without compiled kernels, at about half the speed: %s", reason)
     return None
 
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vce_ray.sampling.compiled import compiled_for
-from vce_ray.sampling.layers import Layer, Stack, norm
+from vce_ray.sampling.layers import finish, norm, project
+from vce_ray.sampling.packed import PackedStack
 
 if TYPE_CHECKING:
     from vce_ray.config import SamplingConfig
@@ -40,8 +41,8 @@ class Decoder:
     """
 
     def __init__(self, language_model: Any, head: list[Any]):
-        self._model = language_model
-        self._stack = Stack(language_model, head)
+        self._model, self._head = language_model, nn.Sequential(*head)
+        self._packed, self._is_packed = PackedStack(language_model, head), False
         self._keys: list[Tensor] = []  # each [R, H, S, D]
         self._values: list[Tensor] = []
         self.next_R = self.first_R = torch.empty(0, dtype=torch.int64)
@@ -67,12 +68,11 @@ class Decoder:
 
     def logits(self, hidden_RE: Tensor) -> Tensor:
         """Logits of the next image token, float32 [R, V]."""
-        return self._stack.head(hidden_RE).float()
+        return (self._packed.head(hidden_RE) if self._is_packed else self._head(hidden_RE)).float()
 
     def prepare(self) -> None:
         """Packs the weights where that is to be done, so that what is free afterwards is free for drawing."""
-        self._batch = []  # which would hold on to layers that are packed anew
-        self._stack.layers()
+        self._is_packed = self._packed.update()
 
     def cache(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of each layer, [rows, H, S, D]: views, which hold until a batch needs more."""
@@ -124,11 +124,13 @@ class Decoder:
         place_UP = first_U[:, None] + torch.arange(width, device=device)
         cos, sin = self.cos_SD[place_UP][:, :, None], self.sin_SD[place_UP][:, :, None]
         hidden_UPE = embeds_UPE
-        batch = []
-        for layer, keys, values in zip(self._stack.layers(), self._keys, self._values, strict=True):
-            query, key, value = self._split(layer.project(hidden_UPE), cos, sin)  # each [U, P, heads, D]
-            keys[:rows, :, :width] = key.transpose(1, 2)[of_row_R]
-            values[:rows, :, :width] = value.transpose(1, 2)[of_row_R]
+        self.prepare()
+        if self._is_packed:
+            self._packed.begin(*self.cache(rows))
+        for layer, keys, values in zip(self._model.layers, *self.cache(rows), strict=True):
+            query, key, value = self._split(project(layer, hidden_UPE), cos, sin)  # each [U, P, heads, D]
+            keys[:, :, :width] = key.transpose(1, 2)[of_row_R]
+            values[:, :, :width] = value.transpose(1, 2)[of_row_R]
             # right padding: what follows a token never reaches it, and padding's slots are written over later
             attended = F.scaled_dot_product_attention(
                 query.transpose(1, 2),
@@ -137,9 +139,7 @@ class Decoder:
                 is_causal=True,
                 enable_gqa=self._heads != self._key_heads,
             )
-            hidden_UPE = layer.finish(hidden_UPE, attended.transpose(1, 2).flatten(2))
-            batch.append((layer, keys[:rows], values[:rows]))
-        self._batch: list[tuple[Layer, Tensor, Tensor]] = batch
+            hidden_UPE = finish(layer, hidden_UPE, attended.transpose(1, 2).flatten(2))
         hidden_UE = hidden_UPE[torch.arange(len(lengths_U), device=device), lengths_U - 1]
         return norm(self._model.norm, hidden_UE)[of_row_R]
 
@@ -147,12 +147,17 @@ class Decoder:
     def step(self, embeds_RE: Tensor) -> Tensor:
         """Reads one more token of each row; returns its hidden state, [R, E]."""
         self._live += 1
-        attend = self._compiled_attention(embeds_RE) or self._plain_attention()
-        hidden_RE = embeds_RE
-        for layer, keys, values in self._batch:
-            hidden_RE = layer.finish(hidden_RE, attend(layer.project(hidden_RE), keys, values))
+        place = self.cos_SD, self.sin_SD, self.next_R, self.first_R
+        if self._is_packed:
+            hidden_RE = self._packed.step(embeds_RE, place)
+        else:
+            attend = self._compiled_attention(embeds_RE) or self._plain_attention()
+            hidden_RE = embeds_RE
+            for layer, keys, values in zip(self._model.layers, *self.cache(len(embeds_RE)), strict=True):
+                hidden_RE = finish(layer, hidden_RE, attend(project(layer, hidden_RE), keys, values))
+            hidden_RE = norm(self._model.norm, hidden_RE)
         self.next_R = self.next_R + 1
-        return norm(self._model.norm, hidden_RE)
+        return hidden_RE
 
     def look_ahead(self, embeds_RE: Tensor) -> Tensor:
         """What `step` would return, without taking it: the token's keys and values are written again by the step."""
@@ -196,7 +201,6 @@ class Decoder:
             held_rows, _, held_slots, _ = self._keys[0].shape
             if rows <= held_rows and slots <= held_slots:
                 return
-        self._batch = []
         self._captures.clear()
         self._keys, self._values = [], []  # freed before the new ones are made, and kept only if all of them are
         if weight.device.type == "cuda":  # where another size costs another capture

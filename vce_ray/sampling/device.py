@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vce_ray.sampling.packed import can_multiply_packed, multiply_packed, pack
+from vce_ray.sampling.compiled import step_kernels
 from vce_ray.sampling.plan import Device
 
 
@@ -33,13 +33,13 @@ def measure_device(device: torch.device, dtype: torch.dtype = torch.float32) -> 
     edge = 8192 if on_gpu else 2048
     a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
     multiply_s = _fastest(lambda: a @ b, device)
-    packs = not on_gpu and dtype == torch.float32 and can_multiply_packed()
-    if packs:
-        packed = pack(b)
-        multiply_s = min(multiply_s, _fastest(lambda: multiply_packed(a, packed), device))
+    kernels = None if on_gpu or dtype != torch.float32 else step_kernels()
+    if kernels is not None:
+        packed = kernels.pack(b)
+        multiply_s = min(multiply_s, _fastest(lambda: kernels.multiply(a, packed), device))
     memory = float(torch.cuda.get_device_properties(device).total_memory) if on_gpu else free_memory(device)
     name = torch.cuda.get_device_name(device) if on_gpu else f"this CPU, {torch.get_num_threads()} threads"
-    return Device(name, memory, size / read_s, 2 * edge**3 / multiply_s, packs)
+    return Device(name, memory, size / read_s, 2 * edge**3 / multiply_s, kernels is not None)
 
 
 def _fastest(work: Callable[[], object], device: torch.device, rounds: int = 7) -> float:

@@ -1,8 +1,11 @@
-// What lies between the matrix products of a step, in float32, for CPUs: RMSNorm, gate, attention of one query of each
-// row over its live cache with rotation and cache write taken along, and sampling noise. Compiled by compiled.py; plain
-// C interface.
+// A step of all rows through a Llama's layers, in float32, for CPUs, and what others need of its parts: matrix products with
+// packed weights, RMSNorm, attention of one query of each row over its live cache with rotation and cache write taken
+// along, and sampling noise. Compiled by compiled.py; plain C interface.
 //
-// Shape legend: R rows, H query heads, K key-value heads (H a multiple of K, neighbours share), S slots, D head width.
+// Shape legend: R rows, E width of the model, H query heads, K key-value heads (H a multiple of K, neighbours share),
+// D head width, F width of the feed-forward, S slots.
+
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +14,92 @@
 #include <vector>
 
 namespace {
+
+#ifdef __AVX512F__
+constexpr int64_t LANES = 16, TALLEST = 12;
+#else
+constexpr int64_t LANES = 8, TALLEST = 6;
+#endif
+// A matrix is packed in panels of so many of its rows, which are columns of the product; a panel lies column by column.
+constexpr int64_t PANEL = 2 * LANES;
+// So much of a panel is multiplied at a time: it stays in the first cache while all rows pass.
+constexpr int64_t DEPTH = 256;
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
+
+// out [ROWS, PANEL] += or = x [ROWS, depth] . part of a panel. The sums stay in registers; they begin at 0, where a residual
+// is added too, which would take digits from each of them.
+template <int ROWS>
+void tile(const float* x, int64_t x_stride, const float* panel, int64_t depth, float* out, int64_t stride, bool add) {
+    Lanes sums[ROWS][2] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+        const Lanes left = *(const Lanes*)(panel + k * PANEL), right = *(const Lanes*)(panel + k * PANEL + LANES);
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r) {
+            sums[r][0] += x[r * x_stride + k] * left;
+            sums[r][1] += x[r * x_stride + k] * right;
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int half = 0; half < 2; ++half) {
+            Lanes* place = (Lanes*)(out + r * stride + half * LANES);
+            *place = add ? *place + sums[r][half] : sums[r][half];
+        }
+}
+
+constexpr decltype(&tile<1>) TILES[] = {
+    tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>,
+#ifdef __AVX512F__
+    tile<7>, tile<8>, tile<9>, tile<10>, tile<11>, tile<12>,
+#endif
+};
+
+// out [R, PANEL] += or = x [R, depth] . panel.
+void multiply_panel(const float* x, const float* panel, int64_t depth, float* out, int64_t stride, int64_t R, bool add) {
+    const int64_t tiles = (R + TALLEST - 1) / TALLEST;
+    for (int64_t k = 0; k < depth; k += DEPTH)
+        for (int64_t t = 0; t < tiles; ++t) {
+            const int64_t first = t * R / tiles, rows = (t + 1) * R / tiles - first;
+            TILES[rows - 1](x + first * depth + k, depth, panel + k * PANEL, std::min(DEPTH, depth - k),
+                            out + first * stride, stride, add || k > 0);
+        }
+}
+
+// The functions with an `omp for` are called by all threads of a parallel region, and end with its barrier.
+
+// out [R, width] += or = x [R, depth] . matrix packed.
+void multiply(const float* x, const float* packed, int64_t depth, float* out, int64_t width, int64_t R, bool add) {
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < width / PANEL; ++p)
+        multiply_panel(x, packed + p * PANEL * depth, depth, out + p * PANEL, width, R, add);
+}
+
+// out [R, F] = silu(x . gate) * (x . up); the panels of both matrices lie in turns.
+void multiply_gated(const float* x, const float* packed, int64_t depth, float* out, int64_t F, int64_t R) {
+    std::vector<float> both(R * 2 * PANEL);
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < F / PANEL; ++p) {
+        const float* gate = packed + 2 * p * PANEL * depth;
+        multiply_panel(x, gate, depth, both.data(), 2 * PANEL, R, false);
+        multiply_panel(x, gate + PANEL * depth, depth, both.data() + PANEL, 2 * PANEL, R, false);
+        for (int64_t r = 0; r < R; ++r)
+            for (int64_t c = 0; c < PANEL; ++c) {
+                const float* pair = both.data() + r * 2 * PANEL + c;
+                out[r * F + p * PANEL + c] = pair[0] / (1 + std::exp(-pair[0])) * pair[PANEL];
+            }
+    }
+}
+
+// out = x / sqrt(mean(x^2) + epsilon) * weight, for each of so many rows [rows, width].
+void normalize(const float* x, const float* weight, float* out, int64_t rows, int64_t width, float epsilon) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+        const float* row = x + r * width;
+        float squares = 0;
+        for (int64_t e = 0; e < width; ++e) squares += row[e] * row[e];
+        const float scale = 1 / std::sqrt(squares / width + epsilon);
+        for (int64_t e = 0; e < width; ++e) out[r * width + e] = row[e] * scale * weight[e];
+    }
+}
 
 // Rotary embedding, halves paired as Llama does it; the sines have the sign of the half that they fall on.
 void rotate(const float* x, const float* cos, const float* sin, float* out, int64_t D) {
@@ -24,8 +113,8 @@ void rotate(const float* x, const float* cos, const float* sin, float* out, int6
 // Softmax of query . keys over the live slots, then the weighted sum of values. WIDTH is D where it is known when
 // compiling, which lets the sums stay in registers, or 0.
 template <int WIDTH>
-void attend(const float* query, const float* keys, const float* values, float* scores, float* out, int64_t live,
-            int64_t width) {
+void attend_head(const float* query, const float* keys, const float* values, float* scores, float* out, int64_t live,
+                 int64_t width) {
     const int64_t D = WIDTH ? WIDTH : width;
     float largest = std::numeric_limits<float>::lowest();
     for (int64_t s = 0; s < live; ++s) {
@@ -47,6 +136,60 @@ void attend(const float* query, const float* keys, const float* values, float* s
     for (int64_t d = 0; d < D; ++d) out[d] = sums[d] / total;
 }
 
+// Where the tokens of a step go: rotary embedding by position [positions, D], and of each row [R] the slot into which its
+// token goes and the position of its slot 0.
+struct Place {
+    const float *cos, *sin;
+    const int64_t *slot, *first;
+};
+
+struct Heads {
+    int64_t H, K, S, D;
+};
+
+// Where the time of a step goes, as its first thread sees it, for who wants to know.
+struct Clock {
+    double* seconds;
+    double last = omp_get_wtime();
+    enum Part { NORMS, PRODUCTS, ATTENTION };
+
+    void lap(Part part) {
+        if (!seconds || omp_get_thread_num() != 0) return;
+        const double now = omp_get_wtime();
+        seconds[part] += now - last;
+        last = now;
+    }
+};
+
+// projected [R, (H + 2 K) D]: queries, keys, values; keys, values [R, K, S, D]; attended [R, H D].
+void attend(const float* projected, const Place& at, float* keys, float* values, float* attended, int64_t R,
+            const Heads& n) {
+    const int64_t group = n.H / n.K, D = n.D;
+    const float scale = 1 / std::sqrt(float(D));
+    const auto attend_one = D == 32    ? attend_head<32>
+                            : D == 64  ? attend_head<64>
+                            : D == 128 ? attend_head<128>
+                                       : attend_head<0>;
+    std::vector<float> scores(n.S), query(D);
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t r = 0; r < R; ++r)
+        for (int64_t k = 0; k < n.K; ++k) {
+            const float* row = projected + r * (n.H + 2 * n.K) * D;
+            const int64_t slot = at.slot[r], position = slot + at.first[r];
+            const float *cos = at.cos + position * D, *sin = at.sin + position * D;
+            float* head_keys = keys + (r * n.K + k) * n.S * D;
+            float* head_values = values + (r * n.K + k) * n.S * D;
+            rotate(row + (n.H + k) * D, cos, sin, head_keys + slot * D, D);
+            std::copy_n(row + (n.H + n.K + k) * D, D, head_values + slot * D);
+            for (int64_t h = k * group; h < (k + 1) * group; ++h) {
+                rotate(row + h * D, cos, sin, query.data(), D);
+                for (float& x : query) x *= scale;
+                attend_one(query.data(), head_keys, head_values, scores.data(), attended + (r * n.H + h) * D, slot + 1,
+                           D);
+            }
+        }
+}
+
 uint64_t mix(uint64_t x) {
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
     x = (x ^ x >> 27) * 0x94D049BB133111EBu;
@@ -57,56 +200,64 @@ uint64_t mix(uint64_t x) {
 
 extern "C" {
 
-// out = x / sqrt(mean(x^2) + epsilon) * weight, for each of so many rows [rows, width].
-void vce_norm(const float* x, const float* weight, float* out, int64_t rows, int64_t width, float epsilon) {
-#pragma omp parallel for if (rows * width > 32768)
-    for (int64_t r = 0; r < rows; ++r) {
-        const float* row = x + r * width;
-        float squares = 0;
-        for (int64_t e = 0; e < width; ++e) squares += row[e] * row[e];
-        const float scale = 1 / std::sqrt(squares / width + epsilon);
-        for (int64_t e = 0; e < width; ++e) out[r * width + e] = row[e] * scale * weight[e];
-    }
-}
+int64_t vce_panel() { return PANEL; }
 
-// out = silu(gate) * up, of gate_up [rows, 2 width]: the gates of a row, then what they gate; out [rows, width].
-void vce_gate(const float* gate_up, float* out, int64_t rows, int64_t width) {
-#pragma omp parallel for if (rows * width > 8192)
-    for (int64_t r = 0; r < rows; ++r) {
-        const float* gate = gate_up + 2 * r * width;
-        for (int64_t e = 0; e < width; ++e) out[r * width + e] = gate[e] / (1 + std::exp(-gate[e])) * gate[width + e];
-    }
-}
+// What a layer multiplies with, packed, its norms, and its cache [R, K, S, D].
+struct Layer {
+    const float *before, *qkv, *out, *between, *gate_up, *down;
+    float *keys, *values;
+};
 
-// projected [R, (H + 2 K) D]: queries, keys, values; cos, sin [positions, D]; slot, first [R]: into which slot the
-// row's token goes, and the position of slot 0; keys, values [R, K, S, D]; attended [R, H D].
-void vce_attend(const float* projected, const float* cos, const float* sin, const int64_t* slot, const int64_t* first,
-                float* keys, float* values, float* attended, int64_t R, int64_t H, int64_t K, int64_t S, int64_t D) {
-    const int64_t group = H / K;
-    const float scale = 1 / std::sqrt(float(D));
+// hidden [R, E]: embeddings of the rows' next tokens, and on return what the last norm makes of them; scratch: memory for
+// R (E + 2 (H + K) D + F) numbers; seconds: null, or [3], to which what norms, products and attention took is added.
+void vce_step(const Layer* layers, int64_t count, const float* last, float* hidden, float* scratch, const float* cos,
+              const float* sin, const int64_t* slot, const int64_t* first, double* seconds, int64_t R, int64_t E,
+              int64_t F, int64_t H, int64_t K, int64_t S, int64_t D, float epsilon) {
+    const Place at{cos, sin, slot, first};
+    const Heads heads{H, K, S, D};
+    const int64_t all = (H + 2 * K) * D;
+    float *normed = scratch, *projected = normed + R * E, *attended = projected + R * all, *gated = attended + R * H * D;
 #pragma omp parallel
     {
-        std::vector<float> scores(S), query(D);
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t r = 0; r < R; ++r) {
-            for (int64_t k = 0; k < K; ++k) {
-                const float* row = projected + r * (H + 2 * K) * D;
-                const float* row_cos = cos + (slot[r] + first[r]) * D;
-                const float* row_sin = sin + (slot[r] + first[r]) * D;
-                float* head_keys = keys + (r * K + k) * S * D;
-                float* head_values = values + (r * K + k) * S * D;
-                rotate(row + (H + k) * D, row_cos, row_sin, head_keys + slot[r] * D, D);
-                std::copy_n(row + (H + K + k) * D, D, head_values + slot[r] * D);
-                for (int64_t h = k * group; h < (k + 1) * group; ++h) {
-                    rotate(row + h * D, row_cos, row_sin, query.data(), D);
-                    for (float& x : query) x *= scale;
-                    const auto fixed = D == 32 ? attend<32> : D == 64 ? attend<64> : D == 128 ? attend<128> : attend<0>;
-                    fixed(query.data(), head_keys, head_values, scores.data(), attended + (r * H + h) * D, slot[r] + 1,
-                          D);
-                }
-            }
+        Clock clock{seconds};
+        for (const Layer* layer = layers; layer < layers + count; ++layer) {
+            normalize(hidden, layer->before, normed, R, E, epsilon);
+            clock.lap(Clock::NORMS);
+            multiply(normed, layer->qkv, E, projected, all, R, false);
+            clock.lap(Clock::PRODUCTS);
+            attend(projected, at, layer->keys, layer->values, attended, R, heads);
+            clock.lap(Clock::ATTENTION);
+            multiply(attended, layer->out, H * D, hidden, E, R, true);
+            clock.lap(Clock::PRODUCTS);
+            normalize(hidden, layer->between, normed, R, E, epsilon);
+            clock.lap(Clock::NORMS);
+            multiply_gated(normed, layer->gate_up, E, gated, F, R);
+            multiply(gated, layer->down, F, hidden, E, R, true);
+            clock.lap(Clock::PRODUCTS);
         }
+        normalize(hidden, last, hidden, R, E, epsilon);
+        clock.lap(Clock::NORMS);
     }
+}
+
+// out [R, width] = x [R, depth] . matrix packed + bias [width], if there is any.
+void vce_multiply(const float* x, const float* packed, const float* bias, float* out, int64_t R, int64_t depth,
+                  int64_t width) {
+    if (bias)
+        for (int64_t r = 0; r < R; ++r) std::copy_n(bias, width, out + r * width);
+#pragma omp parallel
+    multiply(x, packed, depth, out, width, R, bias != nullptr);
+}
+
+void vce_norm(const float* x, const float* weight, float* out, int64_t rows, int64_t width, float epsilon) {
+#pragma omp parallel if (rows * width > 32768)
+    normalize(x, weight, out, rows, width, epsilon);
+}
+
+void vce_attend(const float* projected, const float* cos, const float* sin, const int64_t* slot, const int64_t* first,
+                float* keys, float* values, float* attended, int64_t R, int64_t H, int64_t K, int64_t S, int64_t D) {
+#pragma omp parallel
+    attend(projected, {cos, sin, slot, first}, keys, values, attended, R, {H, K, S, D});
 }
 
 // noise [N, B, V]: standard Gumbel noise of steps [N] for seeds [B], as noise.py defines it.

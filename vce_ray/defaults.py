@@ -1,0 +1,45 @@
+"""What a run is set to where its user does not say: by the kind of its concept, and by its method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vce_ray.concept import load_concept
+from vce_ray.config import TrainConfig
+from vce_ray.run import catalogue_of
+
+Settings = dict[str, Any]
+
+STYLE_KEEP = 640
+STYLE_TRAIN: Settings = {"beta": 4.0, "keep_weight": 3.0, "anchor_weight": 2.0}
+"""A style lies beside other styles that must stay. A steep preference is content with a small margin: training does not
+go on pushing the style's tokens down, and what other styles share of them too; the anchor says the rest. Twice as many
+kept images are not learned by heart. docs/method.md has the figures."""
+DPO_TRAIN: Settings = {"beta": 0.1, "prompt_mode": "given"}
+"""The sum of vanilla DPO wants a smaller slope than a mean."""
+
+
+def default_settings(concept: str, base: str, method: str = "vsafe_dpo") -> Settings:
+    """Keys of RunConfig, section by section, for a concept of the catalogue or a file.
+
+    Steps grow with what is to be learned: half again as many for a style, which must go from every object, and a third
+    more for each name beyond the first, for the names share the pairs.
+
+    Raises:
+        ValueError: the concept is unknown.
+    """
+    known = load_concept(concept, catalogue_of(base))
+    style = known.kind == "style"
+    steps = TrainConfig().steps * (len(known.names) + 2) // 3
+    train: Settings = {"method": method, "steps": steps * 3 // 2 if style else steps}
+    train |= DPO_TRAIN if method == "dpo" else STYLE_TRAIN if style else {}
+    return {"concept": concept, "base": base, "pairs": {"num_keep": STYLE_KEEP} if style else {}, "train": train}
+
+
+def merged(below: Settings, above: Mapping[str, Any]) -> Settings:
+    """Settings of which `above` has the last word, section by section."""
+    out = dict(below)
+    for key, value in above.items():
+        out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
