@@ -68,11 +68,21 @@ def pair_set(tmp_path_factory: pytest.TempPathFactory) -> Store:
     stage = store.stage("keep")
     table = pa.table({"sample_id": ids, "prompt": keep, "tokens": pa.array(kept, tokens)})
     stage.publish([stage.write_part(table)], key="sample_id")
-    rows, _ = Reference("emoji-world", MODES)(pairs.to_pylist())
+    rows, _ = Reference("emoji-world", {"a": MODES})([row | {"run": "a"} for row in pairs.to_pylist()])
     stage = store.stage("reference")
     part = stage.write_part(pa.Table.from_pylist(rows, schemas.reference(MODES)))
     stage.publish([part], key="pair_id", **base_stamp("emoji-world"))
     return store
+
+
+def test_reference_is_of_the_modes_that_a_run_may_draw_from() -> None:
+    row = {"pair_id": "p", "prompt": "a deer", "refined_caption": "an animal", "chosen": [3] * 64, "rejected": [5] * 64}
+    rows, rejects = Reference("emoji-world", {"a": MODES, "b": ("given",)})([row | {"run": run} for run in "abba"])
+    assert [set(made) - {"run", "pair_id"} for made in rows[:2]] == [
+        {f"{side}_{mode}" for side in ("chosen", "rejected") for mode in modes} for modes in (MODES, ("given",))
+    ]
+    assert [made["run"] for made in rows] == list("abba") and not rejects
+    assert rows[1]["chosen_given"] == pytest.approx(rows[0]["chosen_given"], abs=1e-4) != rows[0]["chosen_null"]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,6 @@ SHARED: dict[str, Callable[[RunConfig], Any]] = {
     "sampling": lambda config: config.sampling,
     "judge": lambda config: config.evaluation.judge,
     "safe_attempts": lambda config: config.pairs.safe_attempts,
-    "prompt_mode": lambda config: config.train.prompt_mode,
     "num_workers": lambda config: config.train.num_workers,
     "cluster": lambda config: config.cluster,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,12 @@ class Step:
     """Columns of `source` that `wants` looks at."""
     alike: tuple[str, ...] = ()
     """Columns of `source` that determine what is made of a row, where several runs may want the same of it."""
+    schemas: Mapping[str, pa.Schema] = field(default_factory=dict)
+    """In place of `schema`, of runs that want columns of their own."""
+
+    def schema_of(self, run: str) -> pa.Schema:
+        """The schema of what is made for a run."""
+        return self.schemas.get(run, self.schema)
 
 
 class RejectedTooMuch(ValueError):
@@ -113,7 +119,7 @@ class Worker:
                 told = {"run": run, "stage": step.stage, "part": part, "next": REJECTED}
                 claims += [told | {"key": row["row_id"]} for row in bad]
             if good := [row for row in made if row["run"] == run]:
-                part = task.store.stage(step.stage).write_part(pa.Table.from_pylist(good, step.schema))
+                part = task.store.stage(step.stage).write_part(pa.Table.from_pylist(good, step.schema_of(run)))
                 for row in good:
                     row["key"] = row[step.schema.names[0]]
                     told = {"run": run, "stage": step.stage, "part": part, "key": row["key"], "row": row}
@@ -302,5 +308,5 @@ def publish(task: Task, step: Step, max_reject_ratio: float = 1.0, **facts: Any)
         )
     if rejected and not rejects.published():
         rejects.publish(rejects.parts(), key="row_id")
-    parts = parts or [stage.write_part(step.schema.empty_table())]
+    parts = parts or [stage.write_part(step.schema_of(task.name).empty_table())]
     return stage.publish(parts, key=step.schema.names[0], rejected=rejected, **facts)

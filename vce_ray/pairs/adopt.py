@@ -52,7 +52,8 @@ def adopt_pairs(task: Task) -> None:
         parts, key = [], ""
         for source in sources.values():
             manifest = source.stage(name).manifest()
-            table = source.stage(name).read()
+            wanted = schemas.reference(modes_of(task.config.train)).names if name == "reference" else None
+            table = source.stage(name).read(columns=wanted)
             assert manifest is not None, "read() has looked for it"
             key = manifest["key"]
             fitting = _fitting(name, table, task.concept)

@@ -25,7 +25,7 @@ from vce_ray.pairs.rows import Row
 from vce_ray.run import FLOW, Task
 from vce_ray.stage import Stage
 from vce_ray.store import Store
-from vce_ray.training.data import modes_of
+from vce_ray.training.data import MODES, modes_of
 from vce_ray.training.reference import Reference
 
 PROMPTS_OF_A_PART = 1024
@@ -57,7 +57,7 @@ def publish_rows(stage: Stage, prompts: Sequence[Prompt]) -> None:
 
 
 def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
-    """The steps of the flow by stage. All runs share base, captioner, sampling and method."""
+    """The steps of the flow by stage. All runs share base, captioner and sampling."""
     run = next(iter(tasks.values())).config
     concepts = {name: task.concept for name, task in tasks.items()}
     drawing = {"base": run.base, "sampling": run.sampling}
@@ -65,12 +65,14 @@ def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
     reading = {"captioner": None if in_vllm else run.reader, "concepts": concepts, "refiner": run.refiner}
     checking = {"captioner": checks_safe_images(run.reader, run.base), "concepts": concepts}
     safe = drawing | checking | {"attempts": run.pairs.safe_attempts}
-    modes = modes_of(run.train)
+    modes = {name: modes_of(task.config.train) for name, task in tasks.items()}
+    log_probs = {name: schemas.reference(of_run) for name, of_run in modes.items()}
+    referring = {"base": run.base, "modes": modes}
     steps = (
         Step("unsafe", "prompts", schemas.UNSAFE, "prompt_id", DrawUnsafe, drawing, alike=PICTURE),
         Step("captions", "unsafe", schemas.CAPTIONS, "sample_id", Describe, reading, _is_to_erase, ("kind",)),
         Step("safe", "captions", schemas.SAFE, "source_id", DrawSafe, safe),
-        Step("reference", "safe", schemas.reference(modes), "pair_id", Reference, {"base": run.base, "modes": modes}),
+        Step("reference", "safe", schemas.reference(MODES), "pair_id", Reference, referring, schemas=log_probs),
     )
     return {step.stage: step for step in steps}
 

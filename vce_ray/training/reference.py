@@ -6,6 +6,8 @@ refuses another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -44,18 +46,24 @@ def reference_log_probs(
 
 
 class Reference:
-    """Pairs -> their log-probs under the base, for each prompt mode that training may draw from."""
+    """Pairs -> their log-probs under the base, for each prompt mode that their run's training may draw from.
 
-    def __init__(self, base: str, modes: tuple[str, ...]):
+    Args:
+        modes: of each run.
+    """
+
+    def __init__(self, base: str, modes: Mapping[str, tuple[str, ...]]):
         self.model, self.modes = base_model(base), modes
 
     def __call__(self, rows: list[Row]) -> Outcome:
-        chosen, rejected = (torch.tensor([row[side] for row in rows]) for side in ("chosen", "rejected"))
-        out: list[Row] = [{"run": row.get("run"), "pair_id": row["pair_id"]} for row in rows]
-        for mode in self.modes:
-            prompts = [row["refined_caption" if mode == "stripped" else "prompt"] for row in rows]
+        out: list[Row] = [{"run": row["run"], "pair_id": row["pair_id"]} for row in rows]
+        for mode in dict.fromkeys(mode for row in rows for mode in self.modes[row["run"]]):
+            places = [place for place, row in enumerate(rows) if mode in self.modes[row["run"]]]
+            mine = [rows[place] for place in places]
+            prompts = [row["refined_caption" if mode == "stripped" else "prompt"] for row in mine]
+            chosen, rejected = (torch.tensor([row[side] for row in mine]) for side in ("chosen", "rejected"))
             sides = reference_log_probs(self.model, prompts, mode == "null", chosen, rejected)
             for side, log_probs in zip(("chosen", "rejected"), sides, strict=True):
-                for row, values in zip(out, log_probs.tolist(), strict=True):
-                    row[f"{side}_{mode}"] = values
+                for place, values in zip(places, log_probs.tolist(), strict=True):
+                    out[place][f"{side}_{mode}"] = values
         return out, []
