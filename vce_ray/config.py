@@ -69,6 +69,8 @@ class TrainConfig(_Config):
     anchor_weight: float = Field(default=1.0, ge=0.0)
     """Weight of the anchor: KL of each token of the safe image, under the unsafe prompt, to what the refined caption
     draws. The preference alone says what not to draw; this says what to draw instead. 0 leaves it out."""
+    anchor_guidance: float = Field(default=1.0, ge=0.0, le=10.0)
+    """How far the anchor's target leaves out what the unsafe prompt makes likelier: steps of negative guidance."""
     allow_no_preservation: bool = False
     """Without preservation the erasure takes other content with it, so weight 0 wants this said."""
     prompt_mode: Literal["given", "stripped", "null", "mixed"] = "mixed"

@@ -12,11 +12,17 @@ from vce_ray.run import catalogue_of
 Settings = dict[str, Any]
 
 STYLE_KEEP = 640
-STYLE_TRAIN: Settings = {"beta": 4.0, "keep_weight": 3.0, "anchor_weight": 2.0, "prompt_mode": "given"}
+STYLE_TRAIN: Settings = {
+    "beta": 4.0,
+    "keep_weight": 5.0,
+    "anchor_weight": 2.0,
+    "anchor_guidance": 2.0,
+    "prompt_mode": "given",
+}
 """A style lies beside other styles that must stay. A steep preference is content with a small margin: training does not
-go on pushing the style's tokens down, and what other styles share of them too; the anchor says the rest. Without its
-prompt an unsafe image is hard to tell from theirs. Twice as many kept images are not learned by heart. docs/method.md
-has the figures."""
+go on pushing the style's tokens down, and what other styles share of them too; the anchor says the rest, twice as hard,
+for a caption without a style draws every style. Without its prompt an unsafe image is hard to tell from those of other
+styles. Twice as many kept images are not learned by heart. docs/method.md has the figures."""
 DPO_TRAIN: Settings = {"beta": 0.1, "prompt_mode": "given"}
 """The sum of vanilla DPO wants a smaller slope than a mean."""
 

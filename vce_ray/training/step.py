@@ -144,7 +144,7 @@ def step_loss(
         figures["preservation"] = preservation.item()
         loss = loss + config.keep_weight * preservation
     if safe is not None:
-        anchor = preservation_loss(logits[anchored], anchor_target(targets, safe)).mean()
+        anchor = preservation_loss(logits[anchored], anchor_target(targets, safe, config.anchor_guidance)).mean()
         figures["anchor"] = anchor.item()
         loss = loss + config.anchor_weight * anchor
     return loss, figures | {"loss": loss.item()}
@@ -183,12 +183,13 @@ def keep_target(targets: Targets, batch: KeepBatch) -> Tensor:
     return targets([("keep", *key) for key in zip(batch.rows, batch.blank)], compute)
 
 
-def anchor_target(targets: Targets, batch: AnchorBatch) -> Tensor:
+def anchor_target(targets: Targets, batch: AnchorBatch, guidance: float = 1.0) -> Tensor:
     """What shall be drawn instead under the unsafe prompt: log-probs [B, T, V] of the safe images' tokens.
 
     The target of each token is the base under the refined caption, less what the unsafe prompt makes likelier:
-    'an animal' is a deer now and then. Its log-probs are log p(refined) + min(0, log p(refined) - log p(unsafe)),
-    one step of the negative guidance of ESD (arXiv 2303.07345), taken only where it lowers a token.
+    'an animal' is a deer now and then, and a picture without a style named is in the erased one as often as in others.
+    Its log-probs, but for a constant, are log p(refined) + guidance * min(0, log p(refined) - log p(unsafe)): steps of
+    the negative guidance of ESD (arXiv 2303.07345), taken only where they lower a token.
     """
 
     def compute(reference: ImageModel, rows: Tensor) -> Tensor:
@@ -197,6 +198,6 @@ def anchor_target(targets: Targets, batch: AnchorBatch) -> Tensor:
         )
         wanted = reference.image_logits(refined, batch.tokens_BT[rows]).log_softmax(-1)
         unwanted = reference.image_logits(unsafe, batch.tokens_BT[rows]).log_softmax(-1)
-        return wanted + (wanted - unwanted).clamp(max=0)
+        return wanted + guidance * (wanted - unwanted).clamp(max=0)
 
     return targets([("anchor", row) for row in batch.rows], compute)
