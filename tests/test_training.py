@@ -28,7 +28,7 @@ from vce_ray.training import step as training_step
 from vce_ray.training.data import MODES, TrainingData, order
 from vce_ray.training.loss import preservation_loss
 from vce_ray.training.reference import Reference, check_stamp
-from vce_ray.training.step import Targets, anchor_target, keep_target, pair_log_probs, step_loss
+from vce_ray.training.step import AnchorBatch, Targets, anchor_target, keep_target, pair_log_probs, step_loss
 
 PAIRS = 8
 
@@ -83,6 +83,21 @@ def test_reference_is_of_the_modes_that_a_run_may_draw_from() -> None:
     ]
     assert [made["run"] for made in rows] == list("abba") and not rejects
     assert rows[1]["chosen_given"] == pytest.approx(rows[0]["chosen_given"], abs=1e-4) != rows[0]["chosen_null"]
+
+
+def test_the_anchor_leaves_out_what_the_unsafe_prompt_makes_likelier() -> None:
+    model = load_model()
+    tokens = draw(model, ["a deer in the style of noto"], [1], SamplingConfig(guidance_scale=2.0, temperature=0.7))
+    batch = AnchorBatch([0], ["a deer in the style of noto"], ["a deer"], tokens)
+    plain, one, three = (
+        anchor_target(Targets(model, nullcontext), batch, guidance).exp() for guidance in (0.0, 1.0, 3.0)
+    )
+    unsafe = model.image_logits(model.encode_prompts(batch.prompts), tokens).softmax(-1)
+    likelier, ones = unsafe > plain, torch.ones(1, 64)
+    assert torch.allclose(plain.sum(-1), ones, atol=1e-4), "the refined caption's own, before anything is left out"
+    assert torch.equal(plain[unsafe < 0.99 * plain], three[unsafe < 0.99 * plain])
+    assert (plain - one)[likelier].min() >= 0 and (one - three)[likelier].min() >= 0
+    assert three[likelier].sum() + 1 < one[likelier].sum() < plain[likelier].sum() - 1
 
 
 @pytest.fixture(scope="module")
