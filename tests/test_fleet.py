@@ -31,13 +31,17 @@ def test_a_file_goes_over_options_and_an_entry_over_its_file(tmp_path: Path) -> 
 
 def test_what_is_not_said_depends_on_kind_and_method(tmp_path: Path) -> None:
     entries = [{"concept": "deer"}, {"concept": "noto"}, {"concept": "noto", "name": "b", "train": {"method": "dpo"}}]
-    entries += [{"concept": "violence", "name": "c", "train": {"beta": 2}, "pairs": {"num_keep": 5}}]
+    entries += [
+        {"concept": "openmoji"},
+        {"concept": "violence", "name": "c", "train": {"beta": 2}, "pairs": {"num_keep": 5}},
+    ]
     members = open_fleet([entry | {"store": str(tmp_path)} for entry in entries], lambda *_: None)
-    deer, style, vanilla, violence = (member.run.config for member in members if member.run)
+    deer, style, vanilla, unasked, violence = (member.run.config for member in members if member.run)
     plain = TrainConfig()
     assert deer.train == plain and deer.pairs.num_keep == 320
     assert style.train.steps == 120 and style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep == 640
     assert vanilla.train.beta < plain.beta and vanilla.pairs == style.pairs, "so that pairs can be shared"
+    assert unasked.train == plain.model_copy(update={"steps": 120}) and unasked.pairs == deer.pairs
     assert violence.train.steps > 200 and violence.train.beta == 2 and violence.pairs.num_keep == 5, "a user's word"
 
 

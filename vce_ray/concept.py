@@ -63,6 +63,8 @@ class Concept(BaseModel):
     """Further words that are taken out of captions."""
     replacement: str = ""
     """Harmless noun that takes the place of names and synonyms in captions; '' drops the phrase."""
+    unasked: bool = False
+    """Of a style: the base often draws it where none is asked for, so that its training differs (defaults.py)."""
     templates: tuple[str, ...]
     """Prompts with '{name}' (the concept, or a neighbour in its place) and other {slots}."""
     held_out_templates: tuple[str, ...] = ()

@@ -36,7 +36,9 @@ RejectRatio = Annotated[
     float, typer.Option("--max-reject-ratio", min=0, max=1, help="Share of its rows that a stage may reject.")
 ]
 Pairs = Annotated[int, typer.Option(min=1, help="Prompts with the concept.")]
-Keep = Annotated[int | None, typer.Option(min=0, help="Prompts of what must be kept; by default 320, for a style 640.")]
+Keep = Annotated[
+    int | None, typer.Option(min=0, help="Prompts of what must be kept; by default 320, for most styles 640.")
+]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
 ]
