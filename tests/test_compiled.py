@@ -17,6 +17,7 @@ from vce_ray.sampling import compiled, draw
 from vce_ray.sampling.compiled import StepKernels, step_kernels
 from vce_ray.sampling.decoder import Decoder, _rotate, _signed_by_half
 from vce_ray.sampling.noise import gumbel_noise
+from vce_ray.sampling.packed import PackedStack
 
 SEEDS = torch.tensor([0, 9, -5, 2**62])
 
@@ -124,6 +125,15 @@ def test_a_step_is_that_of_the_modules(kernels: StepKernels, heads: int, key_hea
         decoder.begin(*begun)
     plain._is_packed = False
     assert torch.allclose(packed.step(token), plain.step(token), atol=1e-5), "a change of the weights is seen"
+
+
+def test_nothing_is_compiled_for_weights_elsewhere() -> None:
+    with torch.device("meta"):
+        net = LlamaModel(
+            LlamaConfig(vocab_size=8, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+        )
+    step_kernels.cache_clear()
+    assert not PackedStack(net, []).update() and step_kernels.cache_info().misses == 0
 
 
 def test_without_a_compiler_the_same_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

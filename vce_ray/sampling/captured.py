@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from vce_ray.env import CAPTURE
 from vce_ray.sampling import kernels
 from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.draw import CHECK_EVERY
+from vce_ray.sampling.layers import LayerWeights
 
 if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel
@@ -29,18 +29,6 @@ AHEAD = 3
 """Where somebody may say stop, the host runs at most so many times as many steps ahead of the GPU."""
 TOLERANCE = 0.05
 """How far hidden states of a captured step may be from those of the plain one, relative to their length."""
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """One layer's matrices, those with a common input joined, and its norms."""
-
-    before: Tensor
-    qkv: Tensor
-    out: Tensor
-    between: Tensor
-    gate_up: Tensor
-    down: Tensor
 
 
 def _joined_weight(parts: list[Any]) -> Tensor:
@@ -74,7 +62,7 @@ class CapturedStep:
         device, stack = model.device, model.language_model
         self._norm = stack.norm
         self._weights = [
-            _Weights(
+            LayerWeights(
                 layer.input_layernorm.weight,
                 _joined_weight([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
                 layer.self_attn.o_proj.weight,

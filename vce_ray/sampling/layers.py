@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,17 @@ from torch import Tensor, nn
 
 from vce_ray.env import CAPTURE
 from vce_ray.sampling.compiled import compiled_for
+
+
+class LayerWeights(NamedTuple):
+    """One layer's matrices, those with a common input joined, and its norms; in the order of compiled.CLayer."""
+
+    before: Tensor
+    qkv: Tensor
+    out: Tensor
+    between: Tensor
+    gate_up: Tensor
+    down: Tensor
 
 
 def project(layer: Any, hidden: Tensor) -> Tensor:

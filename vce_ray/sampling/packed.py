@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vce_ray.sampling.compiled import CLayer, StepKernels, step_kernels
 from vce_ray.sampling.device import free_memory
-from vce_ray.sampling.layers import linears, plain
+from vce_ray.sampling.layers import LayerWeights, linears, plain
 
 Place = tuple[Tensor, Tensor, Tensor, Tensor]
 """cos_SD, sin_SD, slot_R and first_R: where the tokens of a step go (decoder.py)."""
-
-
-class PackedLayer(NamedTuple):
-    """What a layer multiplies with, packed, and its norms, in the order of CLayer."""
-
-    before: Tensor
-    qkv: Tensor
-    out: Tensor
-    between: Tensor
-    gate_up: Tensor
-    down: Tensor
 
 
 class PackedStack:
@@ -39,7 +28,7 @@ class PackedStack:
         self._model, self._head = language_model, head
         self._fingerprint: list[tuple[int, int]] | None = None
         self._kernels: StepKernels | None = None
-        self._layers: list[PackedLayer] = []
+        self._layers: list[LayerWeights] = []
         self._packed_head: list[Tensor | None] = []
         self._table: ctypes.Array[CLayer] = (CLayer * 0)()
 
@@ -49,8 +38,10 @@ class PackedStack:
         They can on a CPU with a compiler: float32, no bias and no adapter on any matrix, and sizes of whole panels. The
         copies may take a quarter of the memory that is free.
         """
-        kernels = step_kernels()
         found = list(linears(self._model))
+        weight = self._model.embed_tokens.weight
+        mine = weight.device.type == "cpu" and weight.dtype == torch.float32  # for what else nothing is compiled
+        kernels = step_kernels() if mine else None
         if kernels is None or not self._packable(found, kernels):
             self._fingerprint, self._layers, self._packed_head = None, [], []
             return False
@@ -92,8 +83,7 @@ class PackedStack:
         return [part for part in self._head if isinstance(part, nn.Linear)]
 
     def _packable(self, found: list[Any], kernels: StepKernels) -> bool:
-        weight = self._model.embed_tokens.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32 or self._model.config.hidden_act != "silu":
+        if self._model.config.hidden_act != "silu":
             return False
         every = found + self._head_linears
         if not plain(found) or any(len(linear.weight) % kernels.panel for linear in every):
@@ -104,13 +94,13 @@ class PackedStack:
         if any(norm.variance_epsilon != self._model.norm.variance_epsilon for norm in norms):
             return False
         needed = sum(linear.weight.nbytes for linear in every)
-        return bool(self._layers) or needed < free_memory(weight.device) / 4
+        return bool(self._layers) or needed < free_memory(every[0].weight.device) / 4
 
 
-def _packed(layer: Any, kernels: StepKernels) -> PackedLayer:
+def _packed(layer: Any, kernels: StepKernels) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-    return PackedLayer(
+    return LayerWeights(
         layer.input_layernorm.weight,
         kernels.pack(qkv),
         kernels.pack(attention.o_proj.weight),
