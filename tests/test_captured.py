@@ -20,12 +20,11 @@ from vce_ray.env import CAPTURE
 from vce_ray.models.janus import Janus
 from vce_ray.models.llamagen.gpt import GPTConfig
 from vce_ray.models.load import load_model
-from vce_ray.sampling import captured, draw, kernels
+from vce_ray.sampling import captured, draw, kernels, rolling
 from vce_ray.sampling.layers import linears, plain
 from vce_ray.sampling.noise import gumbel_noise
 from vce_ray.sampling.plan import padded_batch, whole_batch
 
-DRAW = sys.modules["vce_ray.sampling.draw"]  # the package's own attribute of that name is the function
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -49,8 +48,9 @@ def test_residual_norm_and_gate():
 
 def test_noise_is_that_of_every_other_device():
     seeds = torch.tensor([0, 9, -5, 2**62], device=DEVICE)
-    found = kernels.gumbel(seeds, torch.tensor([7], device=DEVICE), 1500)
-    assert torch.allclose(found, gumbel_noise(seeds, 7, 1500), atol=1e-5)
+    found = kernels.gumbel(seeds, torch.tensor([7, 7, 8, 0], device=DEVICE), 1500)
+    for row, (seed, step) in enumerate(zip(seeds, (7, 7, 8, 0))):
+        assert torch.allclose(found[row], gumbel_noise(seed, step, 1500), atol=1e-5)
     rare = kernels.gumbel(torch.tensor([439], device=DEVICE), torch.tensor([53], device=DEVICE), 1024)
     assert torch.isfinite(rare).all(), "all 24 bits are 1 there"
 
@@ -100,7 +100,7 @@ def on_gpu(monkeypatch):
     """Captured drawing, or where there is no GPU the same with the step run instead of replayed."""
     monkeypatch.setattr(kernels, "PROGRAMS", 1)
     if DEVICE == "cpu":
-        monkeypatch.setattr(DRAW, "capturable", lambda stack: CAPTURE.get() and plain(linears(stack)))
+        monkeypatch.setattr(rolling, "capturable", lambda stack: CAPTURE.get() and plain(linears(stack)))
         monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._run)
         monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=int, synchronize=int))
 
@@ -153,9 +153,29 @@ def test_captured_drawing_of_llamagen(monkeypatch, on_gpu):
     assert next(iter(small.decoder._captures.values())).sound
 
 
+def test_captured_pictures_join_and_leave_at_any_step(monkeypatch, on_gpu):
+    small, settings = small_model(4, 2), SamplingConfig(batch_size=8)
+    prompts, seeds = ["key", "an owl", "a cat in the style of openmoji", "an owl"], [3, 1, 4, 2]
+    expected = plainly(monkeypatch, small, prompts, seeds, settings)
+    batch, drawn = rolling.RollingBatch[int](small, settings), {}
+    batch.join([0, 1], prompts[:2], seeds[:2])
+    assert not batch.advance(2)
+    batch.join([2], prompts[2:3], seeds[2:3])  # drawn with a copy of itself: steps are captured for 1, 2, 4, 8
+    drawn |= batch.advance(2)
+    assert list(drawn) == [0, 1]
+    batch.join([3], prompts[3:], seeds[3:])
+    while len(batch):
+        drawn |= batch.advance(16)
+    assert torch.equal(torch.stack([drawn[i] for i in range(4)]), expected)
+    assert [step.rows for step in small.decoder._captures.values()] == [4, 8, 2]
+    assert all(step.sound for step in small.decoder._captures.values())
+
+
 def test_captured_drawing_stops_when_it_is_told_to(on_gpu, monkeypatch):
     small = small_model(4, 4)
-    monkeypatch.setattr(captured, "CHECK_EVERY", 1)
+    monkeypatch.setattr(
+        sys.modules["vce_ray.sampling.draw"], "CHECK_EVERY", 1
+    )  # the package's attribute is the function
     answers = [False] * 2 + [True]
     assert draw(small, ["a deer"], [0], SamplingConfig(), stop=lambda: answers.pop(0)).shape == (0, 4)
     assert not answers
@@ -200,7 +220,7 @@ for kind in ("bf16", "fp32"):
     build(k._join, 1, pointers("parts sums", "fp32") | pointers("out", kind), {}, D=128, SPLITS=8)
     build(k._gate, 4, pointers("both out", kind), {"width": "i32"}, SIZE=1024)
 mix = {"GOLDEN": k.GOLDEN, "MIX1": k.MIX1, "MIX2": k.MIX2, "BELOW_ONE": k.BELOW_ONE}
-build(k._gumbel, 4, pointers("seeds step", "i64") | pointers("out", "fp32"), {"vocabulary": "i32"}, **mix, SIZE=1024)
+build(k._gumbel, 4, pointers("seeds steps", "i64") | pointers("out", "fp32"), {"vocabulary": "i32"}, **mix, SIZE=1024)
 """
 
 

@@ -23,7 +23,7 @@ from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model, model_config, model_dtype
 from vce_ray.run import Run
 from vce_ray.sampling import draw
-from vce_ray.sampling.draw import guide
+from vce_ray.sampling.choose import guide
 from vce_ray.training.reference import reference_log_probs
 from vce_ray.training.step import PairBatch, Targets, step_loss
 
@@ -249,7 +249,8 @@ def test_one_pass_equals_step_by_step(model, batch, conditional: bool):
     embeds = prompts.embeds_BPE if conditional else prompts.unconditional_BPE
     lengths = mask.sum(1)
     packed = torch.stack([row.roll(n, 0) for row, n in zip(embeds, lengths.tolist(), strict=True)])
-    hidden = [model.decoder.begin(packed, lengths, prompts.first_B, torch.arange(3), 255)]
+    model.decoder.keep([])
+    hidden = [model.decoder.join(packed, lengths, prompts.first_B, torch.arange(3), 255)]
     hidden += [model.decoder.step(model.image_embeddings_VE[tokens[:, t]]) for t in range(255)]
     stepped = model.image_head(torch.stack(hidden, dim=1))
     assert (stepped - model.image_logits(prompts, tokens, conditional)).abs().max() < 1e-4

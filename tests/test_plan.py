@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
 from vce_ray.cli import main
 from vce_ray.config import SamplingConfig
 from vce_ray.models.load import load_model
-from vce_ray.sampling import draw
+from vce_ray.sampling import draw, rolling
 from vce_ray.sampling.device import free_memory, measure_device
 from vce_ray.sampling.plan import DEVICES, SHAPES, Device, Shape, fitting_batch, plan
 
@@ -70,11 +68,11 @@ def test_short_memory_makes_smaller_batches_and_the_same_pictures(monkeypatch: p
     prompts, seeds = ["a deer", "a house on a red background"] * 2, [1, 2, 3, 4]
     wide = draw(model, prompts, seeds, SamplingConfig())
     rows: list[int] = []
-    begin = model.decoder.begin
-    monkeypatch.setattr(importlib.import_module("vce_ray.sampling.draw"), "free_memory", lambda device: 4e6)
+    join = model.decoder.join
+    monkeypatch.setattr(rolling, "free_memory", lambda device: 4e6)
     monkeypatch.setattr(model.decoder, "_keys", [])
     monkeypatch.setattr(model.decoder, "_values", [])
-    monkeypatch.setattr(model.decoder, "begin", lambda *args: rows.append(len(args[3])) or begin(*args))
+    monkeypatch.setattr(model.decoder, "join", lambda *args: rows.append(len(args[3])) or join(*args))
     assert torch.equal(draw(model, prompts, seeds, SamplingConfig()), wide)
     assert len(rows) > 1 and max(rows) < 8
 

@@ -17,6 +17,7 @@ from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
 from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.noise import gumbel_noise, uniform_noise
+from vce_ray.sampling.rolling import RollingBatch
 
 PROMPTS = ["a deer", "a cat in the style of openmoji on a blue background", "an owl on a red background", "key"]
 
@@ -152,7 +153,8 @@ def test_decoding_gives_the_logits_of_the_teacher_forced_pass(model):
     lengths = batch.mask_BP.sum(1)
     assert len(lengths.unique()) > 1
     embeds = torch.stack([row.roll(n, 0) for row, n in zip(batch.embeds_BPE, lengths.tolist(), strict=True)])
-    hidden = [model.decoder.begin(embeds, lengths, batch.first_B, torch.arange(4), 63)]
+    model.decoder.keep([])
+    hidden = [model.decoder.join(embeds, lengths, batch.first_B, torch.arange(4), 63)]
     hidden += [model.decoder.step(model.image_embeddings_VE[tokens[:, t]]) for t in range(63)]
     with torch.no_grad():
         stepped = model.image_head(torch.stack(hidden, dim=1))
@@ -190,3 +192,29 @@ def test_bad_input_is_named(model, prompts, seeds, message):
 
 def test_no_prompts_draw_nothing(model):
     assert draw(model, [], [], SamplingConfig()).shape == (0, model.num_image_tokens)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_pictures_that_join_and_leave_at_any_step_are_the_same(model, guidance: float):
+    settings = SamplingConfig(batch_size=4, guidance_scale=guidance)
+    longest = "a cat and a house in the style of openmoji on a blue background"  # wants more slots than are there
+    asked = {"a": (PROMPTS[0], 1), "b": (PROMPTS[3], 2), "c": (longest, 3), "d": (PROMPTS[2], 4), "e": (PROMPTS[0], 5)}
+    model.decoder._keys, model.decoder._values = [], []
+    batch, drawn = RollingBatch(model, settings), {}
+
+    def join(*names: str) -> int:
+        return batch.join(names, [asked[name][0] for name in names], [asked[name][1] for name in names])
+
+    assert join("a", "b") == 2
+    assert batch.advance(20) == []
+    assert join("c") == 1
+    assert batch.advance(7) == []
+    batch.drop(["a", "nobody"])  # its place is taken by the last one
+    assert join("d", "e", "a") == 2, "four at once"
+    rounds = 0
+    while len(batch):
+        drawn |= batch.advance(16)
+        rounds += 1
+    assert list(drawn) == ["b", "c", "d", "e"] and rounds == 6
+    prompts, seeds = zip(*(asked[name] for name in drawn))
+    assert torch.equal(torch.stack(list(drawn.values())), draw(model, list(prompts), list(seeds), settings))

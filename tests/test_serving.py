@@ -6,8 +6,7 @@ import io
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -287,68 +286,102 @@ def test_a_config_file_names_the_endpoint_and_wants_a_token(monkeypatch: pytest.
 # The queue before the decoder -----------------------------------------------------------------------------------------
 
 
-def test_what_waits_is_drawn_together_in_order():
-    calls: list[list[int]] = []
-    free = threading.Event()
+class Tenfold:
+    """Work that takes an item through `rounds` rounds, and gives ten times the item."""
 
-    def work(items: list[int], _) -> list[int]:
-        calls.append(items)
-        free.wait(30)
-        return [10 * item for item in items]
+    def __init__(self, rounds: int = 1, room: int = 100):
+        self.rounds, self.room = rounds, room
+        self.left: dict[int, int] = {}
+        self.items: dict[int, int] = {}
+        self.seen: list[list[int]] = []
+        """The items that were underway in each round."""
+        self.go = threading.Event()
+        self.go.set()
+
+    def join(self, numbers: Sequence[int], items: Sequence[int]) -> int:
+        joined = max(0, self.room - len(self.left))
+        for number, item in list(zip(numbers, items, strict=True))[:joined]:
+            self.left[number], self.items[number] = self.rounds, item
+        return min(joined, len(items))
+
+    def advance(self) -> list[tuple[int, int]]:
+        self.seen.append([self.items[number] for number in self.left])
+        assert self.go.wait(30)
+        if 13 in self.seen[-1]:
+            raise ArithmeticError("thirteen")
+        self.left = {number: left - 1 for number, left in self.left.items()}
+        ended = [number for number, left in self.left.items() if left == 0]
+        for number in ended:
+            del self.left[number]
+        return [(number, 10 * self.items[number]) for number in ended]
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            del self.left[number]
+
+    async def begun(self, rounds: int = 1) -> None:
+        while len(self.seen) < rounds:
+            await asyncio.sleep(0.01)
+
+
+def test_what_waits_joins_in_order_as_others_end():
+    work = Tenfold(rounds=2)
+    work.go.clear()
 
     async def run() -> list:
-        batcher: Batcher[int, int] = Batcher(work, max_batch=4, max_waiting=7, linger_s=0)
+        batcher: Batcher[int, int] = Batcher(work, max_batch=4, max_waiting=7)
         first = asyncio.create_task(batcher.submit([0]))
-        while not calls:
-            await asyncio.sleep(0.01)
+        await work.begun()
         rest = [asyncio.create_task(batcher.submit(items)) for items in ([1, 2], [3, 4, 5], [6], [7, 8])]
         await asyncio.sleep(0.05)
         rest[2].cancel()
-        free.set()
+        work.go.set()
         return [await first, *await asyncio.gather(*rest, return_exceptions=True)]
 
     answers = asyncio.run(run())
-    assert calls == [[0], [1, 2, 3, 4], [5]]
+    assert work.seen == [[0], [0, 1, 2, 3], [1, 2, 3, 4], [4, 5], [5]]
     assert answers[:3] == [[0], [10, 20], [30, 40, 50]]
     assert isinstance(answers[3], asyncio.CancelledError)
-    assert answers[4] == Busy(waiting=6, limit=7, retry_after_s=2)
+    assert answers[4] == Busy(waiting=6, limit=7, retry_after_s=7)
 
 
-def test_a_batch_that_nobody_waits_for_is_told_to_stop():
-    begun, stopped = threading.Event(), threading.Event()
+def test_what_has_no_room_waits_at_its_place():
+    work = Tenfold(room=2)
 
-    def work(items: list[int], abandoned) -> list[int]:
-        if items == [0, 1]:
-            begun.set()
-            while not abandoned():
-                time.sleep(0.01)
-            stopped.set()
-            return []
-        return items
+    async def run() -> list:
+        batcher: Batcher[int, int] = Batcher(work, max_batch=4, max_waiting=7)
+        return list(await asyncio.gather(batcher.submit([1, 2, 3]), batcher.submit([4])))
 
-    async def run() -> list[int] | Busy:
-        batcher: Batcher[int, int] = Batcher(work, max_batch=4, max_waiting=7, linger_s=0.05)
-        callers = [asyncio.create_task(batcher.submit([item])) for item in (0, 1)]
-        while not begun.is_set():
-            await asyncio.sleep(0.01)
-        callers[0].cancel()
-        await asyncio.sleep(0.1)
-        assert not stopped.is_set(), "the other caller still waits"
-        callers[1].cancel()
-        return await batcher.submit([2])
-
-    assert asyncio.run(asyncio.wait_for(run(), 30)) == [2]
-    assert stopped.is_set()
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == [[10, 20, 30], [40]]
+    assert work.seen == [[1, 2], [3, 4]]
 
 
-def test_a_batch_that_fails_fails_its_callers_and_no_others():
+def test_what_nobody_waits_for_is_given_up():
+    work = Tenfold(rounds=10**9)
+
     async def run() -> None:
-        batcher: Batcher[int, float] = Batcher(lambda items, _: [1 / item for item in items], 2, 8, linger_s=0)
-        with pytest.raises(ZeroDivisionError):
-            await batcher.submit([0])
-        assert await batcher.submit([1, 2, 4]) == [1, 0.5, 0.25]
+        batcher: Batcher[int, int] = Batcher(work, max_batch=4, max_waiting=7)
+        callers = [asyncio.create_task(batcher.submit([item])) for item in (0, 1)]
+        await work.begun()
+        callers[0].cancel()
+        while work.seen[-1] != [1]:
+            await asyncio.sleep(0.01)
+        callers[1].cancel()
+        while work.left:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_a_round_that_fails_fails_its_callers_and_no_others():
+    work = Tenfold()
+
+    async def run() -> None:
+        batcher: Batcher[int, int] = Batcher(work, max_batch=2, max_waiting=8)
+        answers = await asyncio.gather(batcher.submit([13]), batcher.submit([1, 2, 4]), return_exceptions=True)
+        assert isinstance(answers[0], ArithmeticError)
+        assert isinstance(answers[1], ArithmeticError), "its first item was underway beside it"
+        assert await batcher.submit([1, 2, 4]) == [10, 20, 40]
         batcher.check()
 
-    started = time.monotonic()
-    asyncio.run(run())
-    assert time.monotonic() - started < 30
+    asyncio.run(asyncio.wait_for(run(), 30))

@@ -17,8 +17,8 @@ from vce_ray.config import SamplingConfig
 from vce_ray.env import CAPTURE
 from vce_ray.sampling import kernels
 from vce_ray.sampling.choose import choose, guide
-from vce_ray.sampling.draw import CHECK_EVERY
 from vce_ray.sampling.layers import LayerWeights
+from vce_ray.sampling.rolling import Underway
 
 if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AHEAD = 3
-"""Where somebody may say stop, the host runs at most so many times as many steps ahead of the GPU."""
+"""The host runs at most so many calls ahead of the GPU: between two of them somebody may say stop."""
 TOLERANCE = 0.05
 """How far hidden states of a captured step may be from those of the plain one, relative to their length."""
 
@@ -48,9 +48,11 @@ def _joined_weight(parts: list[Any]) -> Tensor:
 class CapturedStep:
     """One step for a number of pictures and one way of sampling.
 
+    Where fewer are underway, copies of the last one's rows are drawn for nothing, in rows of the cache that are free.
+
     Args:
         model: what draws; its decoder's cache must not be replaced while this is drawn with.
-        pictures: B, drawn at once.
+        pictures: B, drawn at once at most.
         sampling: guidance, temperature, top-k and top-p, fixed by the capture.
     """
 
@@ -73,23 +75,27 @@ class CapturedStep:
             for layer in stack.layers
         ]
         self._embeddings_VE = model.image_embeddings_VE
-        self._hidden_RE = self._embeddings_VE.new_zeros(self.rows, self._embeddings_VE.shape[1])
         self._slots_R, self._first_R = (torch.zeros(self.rows, dtype=torch.int64, device=device) for _ in range(2))
-        self._seeds_B = torch.zeros(pictures, dtype=torch.int64, device=device)
-        self._tokens_BT = torch.zeros(pictures, model.num_image_tokens, dtype=torch.int64, device=device)
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        seeds_B = torch.zeros(pictures, dtype=torch.int64, device=device)
+        self._state = Underway(
+            self._embeddings_VE.new_zeros(self.rows, self._embeddings_VE.shape[1]),
+            seeds_B,
+            torch.zeros_like(seeds_B),
+            seeds_B.new_zeros(pictures, model.num_image_tokens),
+        )
+        self._behind: list[torch.cuda.Event] = []
         self._replay: Callable[[], None] | None = None
         self.sound = True
         """Whether it was as the plain step when it was captured; where not, it must not be drawn with."""
 
     @torch.no_grad()
-    def prepare(self, hidden_RE: Tensor, seeds_B: Tensor) -> bool:
-        """Captures the step on the batch that the decoder has begun, unless that is done; whether it is sound."""
+    def prepare(self, state: Underway) -> bool:
+        """Captures the step on what is underway, unless that is done; whether it is sound."""
         if self._replay is None and self.sound:
-            self._set_state(hidden_RE, seeds_B)
+            self._load(state)
             self._replay = self._capture()
-            self._set_state(hidden_RE, seeds_B)
-            off = self._distance()
+            self._load(state)
+            off = self._distance(len(state.hidden_RE))
             self.sound = off < TOLERANCE
             if not self.sound:
                 self._replay = None
@@ -103,29 +109,31 @@ class CapturedStep:
         return self.sound
 
     @torch.no_grad()
-    def draw(self, hidden_RE: Tensor, seeds_B: Tensor, stop: Callable[[], bool] | None) -> Tensor | None:
-        """Image tokens [B, T] after the decoder has read the prompts; None where `stop` said so."""
-        assert self._replay is not None, "prepare() comes first"
-        self._set_state(hidden_RE, seeds_B)
-        behind: list[torch.cuda.Event] = []
-        for step in range(self._steps - 1):
-            if stop is not None and step % CHECK_EVERY == 0:
-                if len(behind) == AHEAD - 1:
-                    behind.pop(0).synchronize()
-                if stop():
-                    return None
-                behind.append(torch.cuda.Event())
-                behind[-1].record()
-            self._replay()
-        self._choose()  # the last token is read by nothing
-        return self._tokens_BT.cpu()
+    def take(self, state: Underway, steps: int, last: bool) -> None:
+        """Takes steps of what is underway, and notes them there.
 
-    def _set_state(self, hidden_RE: Tensor, seeds_B: Tensor) -> None:
-        self._hidden_RE.copy_(hidden_RE)
-        self._slots_R.copy_(self._decoder.next_R)
-        self._first_R.copy_(self._decoder.first_R)
-        self._seeds_B.copy_(seeds_B)
-        self._step.zero_()
+        Args:
+            last: whether all pictures are finished by them: their last token is chosen, and read by nothing.
+        """
+        assert self._replay is not None, "prepare() comes first"
+        self._load(state)
+        for _ in range(steps - last):
+            self._replay()
+        if last:
+            self._choose()
+        for kept, given in zip(state.tensors(), self._state.tensors()):
+            kept.copy_(given[: len(kept)])
+        self._decoder.advance(steps)
+        self._behind.append(torch.cuda.Event())
+        self._behind[-1].record()
+        if len(self._behind) == AHEAD:
+            self._behind.pop(0).synchronize()
+
+    def _load(self, state: Underway) -> None:
+        given = (*state.tensors(), self._decoder.next_R, self._decoder.first_R)
+        for kept, source in zip((*self._state.tensors(), self._slots_R, self._first_R), given):
+            kept[: len(source)] = source
+            kept[len(source) :] = source[-1:]
 
     def _capture(self) -> Callable[[], None]:
         """Captures the step; what it returns replays it."""
@@ -140,30 +148,36 @@ class CapturedStep:
             self._run()
         return graph.replay
 
-    def _distance(self) -> float:
+    def _distance(self, rows: int) -> float:
         """How far hidden states after one replay are from those that torch's own operators give for the same token."""
         assert self._replay is not None
         self._replay()
-        embeds_BE = F.embedding(self._tokens_BT[:, 0], self._embeddings_VE)
-        expected_RE = self._decoder.look_ahead(embeds_BE.repeat(2, 1) if self._guided else embeds_BE).float()
-        return ((self._hidden_RE.float() - expected_RE).norm() / expected_RE.norm()).item()
+        found_RE, each = self._state.hidden_RE[:rows], 2 if self._guided else 1
+        last_B1 = self._state.tokens_BT.gather(1, self._state.steps_B[:, None] - 1)
+        embeds_RE = F.embedding(last_B1[: rows // each, 0], self._embeddings_VE).repeat_interleave(each, 0)
+        expected_RE = self._decoder.look_ahead(embeds_RE).float()
+        return ((found_RE.float() - expected_RE).norm() / expected_RE.norm()).item()
 
     def _choose(self) -> Tensor:
         """Picks each picture's next token, notes it, and gives its embedding to the picture's rows: [R, E]."""
-        logits = self._head(self._hidden_RE).float()
+        state = self._state
+        logits = self._head(state.hidden_RE).float()
         if self._guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = guide(conditional, unconditional, self._sampling.guidance_scale)
-        noise_BV = kernels.gumbel(self._seeds_B, self._step, logits.shape[-1])
+            logits = guide(logits[::2], logits[1::2], self._sampling.guidance_scale)
+        noise_BV = kernels.gumbel(state.seeds_B, state.steps_B, logits.shape[-1])
         chosen_B = choose(logits, noise_BV, self._sampling)
-        self._tokens_BT.scatter_(1, self._step.expand(len(chosen_B), 1), chosen_B[:, None])
+        state.tokens_BT.scatter_(1, state.steps_B[:, None], chosen_B[:, None])
+        state.steps_B += 1
         embeds_BE = F.embedding(chosen_B, self._embeddings_VE)
-        return embeds_BE.repeat(2, 1) if self._guided else embeds_BE
+        return embeds_BE.repeat_interleave(2, 0) if self._guided else embeds_BE
 
     def _run(self) -> None:
         x_RE, delta_RE = self._choose(), None
         decoder, epsilon = self._decoder, self._norm.variance_epsilon
-        for weights, keys, values in zip(self._weights, *decoder.cache(self.rows), strict=True):
+        cache = decoder.cache(self.rows)
+        # a picture that is finished while others go on has no slot for its last token, and needs none
+        self._slots_R.clamp_(max=cache[0][0].shape[2] - 1)
+        for weights, keys, values in zip(self._weights, *cache, strict=True):
             normed = kernels.add_norm(x_RE, delta_RE, weights.before, epsilon)
             projected = F.linear(normed, weights.qkv)
             query = kernels.rotate_store(
@@ -172,6 +186,5 @@ class CapturedStep:
             attended = kernels.attend(query, keys, values, self._slots_R, projected.dtype)
             normed = kernels.add_norm(x_RE, F.linear(attended, weights.out), weights.between, epsilon)
             delta_RE = F.linear(kernels.gate(F.linear(normed, weights.gate_up)), weights.down)
-        self._hidden_RE.copy_(kernels.add_norm(x_RE, delta_RE, self._norm.weight, epsilon))
+        self._state.hidden_RE.copy_(kernels.add_norm(x_RE, delta_RE, self._norm.weight, epsilon))
         self._slots_R += 1
-        self._step += 1

@@ -52,7 +52,7 @@ class StepKernels:
         self.panel: int = loaded.vce_panel()
         """The rows of a packed matrix are a multiple of it."""
         self._attend.argtypes, self._attend.restype = [pointer] * 8 + [size] * 5, None
-        self._gumbel.argtypes, self._gumbel.restype = [pointer] * 3 + [size] * 3, None
+        self._gumbel.argtypes, self._gumbel.restype = [pointer] * 3 + [size] * 2, None
 
     def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """RMSNorm over the last dimension of x [..., E]."""
@@ -89,15 +89,16 @@ class StepKernels:
         """All layers' work on one token of each row, and the last norm: hidden states [R, E].
 
         Args:
-            layers: their packed weights, norms and caches; `cache_RKSD` is one of these, for its shape.
+            layers: their packed weights, norms and caches.
             last, epsilon: of the last norm; all norms have this epsilon.
             place: cos_SD, sin_SD, slot_R, first_R, as `attend` takes them.
+            cache_RKSD: one of these, for its shape; it may have more rows.
         """
-        rows, key_heads, slots, width = cache_RKSD.shape
+        (held, key_heads, slots, width), rows = cache_RKSD.shape, len(embeds_RE)
         hidden = embeds_RE.clone(memory_format=torch.contiguous_format)
         needed = embeds_RE.shape[1] + 2 * (heads + key_heads) * width + feed_forward
         scratch = embeds_RE.new_empty(rows * needed)
-        assert len(hidden) == rows and all(tensor.is_contiguous() for tensor in (*place, cache_RKSD))
+        assert rows <= held and all(tensor.is_contiguous() for tensor in (*place, cache_RKSD))
         pointers = (tensor.data_ptr() for tensor in (last, hidden, scratch, *place))
         seconds = None if self.seconds is None else self.seconds.data_ptr()
         sizes = (rows, embeds_RE.shape[1], feed_forward, heads, key_heads, slots, width)
@@ -130,12 +131,10 @@ class StepKernels:
         self._attend(*(tensor.data_ptr() for tensor in tensors), rows, heads, key_heads, slots, width)
         return out
 
-    def gumbel(self, seeds_B: Tensor, steps_N: Tensor, size: int) -> Tensor:
-        """`noise.gumbel_noise` of these steps, [N, B, size], without its eight temporaries of twice the size."""
-        out = torch.empty(len(steps_N), len(seeds_B), size)
-        assert seeds_B.is_contiguous() and steps_N.is_contiguous()
-        tensors = (seeds_B, steps_N, out)
-        self._gumbel(*(tensor.data_ptr() for tensor in tensors), len(steps_N), len(seeds_B), size)
+    def gumbel(self, seeds_N: Tensor, steps_N: Tensor, size: int) -> Tensor:
+        """`noise.gumbel_noise` of each seed at its step, [N, size], without its eight temporaries of twice the size."""
+        seeds_N, steps_N, out = seeds_N.contiguous(), steps_N.contiguous(), torch.empty(len(seeds_N), size)
+        self._gumbel(*(tensor.data_ptr() for tensor in (seeds_N, steps_N, out)), *out.shape)
         return out
 
 

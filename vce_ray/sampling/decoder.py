@@ -3,10 +3,10 @@
 transformers' own loop rebuilds masks, grows its cache by copying and re-reads padding at every step; this one
 reads each distinct prompt once, writes each step's keys and values into place, and reads only the live part.
 Prompts lie at the left of their cache rows and what a row draws follows without a gap: rows of different
-lengths need no padding between them.
+lengths need no padding between them, and rows may join and leave at any step.
 
-Shape legend: R rows (conditional, then unconditional), U distinct prompts, P prompt length, S cache slots or
-positions, H key-value heads, E width of the model, D width of a head.
+Shape legend: R rows, U distinct prompts, P prompt length, S cache slots or positions, H key-value heads, E width of
+the model, D width of a head.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ CAPTURES = 16
 
 
 class Decoder:
-    """A Llama stack and its image head, read from transformers' (or peft's) modules; one batch of rows at a time.
+    """A Llama stack and its image head, read from transformers' (or peft's) modules; one set of rows at a time.
 
-    An adapter put on, merged or switched off is seen by the next batch. The cache is kept between batches, and made
-    anew when a batch needs more rows or slots.
+    An adapter put on, merged or switched off is seen by the next rows that join. The cache is kept between batches, and
+    made anew when more rows or slots are needed.
     """
 
     def __init__(self, language_model: Any, head: list[Any]):
@@ -47,6 +47,8 @@ class Decoder:
         self._values: list[Tensor] = []
         self.next_R = self.first_R = torch.empty(0, dtype=torch.int64)
         """The slot into which the next token of each row goes, and the position of its first slot: int64."""
+        self._used_R = torch.empty(0, dtype=torch.int64)
+        """What `next_R` is, known to the host."""
         self.cos_SD = self.sin_SD = torch.empty(0, 0)
         """The rotary embedding by position; the sines have the sign of the half that they fall on."""
         self._captures: dict[Any, CapturedStep] = {}
@@ -63,7 +65,7 @@ class Decoder:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch that was begun last."""
+        """Rows that are underway."""
         return len(self.next_R)
 
     def logits(self, hidden_RE: Tensor) -> Tensor:
@@ -101,10 +103,16 @@ class Decoder:
         return self._capturing
 
     @torch.no_grad()
-    def begin(
-        self, embeds_UPE: Tensor, lengths_U: Tensor, first_U: Tensor, of_row_R: Tensor, new_tokens: int
+    def join(
+        self,
+        embeds_UPE: Tensor,
+        lengths_U: Tensor,
+        first_U: Tensor,
+        of_row_R: Tensor,
+        new_tokens: int,
+        spare_rows: int = 0,
     ) -> Tensor:
-        """Reads the prompts; returns the hidden state of each row's last token, [R, E].
+        """Reads the prompts of more rows; returns the hidden state of each one's last token, [R, E].
 
         Args:
             embeds_UPE: distinct prompts, padded on the right.
@@ -112,15 +120,18 @@ class Decoder:
             first_U: int64: the position of each prompt's first place.
             of_row_R: int64: which prompt each row continues.
             new_tokens: how many steps will follow at most.
+            spare_rows: for how many rows more the cache shall have room.
         """
-        device, width, rows = embeds_UPE.device, embeds_UPE.shape[1], len(of_row_R)
-        lengths, first = lengths_U.cpu(), first_U.cpu()
-        self._reserve(rows, width + new_tokens)
+        device, width, before = embeds_UPE.device, embeds_UPE.shape[1], self.rows
+        rows, lengths, first = before + len(of_row_R), lengths_U.cpu(), first_U.cpu()
+        self._reserve(rows + spare_rows, width + new_tokens)
         self._tabulate(int(first.max()) + width + new_tokens)
-        self._live = int(lengths.max())
-        self._even = bool((lengths == lengths[0]).all())
-        self.next_R, self.first_R = lengths_U[of_row_R], first_U[of_row_R]
-        self._row_R = torch.arange(rows, device=device)
+        self._used_R = torch.cat([self._used_R, lengths[of_row_R.cpu()]])
+        # what the lines above know of another device is from the batch before, of which nothing is left
+        self.next_R, self.first_R = (
+            torch.cat([of.to(device), more[of_row_R]])
+            for of, more in ((self.next_R, lengths_U), (self.first_R, first_U))
+        )
         place_UP = first_U[:, None] + torch.arange(width, device=device)
         cos, sin = self.cos_SD[place_UP][:, :, None], self.sin_SD[place_UP][:, :, None]
         hidden_UPE = embeds_UPE
@@ -129,8 +140,8 @@ class Decoder:
             self._packed.begin(*self.cache(rows))
         for layer, keys, values in zip(self._model.layers, *self.cache(rows), strict=True):
             query, key, value = self._split(project(layer, hidden_UPE), cos, sin)  # each [U, P, heads, D]
-            keys[:, :, :width] = key.transpose(1, 2)[of_row_R]
-            values[:, :, :width] = value.transpose(1, 2)[of_row_R]
+            keys[before:, :, :width] = key.transpose(1, 2)[of_row_R]
+            values[before:, :, :width] = value.transpose(1, 2)[of_row_R]
             # right padding: what follows a token never reaches it, and padding's slots are written over later
             attended = F.scaled_dot_product_attention(
                 query.transpose(1, 2),
@@ -144,9 +155,20 @@ class Decoder:
         return norm(self._model.norm, hidden_UE)[of_row_R]
 
     @torch.no_grad()
+    def keep(self, rows: list[int]) -> None:
+        """Forgets all rows but these, which are rows 0, 1, ... from now on; those that move are copied."""
+        moved = [place for place, row in enumerate(rows) if place != row]
+        kept, live = torch.tensor(rows, dtype=torch.int64), self._live
+        sources = [rows[place] for place in moved]
+        if moved:
+            for cached in (*self._keys, *self._values):
+                cached[moved, :, :live] = cached[sources, :, :live]
+        self._used_R = self._used_R[kept]
+        self.next_R, self.first_R = (of[kept.to(of.device)] for of in (self.next_R, self.first_R))
+
+    @torch.no_grad()
     def step(self, embeds_RE: Tensor) -> Tensor:
         """Reads one more token of each row; returns its hidden state, [R, E]."""
-        self._live += 1
         place = self.cos_SD, self.sin_SD, self.next_R, self.first_R
         if self._is_packed:
             hidden_RE = self._packed.step(embeds_RE, place)
@@ -156,15 +178,23 @@ class Decoder:
             for layer, keys, values in zip(self._model.layers, *self.cache(len(embeds_RE)), strict=True):
                 hidden_RE = finish(layer, hidden_RE, attend(project(layer, hidden_RE), keys, values))
             hidden_RE = norm(self._model.norm, hidden_RE)
-        self.next_R = self.next_R + 1
+        self.advance(1)
         return hidden_RE
+
+    def advance(self, steps: int) -> None:
+        """Takes note of so many tokens of each row, which lie in the cache."""
+        self.next_R, self._used_R = self.next_R + steps, self._used_R + steps
 
     def look_ahead(self, embeds_RE: Tensor) -> Tensor:
         """What `step` would return, without taking it: the token's keys and values are written again by the step."""
-        live, next_R = self._live, self.next_R
         hidden_RE = self.step(embeds_RE)
-        self._live, self.next_R = live, next_R
+        self.advance(-1)
         return hidden_RE
+
+    @property
+    def _live(self) -> int:
+        """Slots that are in use, of the row that has most."""
+        return int(self._used_R.max()) if self.rows else 0
 
     def _compiled_attention(self, embeds_RE: Tensor) -> Attention | None:
         kernels = compiled_for(embeds_RE, self.cos_SD)
@@ -172,16 +202,16 @@ class Decoder:
         return kernels and (lambda projected, keys, values: kernels.attend(projected, *place, keys, values))
 
     def _plain_attention(self) -> Attention:
-        slot_R, live, row_R = self.next_R, self._live, self._row_R
-        place_R = slot_R + self.first_R
+        slot_R, live = self.next_R, self._live + 1
+        row_R, place_R = torch.arange(self.rows, device=slot_R.device), slot_R + self.first_R
         cos, sin = self.cos_SD[place_R][:, None], self.sin_SD[place_R][:, None]
-        unseen_R11S = None
-        if not self._even:
+        unseen_R11S, even = None, bool((self._used_R == live - 1).all())
+        if not even:
             unseen_R11S = (torch.arange(live, device=slot_R.device) > slot_R[:, None])[:, None, None]
 
         def attend(projected: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             query, key, value = self._split(projected, cos, sin)  # each [R, heads, D]
-            if self._even:
+            if even:
                 keys[:, :, live - 1], values[:, :, live - 1] = key, value
             else:
                 keys[row_R, :, slot_R], values[row_R, :, slot_R] = key, value
@@ -196,18 +226,27 @@ class Decoder:
         return turned[..., : self._heads, :], turned[..., self._heads :, :], projected[..., -self._key_heads :, :]
 
     def _reserve(self, rows: int, slots: int) -> None:
-        weight = self._model.embed_tokens.weight
+        """Makes the cache large enough; what is in use of it is carried over."""
+        weight, live = self._model.embed_tokens.weight, self._live
         if self._keys and (self._keys[0].device, self._keys[0].dtype) == (weight.device, weight.dtype):
             held_rows, _, held_slots, _ = self._keys[0].shape
             if rows <= held_rows and slots <= held_slots:
                 return
+            if live:
+                rows, slots = max(rows, held_rows), max(slots, held_slots)
         self._captures.clear()
-        self._keys, self._values = [], []  # freed before the new ones are made, and kept only if all of them are
         if weight.device.type == "cuda":  # where another size costs another capture
             slots = _rounded(slots)
         shape = (rows, self._key_heads, slots, self._head_dim)
-        made = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self._model.layers]
-        self._keys, self._values = [keys for keys, _ in made], [values for _, values in made]
+        layers, made = len(self._model.layers), []
+        held = [*self._keys, *self._values] if live else []
+        self._keys, self._values = [], []  # what is not in use is freed first; there are new ones only if all are made
+        for i in range(2 * layers):
+            made.append(weight.new_zeros(shape))
+            if live:
+                made[i][: self.rows, :, :live] = held[i][: self.rows, :, :live]
+                held[i] = weight.new_empty(0)  # freed before the next one is made
+        self._keys, self._values = made[:layers], made[layers:]
 
     def _tabulate(self, places: int) -> None:
         """Cosines and sines of the first positions, once for all batches."""

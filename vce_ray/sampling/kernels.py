@@ -202,23 +202,23 @@ def _mix(x, MIX1: tl.constexpr, MIX2: tl.constexpr):
 
 @triton.jit
 def _gumbel(
-    seeds, step, out, vocabulary,
+    seeds, steps, out, vocabulary,
     GOLDEN: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, BELOW_ONE: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     row, entry = tl.program_id(0), tl.program_id(1) * SIZE + tl.arange(0, SIZE)
     golden = tl.full([], GOLDEN, tl.uint64)
     seed = tl.load(seeds + row).to(tl.uint64)
-    count = (tl.load(step) + 1).to(tl.uint64)
+    count = (tl.load(steps + row) + 1).to(tl.uint64)
     stream = _mix(_mix(seed * golden, MIX1, MIX2) + count * golden, MIX1, MIX2)
     bits = _mix(stream + (entry + 1).to(tl.uint64) * golden, MIX1, MIX2) >> 40
     uniform = tl.minimum((bits.to(tl.int32).to(tl.float32) + 0.5) / 16777216.0, BELOW_ONE)
     tl.store(out + row * vocabulary + entry, -tl.log(-tl.log(uniform)), mask=entry < vocabulary)
 
 
-def gumbel(seeds_B: Tensor, step: Tensor, size: int) -> Tensor:
-    """noise.gumbel_noise of one step, which a tensor of one int64 holds: float32 [B, size]."""
+def gumbel(seeds_B: Tensor, steps_B: Tensor, size: int) -> Tensor:
+    """noise.gumbel_noise of each seed at its step: float32 [B, size]."""
     out = torch.empty(len(seeds_B), size, dtype=torch.float32, device=seeds_B.device)
     _gumbel[(len(seeds_B), triton.cdiv(size, 1024))](
-        seeds_B, step, out, size, GOLDEN, MIX1, MIX2, BELOW_ONE, 1024, num_warps=4
+        seeds_B, steps_B, out, size, GOLDEN, MIX1, MIX2, BELOW_ONE, 1024, num_warps=4
     )
     return out

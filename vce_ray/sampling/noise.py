@@ -41,23 +41,24 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniform_noise(seeds_B: Tensor, step: int | Tensor, size: int) -> Tensor:
-    """Uniform numbers in (0, 1), float32 [B, size], for one step of each sample.
+def uniform_noise(seeds: Tensor, steps: int | Tensor, size: int) -> Tensor:
+    """Uniform numbers in (0, 1), float32 [..., size], for a step of each sample.
 
     Args:
-        seeds_B: int64 seeds, one for each sample.
-        step: which image token is drawn, from 0; or int64 [N, 1] for several steps at once, which gives [N, B, size].
+        seeds: int64: one for each sample.
+        steps: which image token each of them draws, from 0: an int, or int64, and then both are broadcast together.
         size: how many numbers a sample needs.
     """
-    moment = _signed((step + 1) * _GOLDEN) if isinstance(step, int) else (step + 1) * _GOLDEN
-    stream = _mix(_mix(seeds_B * _GOLDEN) + moment)
-    counter = torch.arange(1, size + 1, device=seeds_B.device) * _GOLDEN
+    moment = _signed((steps + 1) * _GOLDEN) if isinstance(steps, int) else (steps + 1) * _GOLDEN
+    stream = _mix(_mix(seeds * _GOLDEN) + moment)
+    counter = torch.arange(1, size + 1, device=seeds.device) * _GOLDEN
     bits = _shift(_mix(stream[..., None] + counter), 40)  # 24 bits: what a float32 holds exactly, but not their halves
     return ((bits.float() + 0.5) / (1 << 24)).clamp(max=BELOW_ONE)
 
 
-def gumbel_noise(seeds_B: Tensor, step: int | Tensor, size: int) -> Tensor:
+def gumbel_noise(seeds: Tensor, steps: int | Tensor, size: int) -> Tensor:
     """Standard Gumbel noise of uniform_noise's shape: argmax(logits + noise) samples from softmax(logits)."""
-    if isinstance(step, Tensor) and seeds_B.device.type == "cpu" and (kernels := step_kernels()):
-        return kernels.gumbel(seeds_B, step.flatten(), size)
-    return -torch.log(-torch.log(uniform_noise(seeds_B, step, size)))
+    if isinstance(steps, Tensor) and seeds.device.type == "cpu" and (kernels := step_kernels()):
+        seeds, steps = torch.broadcast_tensors(seeds, steps)
+        return kernels.gumbel(seeds.flatten(), steps.flatten(), size).unflatten(0, seeds.shape)
+    return -torch.log(-torch.log(uniform_noise(seeds, steps, size)))

@@ -1,6 +1,6 @@
-// A step of all rows through a Llama's layers, in float32, for CPUs, and what others need of its parts: matrix products with
-// packed weights, RMSNorm, attention of one query of each row over its live cache with rotation and cache write taken
-// along, and sampling noise. Compiled by compiled.py; plain C interface.
+// A step of all rows through a Llama's layers, in float32, for CPUs, and what others need of its parts: matrix products
+// with packed weights, RMSNorm, attention of one query of each row over its live cache with rotation and cache write
+// taken along, and sampling noise. Compiled by compiled.py; plain C interface.
 //
 // Shape legend: R rows, E width of the model, H query heads, K key-value heads (H a multiple of K, neighbours share),
 // D head width, F width of the feed-forward, S slots.
@@ -260,19 +260,17 @@ void vce_attend(const float* projected, const float* cos, const float* sin, cons
     attend(projected, {cos, sin, slot, first}, keys, values, attended, R, {H, K, S, D});
 }
 
-// noise [N, B, V]: standard Gumbel noise of steps [N] for seeds [B], as noise.py defines it.
-void vce_gumbel(const int64_t* seeds, const int64_t* steps, float* noise, int64_t N, int64_t B, int64_t V) {
+// noise [N, V]: standard Gumbel noise of seeds [N] at steps [N], as noise.py defines it.
+void vce_gumbel(const int64_t* seeds, const int64_t* steps, float* noise, int64_t N, int64_t V) {
     const uint64_t golden = 0x9E3779B97F4A7C15u;
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; ++n) {
-        for (int64_t b = 0; b < B; ++b) {
-            const uint64_t stream = mix(mix(uint64_t(seeds[b]) * golden) + uint64_t(steps[n] + 1) * golden);
-            float* row = noise + (n * B + b) * V;
-            for (int64_t v = 0; v < V; ++v) {
-                const float bits = float(int32_t(mix(stream + uint64_t(v + 1) * golden) >> 40));
-                const float uniform = std::min((bits + 0.5f) * 0x1p-24f, 1 - 0x1p-24f);
-                row[v] = -std::log(-std::log(uniform));
-            }
+        const uint64_t stream = mix(mix(uint64_t(seeds[n]) * golden) + uint64_t(steps[n] + 1) * golden);
+        float* row = noise + n * V;
+        for (int64_t v = 0; v < V; ++v) {
+            const float bits = float(int32_t(mix(stream + uint64_t(v + 1) * golden) >> 40));
+            const float uniform = std::min((bits + 0.5f) * 0x1p-24f, 1 - 0x1p-24f);
+            row[v] = -std::log(-std::log(uniform));
         }
     }
 }

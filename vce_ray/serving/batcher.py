@@ -1,8 +1,9 @@
-"""Draws what waits in batches, in a thread of its own.
+"""Draws what waits, in a thread of its own: what comes joins what is underway.
 
 Not `@serve.batch`: in Ray 2.60 that closes a batch after its wait time even while another one runs (its semaphore is
-taken only afterwards), so requests which arrive during a decode of seconds would be drawn one by one. Here everything
-that waits when the decoder gets free goes into the next batch, image by image, in the order of arrival.
+taken only afterwards), so requests which arrive during a decode of seconds would be drawn one by one. Here the thread
+works in rounds of a few steps, between which waiting items join as long as there is room, in the order of arrival, and
+those whose caller has gone leave.
 Knows neither models nor Ray.
 """
 
@@ -13,18 +14,36 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 120
+
+
+class Work(Protocol[T_contra, R_co]):
+    """What is done in the thread; nothing else calls it."""
+
+    def join(self, numbers: Sequence[int], items: Sequence[T_contra]) -> int:
+        """Begins items under these numbers; how many, from the first on: as many as there is room for, and one at least
+        where nothing is underway."""
+        ...
+
+    def advance(self) -> Sequence[tuple[int, R_co]]:
+        """Goes on with all that is underway for one round; returns those that have ended."""
+        ...
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Gives items up."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,41 +59,32 @@ class Batcher(Generic[T, R]):
     """A bounded queue before one worker thread.
 
     Args:
-        work: called in the thread with up to `max_batch` items and a function that says whether all their callers have
-            gone; gives one result for each item, and may give up, with fewer, once they have.
-        max_batch: items of one call.
-        max_waiting: items that may wait besides those being worked on.
-        linger_s: how long an idle worker waits for company to the first item.
+        work: what the thread does.
+        max_batch: items that may be underway at once.
+        max_waiting: items that may wait besides those.
     """
 
-    def __init__(
-        self,
-        work: Callable[[list[T], Callable[[], bool]], Sequence[R]],
-        max_batch: int,
-        max_waiting: int,
-        linger_s: float,
-    ):
+    def __init__(self, work: Work[T, R], max_batch: int, max_waiting: int):
         self._work = work
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._linger_s = linger_s
         self._queue: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._underway: dict[int, asyncio.Future[R]] = {}
+        self._next = 0
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._task: asyncio.Task[None] | None = None
-        self._seconds_per_batch = 1.0
+        self._seconds_per_item, self._since_last_end = 1.0, 0.0
 
     async def submit(self, items: Sequence[T]) -> list[R] | Busy:
-        """Results of all items, or Busy where they do not fit into the queue. Raises what `work` raised.
+        """Results of all items, or Busy where they do not fit into the queue. Raises what the work raised.
 
-        If the caller is cancelled, those of its items that still wait are dropped, and a batch that nobody waits for
-        any more is told to stop.
+        If the caller is cancelled, its items are given up, be they waiting or underway.
         """
         waiting = sum(not future.done() for _, future in self._queue)
         if waiting + len(items) > self._max_waiting:
-            batches = math.ceil((waiting + 1) / self._max_batch)
-            seconds = min(math.ceil(batches * self._seconds_per_batch), MAX_RETRY_AFTER_S)
-            return Busy(waiting, self._max_waiting, seconds)
+            seconds = math.ceil((waiting + 1) * self._seconds_per_item)
+            return Busy(waiting, self._max_waiting, max(1, min(seconds, MAX_RETRY_AFTER_S)))
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
         self._queue.extend(zip(items, futures, strict=True))
@@ -96,44 +106,54 @@ class Batcher(Generic[T, R]):
         """Feeds the worker for as long as the event loop lives."""
         loop = asyncio.get_running_loop()
         while True:
-            if not self._queue:
+            if not self._queue and not self._underway:
                 self._arrived.clear()
                 await self._arrived.wait()
-                await asyncio.sleep(self._linger_s)
-            batch = self._take()
-            if not batch:
-                continue
+            gone = [number for number, future in self._underway.items() if future.done()]
+            for number in gone:
+                del self._underway[number]
+            taken = self._take()
+            numbers = range(self._next, self._next + len(taken))
+            self._next += len(taken)
+            self._underway |= zip(numbers, (future for _, future in taken))
             started = time.monotonic()
             try:
-                items = [item for item, _ in batch]
-                results = await loop.run_in_executor(self._thread, self._work, items, partial(_abandoned, batch))
-                if _abandoned(batch):
-                    continue
-                assert len(results) == len(batch), f"{len(results)} results for {len(batch)} items"
+                items = [item for item, _ in taken]
+                joined, ended = await loop.run_in_executor(self._thread, self._round, gone, numbers, items)
             except Exception as error:
-                logger.exception("a batch of %d failed", len(batch))
-                _settle(batch, lambda future, _, error=error: future.set_exception(error))
-            else:
-                _settle(batch, lambda future, i, results=results: future.set_result(results[i]))
-            self._seconds_per_batch += 0.3 * (time.monotonic() - started - self._seconds_per_batch)
+                logger.exception("a round of %d failed", len(self._underway))
+                for future in self._underway.values():
+                    if not future.done():
+                        future.set_exception(error)
+                await loop.run_in_executor(self._thread, self._work.drop, list(self._underway))
+                self._underway.clear()
+                continue
+            for number in numbers[joined:]:
+                del self._underway[number]
+            self._queue.extendleft(reversed(taken[joined:]))
+            for number, result in ended:
+                future = self._underway.pop(number)
+                if not future.done():
+                    future.set_result(result)
+            self._since_last_end += time.monotonic() - started
+            if ended:
+                self._seconds_per_item += 0.3 * (self._since_last_end / len(ended) - self._seconds_per_item)
+                self._since_last_end = 0.0
+
+    def _round(
+        self, gone: Sequence[int], numbers: Sequence[int], items: Sequence[T]
+    ) -> tuple[int, Sequence[tuple[int, R]]]:
+        """What the thread does between two looks at the queue: how many items joined, and which have ended."""
+        self._work.drop(gone)
+        joined = self._work.join(numbers, items) if items else 0
+        left = len(self._underway) - len(items) + joined
+        return joined, self._work.advance() if left else []
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
-        """The next items, without those whose caller has gone."""
-        batch = []
-        while self._queue and len(batch) < self._max_batch:
+        """The next items for which there may be room, without those whose caller has gone."""
+        taken = []
+        while self._queue and len(self._underway) + len(taken) < self._max_batch:
             entry = self._queue.popleft()
             if not entry[1].done():
-                batch.append(entry)
-        return batch
-
-
-def _abandoned(batch: list) -> bool:
-    """Whether every caller of a batch has gone."""
-    return all(future.done() for _, future in batch)
-
-
-def _settle(batch: list, how: Callable[[asyncio.Future, int], None]) -> None:
-    """Settles each future of a batch that nobody has cancelled meanwhile."""
-    for i, (_, future) in enumerate(batch):
-        if not future.done():
-            how(future, i)
+                taken.append(entry)
+        return taken

@@ -6,10 +6,10 @@ import asyncio
 import base64
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray import serve
@@ -19,7 +19,39 @@ from vce_ray.serving.adapters import fetch_adapter
 from vce_ray.serving.batcher import Batcher, Busy
 from vce_ray.serving.schema import ApiError, check_prompt
 
-LINGER_S = 0.01
+if TYPE_CHECKING:
+    from vce_ray.models.base import ImageModel
+
+
+class Drawing:
+    """Pictures of (prompt, seed) pairs, as images uint8 [H, W, 3]: the batcher's work."""
+
+    def __init__(self, model: ImageModel, sampling: SamplingConfig):
+        from vce_ray.sampling.rolling import RollingBatch
+
+        self._model = model
+        self._batch: RollingBatch[int] = RollingBatch(model, sampling)
+
+    def join(self, numbers: Sequence[int], items: Sequence[tuple[str, int]]) -> int:
+        """Begins as many pictures as there is room for, and says how many."""
+        prompts, seeds = zip(*items, strict=True)
+        return self._batch.join(numbers, prompts, seeds)
+
+    def advance(self) -> list[tuple[int, np.ndarray]]:
+        """A few steps of all pictures; those that are finished."""
+        import torch
+
+        from vce_ray.sampling.draw import CHECK_EVERY
+
+        ended = self._batch.advance(CHECK_EVERY)
+        if not ended:
+            return []
+        images = self._model.decode_pixels(torch.stack([tokens for _, tokens in ended]))
+        return [(number, image) for (number, _), image in zip(ended, images, strict=True)]
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Gives pictures up."""
+        self._batch.drop(numbers)
 
 
 @serve.deployment(max_constructor_retry_count=2)
@@ -40,10 +72,8 @@ class Engine:
         with tempfile.TemporaryDirectory() as folder:
             local = fetch_adapter(adapter, Path(folder)) if adapter else None
             self._model = load_model(base, device, local)
-        self._sampling = sampling
-        self._batcher: Batcher[tuple[str, int], np.ndarray] = Batcher(
-            self._draw, sampling.batch_size, max_waiting, LINGER_S
-        )
+        work = Drawing(self._model, sampling)
+        self._batcher: Batcher[tuple[str, int], np.ndarray] = Batcher(work, sampling.batch_size, max_waiting)
         self._encoder = ThreadPoolExecutor(2, thread_name_prefix="encoder")
 
     async def draw(self, prompt: str, seeds: list[int]) -> list[str] | Busy:
@@ -78,14 +108,6 @@ class Engine:
     async def check_health(self) -> None:
         """Called by Serve: raising has the replica replaced."""
         self._batcher.check()
-
-    def _draw(self, jobs: list[tuple[str, int]], abandoned: Callable[[], bool]) -> list[np.ndarray]:
-        """Images uint8 [H, W, 3] of (prompt, seed) pairs, fewer where `abandoned`. Runs in the decoder's thread."""
-        from vce_ray.sampling import draw
-
-        prompts, seeds = [prompt for prompt, _ in jobs], [seed for _, seed in jobs]
-        tokens_BT = draw(self._model, prompts, seeds, self._sampling, stop=abandoned)
-        return list(self._model.decode_pixels(tokens_BT)) if len(tokens_BT) else []
 
 
 def encode_png(image: np.ndarray) -> str:
