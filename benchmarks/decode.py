@@ -126,9 +126,10 @@ def _features(prompt: str) -> torch.Tensor:
     return torch.randn(CAPTION_SLOTS, 2048, generator=generator)
 
 
-def ours(model: ImageModel, batch: int) -> Callable[[], torch.Tensor]:
+def ours(model: ImageModel, batch: int, kept: str) -> Callable[[], torch.Tensor]:
     """Draws with this project's decoder, all tokens of the vocabulary, guidance 5."""
-    return lambda: draw(model, [PROMPT] * batch, list(range(batch)), SamplingConfig(batch_size=batch))
+    sampling = SamplingConfig.model_validate({"batch_size": batch, "kv_cache_dtype": kept})
+    return lambda: draw(model, [PROMPT] * batch, list(range(batch)), sampling)
 
 
 def theirs(model: ImageModel, batch: int) -> Callable[[], torch.Tensor] | None:
@@ -149,9 +150,11 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def measure(model: ImageModel, name: str, batch: int, limits: Device, rounds: int, compiled: bool) -> dict[str, Any]:
+def measure(
+    model: ImageModel, name: str, batch: int, limits: Device, rounds: int, compiled: bool, kept: str
+) -> dict[str, Any]:
     """One row: both loops in turns, fastest round of each, and the share of the limit that ours reaches."""
-    loops: dict[str, Callable[[], Any]] = {"ours": ours(model, batch)}
+    loops: dict[str, Callable[[], Any]] = {"ours": ours(model, batch, kept)}
     if peer := theirs(model, batch):
         loops["transformers"] = peer
     model.decoder.prepare()
@@ -159,7 +162,7 @@ def measure(model: ImageModel, name: str, batch: int, limits: Device, rounds: in
     before = peak_memory(reset=True) - model.decoder.cache_bytes  # that of the batch before is given back
     times: dict[str, list[float]] = {loop: [] for loop in loops}
     loops["ours"]()  # caches and kernels are there from here on
-    if model.decoder.rows != 2 * batch:
+    if len(model.decoder.cache(2 * batch)[0][0]) < 2 * batch:
         raise SystemExit(f"{batch} pictures of {name} do not fit at once: give smaller --batches")
     peak = peak_memory() - before
     for _ in range(rounds):
@@ -173,8 +176,8 @@ def measure(model: ImageModel, name: str, batch: int, limits: Device, rounds: in
         model.net.model.language_model = stack
     best = {loop: min(taken) for loop, taken in times.items()}
     prompt_tokens = model.encode_prompts([PROMPT]).mask_BP.shape[1]
-    ideal = plan(replace(model.shape, prompt_tokens=prompt_tokens), limits, batch)
-    row: dict[str, Any] = {"model": name, "batch": batch, "dtype": model.shape.dtype}
+    ideal = plan(replace(model.shape, prompt_tokens=prompt_tokens, kv_cache_dtype=kept), limits, batch)
+    row: dict[str, Any] = {"model": name, "batch": batch, "dtype": model.shape.dtype, "kv_cache": kept}
     row |= {"ms_per_step": 1e3 * best["ours"] / model.num_image_tokens, "images_per_s": batch / best["ours"]}
     row |= {f"times_{loop}": best[loop] / best["ours"] for loop in best if loop != "ours"}
     row |= {"share_of_limit": ideal.batch_s / best["ours"], "bound": ideal.bound}
@@ -238,10 +241,10 @@ def measure_model(name: str, args: argparse.Namespace, limits: Device) -> list[d
     for batch in args.batches:
         if args.profile:
             model.num_image_tokens = min(model.num_image_tokens, PROFILED)
-            ours(model, batch)()
-            print(profile(ours(model, batch)))
+            ours(model, batch, args.kv_cache)()
+            print(profile(ours(model, batch, args.kv_cache)))
             continue
-        row = measure(model, name, batch, limits, args.rounds, args.compiled)
+        row = measure(model, name, batch, limits, args.rounds, args.compiled, args.kv_cache)
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     return rows
@@ -253,6 +256,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=["emoji-world"], choices=["emoji-world", *JANUS, "llamagen-xl"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--kv-cache", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compiled", action="store_true", help="transformers with its language model compiled, too")

@@ -143,6 +143,29 @@ def test_captured_steps_in_bfloat16(monkeypatch, on_gpu):
     assert torch.equal(drawn, plainly(monkeypatch, *settings))
 
 
+def test_keys_and_values_of_8_bits():
+    places = torch.arange(8, device=DEVICE)
+    cos, sin = randn(8, 32).cos(), randn(8, 32).sin()
+    plain = [torch.zeros(3, 2, 5, 32, device=DEVICE) for _ in range(2)]
+    eight = [cache.to(torch.float8_e4m3fn) for cache in plain]
+    projected = randn(3, (4 + 2 * 2) * 32)
+    for keys, values in (plain, eight):
+        query = kernels.rotate_store(projected, cos, sin, places[1:4], places[2:5], keys, values)
+    for kept, rounded in zip(plain, eight, strict=True):
+        same = (rounded.float() == kept.to(torch.float8_e4m3fn).float()).float().mean()
+        assert same == 1 if DEVICE == "cuda" else same > 0.95, "the interpreter rounds 1.99 to 1: it loses the carry"
+    found = kernels.attend(query, eight[0], eight[1], places[1:4], torch.float32)
+    assert close(found, kernels.attend(query, eight[0].float(), eight[1].float(), places[1:4], torch.float32))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter rounds to 8 bits otherwise than GPUs and torch do")
+def test_captured_steps_with_a_cache_of_8_bits(monkeypatch, on_gpu):
+    settings = (small_model(4, 2), ["key", "an owl"], [3, 1], SamplingConfig(temperature=0, kv_cache_dtype="fp8"))
+    drawn, decoder = draw(*settings), settings[0].decoder
+    assert next(iter(decoder._captures.values())).sound and decoder.cache(1)[0][0].dtype == torch.float8_e4m3fn
+    assert torch.equal(drawn, plainly(monkeypatch, *settings))
+
+
 def test_captured_drawing_of_llamagen(monkeypatch, on_gpu):
     """Its prompts begin at later positions, and its rotary embedding has two dimensions."""
     torch.manual_seed(0)
@@ -197,10 +220,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vce_ray.sampling import kernels as k
 
-def build(kernel, warps, pointers, numbers, **constants):
+def build(kernel, warps, pointers, numbers, capabilities=(80, 90), **constants):
     signature = pointers | numbers | {name: "constexpr" for name in constants}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    for capability in (80, 90):
+    for capability in capabilities:
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
         assert built.asm["cubin"]
 
@@ -218,6 +241,10 @@ for kind in ("bf16", "fp32"):
     build(k._attend, 4, read | pointers("out", kind), sizes, D=128, BLOCK=k.BLOCK, SPLITS=1)
     build(k._attend, 4, read | pointers("out", "fp32"), sizes, D=64, BLOCK=k.BLOCK, SPLITS=8)
     build(k._join, 1, pointers("parts sums", "fp32") | pointers("out", kind), {}, D=128, SPLITS=8)
+    eight = {name: "*fp8e4nv" for name in ("keys", "values")}
+    counts = dict.fromkeys(("heads", "key_heads", "cache_slots"), "i32")
+    build(k._rotate_store, 1, rotated | eight, counts, (90,), D=128)
+    build(k._attend, 4, read | eight | pointers("out", kind), sizes, (90,), D=128, BLOCK=k.BLOCK, SPLITS=1)
     build(k._gate, 4, pointers("both out", kind), {"width": "i32"}, SIZE=1024)
 mix = {"GOLDEN": k.GOLDEN, "MIX1": k.MIX1, "MIX2": k.MIX2, "BELOW_ONE": k.BELOW_ONE}
 build(k._gumbel, 4, pointers("seeds steps", "i64") | pointers("out", "fp32"), {"vocabulary": "i32"}, **mix, SIZE=1024)

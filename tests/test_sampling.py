@@ -194,6 +194,20 @@ def test_no_prompts_draw_nothing(model):
     assert draw(model, [], [], SamplingConfig()).shape == (0, model.num_image_tokens)
 
 
+def test_a_cache_of_8_bits_takes_a_quarter_and_draws_almost_the_same(model):
+    settings = SamplingConfig(temperature=0, guidance_scale=2)
+    plain = draw(model, PROMPTS, [0] * 4, settings)
+    plain_bytes = model.decoder.cache_bytes
+    eight = draw(model, PROMPTS, [0] * 4, settings.model_copy(update={"kv_cache_dtype": "fp8"}))
+    assert model.decoder.cache_bytes == plain_bytes / 4, "of float32"
+    assert torch.equal(draw(model, PROMPTS, [0] * 4, settings), plain), "the next batch is as before"
+    assert not torch.equal(eight, plain)
+    with torch.no_grad():
+        logits = model.image_logits(model.encode_prompts(PROMPTS), eight)
+    picked = logits.gather(-1, eight[..., None])[..., 0] - logits.amax(-1)
+    assert picked.mean() > -0.5, "what it takes for the likeliest token is nearly that, to the model itself"
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_pictures_that_join_and_leave_at_any_step_are_the_same(model, guidance: float):
     settings = SamplingConfig(batch_size=4, guidance_scale=guidance)

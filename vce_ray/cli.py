@@ -55,6 +55,7 @@ def erase(
     judged: options.Judged = options.JUDGED,
     judged_keep: options.JudgedKeep = options.JUDGED_KEEP,
     batch_size: options.Batch = None,
+    kv_cache: options.KvCache = "auto",
     actors: options.Actors = None,
     caption_actors: options.CaptionActors = None,
     gpus_per_actor: options.Gpus = None,
@@ -84,6 +85,7 @@ def erase(
         judged=judged,
         judged_keep=judged_keep,
         batch_size=batch_size,
+        kv_cache=kv_cache,
         cluster=options.cluster_settings(
             actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
         ),
@@ -112,6 +114,7 @@ def fleet(
     judged: options.Judged = options.JUDGED,
     judged_keep: options.JudgedKeep = options.JUDGED_KEEP,
     batch_size: options.Batch = None,
+    kv_cache: options.KvCache = "auto",
     actors: options.Actors = None,
     caption_actors: options.CaptionActors = None,
     gpus_per_actor: options.Gpus = None,
@@ -141,6 +144,7 @@ def fleet(
         judged=judged,
         judged_keep=judged_keep,
         batch_size=batch_size,
+        kv_cache=kv_cache,
         cluster=options.cluster_settings(
             actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
         ),
@@ -226,8 +230,11 @@ def plan(
     device: Annotated[str, typer.Option(help="h200, h100, a100-80gb, ..., or 'this': measured here.")] = "this",
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures at once; the best that fits by default.")] = None,
     guidance: Annotated[bool, typer.Option(help="Whether unconditional rows are drawn beside.")] = True,
+    kv_cache: options.KvCache = "auto",
 ) -> None:
     """Tells batch, memory and time of drawing on a device, had or not, with the arithmetic."""
+    from dataclasses import replace
+
     from vce_ray.sampling.plan import DEVICES, SHAPES, explain
     from vce_ray.sampling.plan import plan as make_plan
 
@@ -238,6 +245,7 @@ def plan(
         from vce_ray.models.load import load_model
 
         shape = load_model(model, device="cpu").shape
+    shape = replace(shape, kv_cache_dtype=kv_cache)
     if device == "this":
         import torch
 
@@ -269,13 +277,14 @@ def serve(
     base: options.Base = "emoji-world",
     host: Annotated[str, typer.Option(help="Anything but loopback wants VCE_RAY_API_TOKEN set.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    kv_cache: options.KvCache = "auto",
 ) -> None:
     """Serves POST /v1/images/generations (OpenAI's shape) on Ray Serve until interrupted."""
     from vce_ray.ray_session import ray_session
     from vce_ray.serving.deploy import serve_command
 
     with ray_session():
-        serve_command(base, adapter, host, port, default_sampling(base), block=True)
+        serve_command(base, adapter, host, port, default_sampling(base, kv_cache_dtype=kv_cache), block=True)
 
 
 @app.command()

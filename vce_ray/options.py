@@ -48,6 +48,10 @@ Workers = Annotated[
 Weights = Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")]
 Judged = Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")]
 JudgedKeep = Annotated[int, typer.Option(min=1, help="Kept images that are judged.")]
+KvCache = Annotated[
+    Literal["auto", "fp8"],
+    typer.Option("--kv-cache", help="Keys and values: as the model has them, or in 8 bits; pictures differ a little."),
+]
 Batch = Annotated[
     int | None, typer.Option(min=1, help="Images drawn at once; fewer where memory is short. None depends on it.")
 ]
@@ -85,18 +89,19 @@ def run_settings(
     judged: int,
     judged_keep: int,
     batch_size: int | None,
+    kv_cache: str,
     cluster: dict[str, Any],
 ) -> dict[str, Any]:
     """Options as keys of RunConfig, all but the concept; what depends on it (defaults.py) stays out where not given."""
     train = {"method": method, "num_workers": workers, "weights": weights}
-    sampling = default_sampling(base)
+    sampling = default_sampling(base, kv_cache_dtype=kv_cache, **{"batch_size": batch_size} if batch_size else {})
     return {
         "base": base,
         "captioner": captioner,
         "refiner": refiner,
         "store": store,
         "seed": seed,
-        "sampling": sampling.model_copy(update={"batch_size": batch_size} if batch_size else {}).model_dump(),
+        "sampling": sampling.model_dump(),
         "pairs": {"num_pairs": pairs, "max_reject_ratio": max_reject_ratio}
         | ({} if keep is None else {"num_keep": keep}),
         "train": train | ({"steps": steps} if steps else {}),

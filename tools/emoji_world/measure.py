@@ -34,8 +34,9 @@ def measure_drawing(model: Janus, judge: Judge, count: int, sampling: SamplingCo
     asked = [pairs[i % len(pairs)] for i in range(count)]
     prompts = [caption(name, style, rng.choice(tuple(BACKGROUNDS))) for name, style in asked]
     images = model.decode_pixels(draw(model, prompts, list(range(10**6, 10**6 + count)), sampling))
-    objects = judge.name_labels(images, OBJECTS, "object")
-    styles = judge.name_labels(images, STYLES, "style")
+    seen_BE = judge.look(images)
+    objects = judge.name_labels(seen_BE, OBJECTS, "object")
+    styles = judge.name_labels(seen_BE, STYLES, "style")
     return {
         "object": float(np.mean([o == name for o, (name, _) in zip(objects, asked)])),
         "style": float(np.mean([s == style for s, (_, style) in zip(styles, asked)])),
@@ -50,8 +51,9 @@ def measure_renderings(model: Janus, judge: Judge, count: int) -> dict[str, floa
     named = [f" {OBJECTS[s.thing]} " in f" {c} " for s, c in zip(scenes, captions) if s.thing is not None]
     again = np.concatenate([model.decode_pixels(model.encode_pixels(images[i : i + 64])) for i in range(0, count, 64)])
     mse = ((again.astype(float) - images) ** 2).mean((1, 2, 3)) / 255**2
-    objects = judge.name_labels(images, OBJECTS, "object")
-    styles = judge.name_labels(images, STYLES, "style")
+    seen_BE = judge.look(images)
+    objects = judge.name_labels(seen_BE, OBJECTS, "object")
+    styles = judge.name_labels(seen_BE, STYLES, "style")
     return {
         "captions": float(np.mean(named)),
         "psnr": float((-10 * np.log10(mse)).mean()),
@@ -71,12 +73,13 @@ def main() -> int:
     usual = default_sampling("emoji-world")
     parser.add_argument("--guidance", type=float, default=usual.guidance_scale)
     parser.add_argument("--temperature", type=float, default=usual.temperature)
+    parser.add_argument("--kv-cache", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(2)
     model, judge = Janus.from_folder(args.model), Judge(args.judge)
     figures = measure_renderings(model, judge, args.renderings)
-    sampling = SamplingConfig(guidance_scale=args.guidance, temperature=args.temperature)
+    sampling = SamplingConfig(guidance_scale=args.guidance, temperature=args.temperature, kv_cache_dtype=args.kv_cache)
     figures |= measure_drawing(model, judge, args.images, sampling)
     for name, bar in BARS.items():
         print(f"{name:<13} {figures[name]:8.4f}   bar {bar}   {'met' if figures[name] >= bar else 'MISSED'}")

@@ -1,7 +1,8 @@
 """The judge: a CLIP that names what it sees in a picture and scores how well a picture fits its prompt.
 
 It is another model than the one it judges and is never used in making pairs. Knows pictures and texts, not
-files of a run, prompts' origins or Ray. Shapes: B pictures, L label texts, H W picture height and width.
+files of a run, prompts' origins or Ray. Shapes: B pictures, L label texts, H W picture height and width, E width of
+what pictures and texts are compared in.
 """
 
 from __future__ import annotations
@@ -46,47 +47,12 @@ class Judge:
         self._tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
 
     @torch.inference_mode()
-    def labels_of(self, images: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The text that fits each picture best, by cosine: its index, int64 [B], and all probabilities, float32 [B, L].
-
-        Probabilities are a softmax over the cosines at the model's own temperature.
+    def look(self, images: np.ndarray) -> Tensor:
+        """What the judge sees of pictures uint8 [B, H, W, 3], and is then asked about: unit vectors, float32 [B, E].
 
         Raises:
-            ValueError: pictures are not uint8 [B, H, W, 3], or there are no texts.
+            ValueError: pictures are not uint8 [B, H, W, 3].
         """
-        if not texts:
-            raise ValueError("no label texts: give at least one for the judge to choose")
-        cosines_BL = self._images(images) @ self._texts(texts).T
-        scale = self._model.logit_scale.exp().clamp(max=100)
-        probabilities = (scale * cosines_BL).softmax(-1)
-        return cosines_BL.argmax(-1).cpu().numpy(), probabilities.cpu().numpy()
-
-    @torch.inference_mode()
-    def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """Cosine of each picture with its own prompt, float32 [B], in -1..1.
-
-        Raises:
-            ValueError: pictures are not uint8 [B, H, W, 3], or pictures and prompts differ in number.
-        """
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} pictures but {len(prompts)} prompts: give one prompt for each picture")
-        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        texts = self._texts(list(distinct))[[distinct[prompt] for prompt in prompts]]
-        return (self._images(images) * texts).sum(-1).cpu().numpy()
-
-    def name_labels(self, images: np.ndarray, labels: Sequence[str], kind: Kind) -> list[str]:
-        """The label that fits each picture best; for objects 'nothing' is one more choice, whether listed or not.
-
-        Raises:
-            ValueError: there are fewer than two labels, or pictures are not uint8 [B, H, W, 3].
-        """
-        if len(labels) < 2:
-            raise ValueError(f"labels {list(labels)}: give the judge at least two to choose among")
-        choices = list(labels) if kind == "style" else list(dict.fromkeys([*labels, NOTHING]))
-        index, _ = self.labels_of(images, [label_text(label, kind) for label in choices])
-        return [choices[i] for i in index]
-
-    def _images(self, images: np.ndarray) -> Tensor:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         rows = []
@@ -94,6 +60,47 @@ class Judge:
             batch = [self._preprocess(Image.fromarray(image)) for image in images[start : start + self.batch_size]]
             rows.append(F.normalize(self._model.encode_image(torch.stack(batch).to(self.device)), dim=-1))
         return torch.cat(rows) if rows else self._empty()
+
+    @torch.inference_mode()
+    def labels_of(self, seen_BE: Tensor, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The text that fits each picture best, by cosine: its index, int64 [B], and all probabilities, float32 [B, L].
+
+        Probabilities are a softmax over the cosines at the model's own temperature.
+
+        Raises:
+            ValueError: there are no texts.
+        """
+        if not texts:
+            raise ValueError("no label texts: give at least one for the judge to choose")
+        cosines_BL = seen_BE @ self._texts(texts).T
+        scale = self._model.logit_scale.exp().clamp(max=100)
+        probabilities = (scale * cosines_BL).softmax(-1)
+        return cosines_BL.argmax(-1).cpu().numpy(), probabilities.cpu().numpy()
+
+    @torch.inference_mode()
+    def score(self, seen_BE: Tensor, prompts: Sequence[str]) -> np.ndarray:
+        """Cosine of each picture with its own prompt, float32 [B], in -1..1.
+
+        Raises:
+            ValueError: pictures and prompts differ in number.
+        """
+        if len(seen_BE) != len(prompts):
+            raise ValueError(f"{len(seen_BE)} pictures but {len(prompts)} prompts: give one prompt for each picture")
+        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        texts = self._texts(list(distinct))[[distinct[prompt] for prompt in prompts]]
+        return (seen_BE * texts).sum(-1).cpu().numpy()
+
+    def name_labels(self, seen_BE: Tensor, labels: Sequence[str], kind: Kind) -> list[str]:
+        """The label that fits each picture best; for objects 'nothing' is one more choice, whether listed or not.
+
+        Raises:
+            ValueError: there are fewer than two labels.
+        """
+        if len(labels) < 2:
+            raise ValueError(f"labels {list(labels)}: give the judge at least two to choose among")
+        choices = list(labels) if kind == "style" else list(dict.fromkeys([*labels, NOTHING]))
+        index, _ = self.labels_of(seen_BE, [label_text(label, kind) for label in choices])
+        return [choices[i] for i in index]
 
     def _texts(self, texts: Sequence[str]) -> Tensor:
         rows = []

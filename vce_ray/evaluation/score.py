@@ -56,10 +56,11 @@ class Score:
     def _judge(self, name: str, pictures: list[tuple[Row, np.ndarray]]) -> list[Row]:
         concept = self.tasks[name].concept
         images = np.stack([image for _, image in pictures])
-        labels = self.judge.name_labels(images, concept.labels, concept.kind)
+        seen_BE = self.judge.look(images)
+        labels = self.judge.name_labels(seen_BE, concept.labels, concept.kind)
         objects = concept.slots["object"] if concept.kind == "style" else concept.labels
-        seen_objects = self.judge.name_labels(images, objects, "object")
-        scores = self.judge.score(images, [row["prompt"] for row, _ in pictures])
+        seen_objects = self.judge.name_labels(seen_BE, objects, "object")
+        scores = self.judge.score(seen_BE, [row["prompt"] for row, _ in pictures])
         return [
             {
                 "run": name,

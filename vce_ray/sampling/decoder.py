@@ -43,6 +43,8 @@ class Decoder:
     def __init__(self, language_model: Any, head: list[Any]):
         self._model, self._head = language_model, nn.Sequential(*head)
         self._packed, self._is_packed = PackedStack(language_model, head), False
+        self.kept_dtype: torch.dtype | None = None
+        """Of keys and values, where it is not the model's own; to be changed while no row is underway."""
         self._keys: list[Tensor] = []  # each [R, H, S, D]
         self._values: list[Tensor] = []
         self.next_R = self.first_R = torch.empty(0, dtype=torch.int64)
@@ -74,7 +76,7 @@ class Decoder:
 
     def prepare(self) -> None:
         """Packs the weights where that is to be done, so that what is free afterwards is free for drawing."""
-        self._is_packed = self._packed.update()
+        self._is_packed = self.kept_dtype is None and self._packed.update()
 
     def cache(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
         """Keys and values of each layer, [rows, H, S, D]: views, which hold until a batch needs more."""
@@ -140,7 +142,7 @@ class Decoder:
             self._packed.begin(*self.cache(rows))
         for layer, keys, values in zip(self._model.layers, *self.cache(rows), strict=True):
             query, key, value = self._split(project(layer, hidden_UPE), cos, sin)  # each [U, P, heads, D]
-            keys[before:, :, :width] = key.transpose(1, 2)[of_row_R]
+            keys[before:, :, :width] = key.transpose(1, 2)[of_row_R]  # copies, into the cache's dtype
             values[before:, :, :width] = value.transpose(1, 2)[of_row_R]
             # right padding: what follows a token never reaches it, and padding's slots are written over later
             attended = F.scaled_dot_product_attention(
@@ -197,7 +199,7 @@ class Decoder:
         return int(self._used_R.max()) if self.rows else 0
 
     def _compiled_attention(self, embeds_RE: Tensor) -> Attention | None:
-        kernels = compiled_for(embeds_RE, self.cos_SD)
+        kernels = compiled_for(embeds_RE, self.cos_SD, self._keys[0])
         place = self.cos_SD, self.sin_SD, self.next_R, self.first_R
         return kernels and (lambda projected, keys, values: kernels.attend(projected, *place, keys, values))
 
@@ -214,8 +216,9 @@ class Decoder:
             if even:
                 keys[:, :, live - 1], values[:, :, live - 1] = key, value
             else:
-                keys[row_R, :, slot_R], values[row_R, :, slot_R] = key, value
-            return _attend(query, keys[:, :, :live], values[:, :, :live], unseen_R11S)
+                keys[row_R, :, slot_R], values[row_R, :, slot_R] = key.to(keys.dtype), value.to(keys.dtype)
+            seen_keys, seen_values = (cached[:, :, :live].to(query.dtype) for cached in (keys, values))
+            return _attend(query, seen_keys, seen_values, unseen_R11S)
 
         return attend
 
@@ -228,7 +231,8 @@ class Decoder:
     def _reserve(self, rows: int, slots: int) -> None:
         """Makes the cache large enough; what is in use of it is carried over."""
         weight, live = self._model.embed_tokens.weight, self._live
-        if self._keys and (self._keys[0].device, self._keys[0].dtype) == (weight.device, weight.dtype):
+        kept_dtype = self.kept_dtype or weight.dtype
+        if self._keys and (self._keys[0].device, self._keys[0].dtype) == (weight.device, kept_dtype):
             held_rows, _, held_slots, _ = self._keys[0].shape
             if rows <= held_rows and slots <= held_slots:
                 return
@@ -242,7 +246,7 @@ class Decoder:
         held = [*self._keys, *self._values] if live else []
         self._keys, self._values = [], []  # what is not in use is freed first; there are new ones only if all are made
         for i in range(2 * layers):
-            made.append(weight.new_zeros(shape))
+            made.append(weight.new_zeros(shape, dtype=kept_dtype))
             if live:
                 made[i][: self.rows, :, :live] = held[i][: self.rows, :, :live]
                 held[i] = weight.new_empty(0)  # freed before the next one is made

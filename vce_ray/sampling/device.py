@@ -24,6 +24,16 @@ def free_memory(device: torch.device) -> float:
     return int(lines["MemAvailable"].split()[0]) * 1024.0
 
 
+def check_kept(kv_cache_dtype: str, device: torch.device) -> None:
+    """Raises ValueError where a GPU has no numbers of 8 bits and keys and values shall be such."""
+    if kv_cache_dtype == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        raise ValueError(
+            f"kv_cache_dtype fp8 wants a GPU of capability 8.9 or more, such as an L40S or H100, and {name} has "
+            f"{capability[0]}.{capability[1]}: use auto"
+        )
+
+
 def measure_device(device: torch.device, dtype: torch.dtype = torch.float32) -> Device:
     """The device at hand: bandwidth of reading far more than its caches hold, arithmetic of a square matrix product."""
     on_gpu = device.type == "cuda"

@@ -74,11 +74,11 @@ def _rotate_store(qkv, cos, sin, slots, first, query, keys, values, heads, key_h
     else:
         owner = head - heads
         if owner < key_heads:
-            target = keys + ((row * key_heads + owner).to(tl.int64) * cache_slots + slot) * D
+            kept = keys + ((row * key_heads + owner).to(tl.int64) * cache_slots + slot) * D
         else:
-            target = values + ((row * key_heads + owner - key_heads).to(tl.int64) * cache_slots + slot) * D
-        tl.store(target + half, left.to(keys.dtype.element_ty))
-        tl.store(target + D // 2 + half, right.to(keys.dtype.element_ty))
+            kept = values + ((row * key_heads + owner - key_heads).to(tl.int64) * cache_slots + slot) * D
+        tl.store(kept + half, left.to(keys.dtype.element_ty))
+        tl.store(kept + D // 2 + half, right.to(keys.dtype.element_ty))
 
 
 def rotate_store(

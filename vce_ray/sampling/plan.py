@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from math import isinf
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 RESERVE = 0.06
 """Share of a device's memory that is left to its runtime and to what grows beside the cache."""
 
@@ -38,6 +38,8 @@ class Shape:
     """Loaded, but not read at a step: text embedding and head, towers, image tokenizer, text encoder."""
     prompt_tokens: int = 40
     dtype: str = "bfloat16"
+    kv_cache_dtype: str = "auto"
+    """As SamplingConfig has it."""
 
     @property
     def step_parameters(self) -> int:
@@ -49,7 +51,12 @@ class Shape:
     @property
     def cache_bytes(self) -> int:
         """Keys and values of one token of one row."""
-        return 2 * self.layers * self.key_value_heads * (self.width // self.heads) * BYTES[self.dtype]
+        return 2 * self.layers * self.key_value_heads * (self.width // self.heads) * BYTES[self.kept_dtype]
+
+    @property
+    def kept_dtype(self) -> str:
+        """Of keys and values."""
+        return self.dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
 
 
 def _janus(name: str, layers: int, width: int, heads: int, feed_forward: int) -> Shape:
@@ -196,9 +203,10 @@ def explain(shape: Shape, device: Device, found: Plan, guided: bool = True) -> s
     slots = shape.prompt_tokens + shape.image_tokens - 1
     alone = plan(shape, device, 1, guided)
     again = ", the former twice" if device.packs and shape.dtype == "float32" else ""
+    kept = "" if shape.kv_cache_dtype == "auto" else f", its cache in {shape.kept_dtype},"
     return "\n".join(
         [
-            f"{shape.name} in {shape.dtype} on {device.name}: {device.memory / 1e9:.0f} GB, "
+            f"{shape.name} in {shape.dtype}{kept} on {device.name}: {device.memory / 1e9:.0f} GB, "
             f"{device.bandwidth / 1e12:.2f} TB/s, {device.arithmetic / 1e12:.0f} Tflop/s",
             f"weights     ({shape.step_parameters / 1e6:.0f} M read at a step + {shape.idle_parameters / 1e6:.0f} M"
             f"{again}) x {size} B = {found.weight_bytes / 1e9:.2f} GB",

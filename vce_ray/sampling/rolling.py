@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vce_ray.config import SamplingConfig
 from vce_ray.sampling.choose import choose, guide
-from vce_ray.sampling.device import free_memory
+from vce_ray.sampling.device import check_kept, free_memory
 from vce_ray.sampling.layers import capturable
 from vce_ray.sampling.noise import gumbel_noise
 from vce_ray.sampling.plan import fitting_batch, padded_batch, whole_batch
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Name = TypeVar("Name", bound=Hashable)
 
+KEPT = {"auto": None, "fp8": torch.float8_e4m3fn}
 NOISE_AT_ONCE = 1 << 17
 """Numbers of sampling noise that are made at once, for several steps where batch and vocabulary are small."""
 
@@ -59,7 +60,9 @@ class RollingBatch(Generic[Name]):
     """
 
     def __init__(self, model: ImageModel, sampling: SamplingConfig):
+        """Raises ValueError where the device has no numbers of the kind that `sampling` wants kept."""
         self._model, self._sampling = model, sampling
+        check_kept(sampling.kv_cache_dtype, model.device)
         self._guided = sampling.guidance_scale != 1
         self._rows_each = 2 if self._guided else 1
         self._names: list[Name] = []
@@ -193,6 +196,7 @@ class RollingBatch(Generic[Name]):
 
     def _measure(self) -> None:
         """How many pictures there is room for, and whether steps are captured."""
+        self._model.decoder.kept_dtype = KEPT[self._sampling.kv_cache_dtype]
         self._model.decoder.prepare()
         self._captured, self._largest = capturable(self._model.language_model), self._sampling.batch_size
         if (fitting := self._fitting(self._model.prompt_tokens)) < self._largest:
@@ -200,7 +204,8 @@ class RollingBatch(Generic[Name]):
 
     def _fitting(self, prompt_tokens: int) -> int:
         """How many pictures with prompts of so many tokens fit into the memory that is free but for the cache."""
-        shape = replace(self._model.shape, prompt_tokens=prompt_tokens)
+        kept = self._sampling.kv_cache_dtype
+        shape = replace(self._model.shape, prompt_tokens=prompt_tokens, kv_cache_dtype=kept)
         free = free_memory(self._model.device) + self._model.decoder.cache_bytes
         return fitting_batch(shape, free, self._guided, loaded=True)
 

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field
@@ -86,6 +86,7 @@ class Endpoint(BaseModel):
     num_cpus: float = Field(default=1, gt=0)
     num_gpus: float = Field(default=0, ge=0)
     max_waiting: int = 256
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
 
 
 def app_from_args(args: dict[str, Any]) -> Application:
@@ -99,7 +100,8 @@ def app_from_args(args: dict[str, Any]) -> Application:
     endpoint = Endpoint.model_validate(args)
     if not env.API_TOKEN.get():
         raise ValueError(f"{env.API_TOKEN.name} is not set: an endpoint that others can reach wants a token")
-    return build_app(**endpoint.model_dump(), sampling=default_sampling(endpoint.base))
+    sampling = default_sampling(endpoint.base, kv_cache_dtype=endpoint.kv_cache_dtype)
+    return build_app(**endpoint.model_dump(exclude={"kv_cache_dtype"}), sampling=sampling)
 
 
 def start(
