@@ -131,6 +131,12 @@ def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
         ("kind: object\nnames: [owl]\nkeep: [fox]\nslots: red\n", "slots must map"),
         ("kind: object\nnames: [owl]\nkeep: [fox]\nslots: {style: red}\n", "slots.style must be a list"),
         ("kind: object\nnames: [owl]\nname: My Owl\n", "name 'My Owl' must be"),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: {betta: 1}\n", "train: betta: Extra inputs"),
+        (
+            "kind: object\nnames: [owl]\nkeep: [fox]\npairs: {num_keep: -1}\n",
+            "pairs: num_keep: Input should be greater",
+        ),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: 3\n", "train: Input should be a valid dict"),
         ("- owl\n", "must hold 'key: value' lines"),
         ("names: [owl\n", "is not a YAML file"),
     ],

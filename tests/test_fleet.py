@@ -36,12 +36,12 @@ def test_what_is_not_said_depends_on_kind_and_method(tmp_path: Path) -> None:
         {"concept": "violence", "name": "c", "train": {"beta": 2}, "pairs": {"num_keep": 5}},
     ]
     members = open_fleet([entry | {"store": str(tmp_path)} for entry in entries], lambda *_: None)
-    deer, style, vanilla, unasked, violence = (member.run.config for member in members if member.run)
+    deer, style, vanilla, own, violence = (member.run.config for member in members if member.run)
     plain = TrainConfig()
     assert deer.train == plain and deer.pairs.num_keep == 320
     assert style.train.steps == 120 and style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep == 640
     assert vanilla.train.beta < plain.beta and vanilla.pairs == style.pairs, "so that pairs can be shared"
-    assert unasked.train == plain.model_copy(update={"steps": 120}) and unasked.pairs == deer.pairs
+    assert own.train == plain.model_copy(update={"steps": 120}) and own.pairs == deer.pairs, "as its file says"
     assert violence.train.steps > 200 and violence.train.beta == 2 and violence.pairs.num_keep == 5, "a user's word"
 
 

@@ -280,7 +280,9 @@ def test_a_config_file_names_the_endpoint_and_wants_a_token(monkeypatch: pytest.
     monkeypatch.setenv("VCE_RAY_API_TOKEN", "0123456789abcdef")
     with pytest.raises(ValueError, match="num_replica"):
         app_from_args({"num_replica": 2})
-    app_from_args({"base": "emoji-world", "num_replicas": 2})
+    with pytest.raises(ValueError, match="kv_cache_dtype"):
+        app_from_args({"kv_cache_dtype": "fp4"})
+    app_from_args({"base": "emoji-world", "num_replicas": 2, "kv_cache_dtype": "fp8"})
 
 
 # The queue before the decoder -----------------------------------------------------------------------------------------
@@ -317,7 +319,7 @@ class Tenfold:
 
     def drop(self, numbers: Sequence[int]) -> None:
         for number in numbers:
-            del self.left[number]
+            self.left.pop(number, None)
 
     async def begun(self, rounds: int = 1) -> None:
         while len(self.seen) < rounds:
@@ -342,7 +344,7 @@ def test_what_waits_joins_in_order_as_others_end():
     assert work.seen == [[0], [0, 1, 2, 3], [1, 2, 3, 4], [4, 5], [5]]
     assert answers[:3] == [[0], [10, 20], [30, 40, 50]]
     assert isinstance(answers[3], asyncio.CancelledError)
-    assert answers[4] == Busy(waiting=6, limit=7, retry_after_s=7)
+    assert answers[4] == Busy(waiting=6, limit=7, retry_after_s=2)
 
 
 def test_what_has_no_room_waits_at_its_place():

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
+from vce_ray.config import PairConfig, TrainConfig
+
 Kind = Literal["object", "style", "explicit"]
 
 CONCEPTS = Path(__file__).with_name("concepts")
@@ -63,8 +65,6 @@ class Concept(BaseModel):
     """Further words that are taken out of captions."""
     replacement: str = ""
     """Harmless noun that takes the place of names and synonyms in captions; '' drops the phrase."""
-    unasked: bool = False
-    """Of a style: the base often draws it where none is asked for, so that its training differs (defaults.py)."""
     templates: tuple[str, ...]
     """Prompts with '{name}' (the concept, or a neighbour in its place) and other {slots}."""
     held_out_templates: tuple[str, ...] = ()
@@ -77,6 +77,10 @@ class Concept(BaseModel):
     """Further whole prompts whose images must stay as they are."""
     labels: tuple[str, ...] = ()
     """What a judge chooses among; contains `names` and `keep`."""
+    train: dict[str, Any] = {}
+    """Settings of VSafe-DPO (TrainConfig) that suit it better than those of its kind (defaults.py)."""
+    pairs: dict[str, Any] = {}
+    """Likewise of PairConfig, for every method."""
 
     @field_validator(
         "names", "synonyms", "filter_terms", "templates", "held_out_templates", "keep", "keep_prompts", "labels",
@@ -85,6 +89,15 @@ class Concept(BaseModel):
     @classmethod
     def _lists_become_tuples(cls, value: Any, info: ValidationInfo) -> Any:
         return _as_tuple(value, str(info.field_name))
+
+    @field_validator("train", "pairs")
+    @classmethod
+    def _settings_are_such(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        try:
+            (TrainConfig if info.field_name == "train" else PairConfig).model_validate(value)
+        except ValidationError as error:
+            raise ValueError("; ".join(_problem(details) for details in error.errors(include_url=False))) from error
+        return value
 
     @field_validator("slots", mode="before")
     @classmethod

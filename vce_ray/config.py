@@ -26,7 +26,7 @@ class SamplingConfig(_Config):
     """Pictures drawn at once; fewer where memory is short. No picture depends on it."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     """Of the keys and values that are kept: auto is the model's own; fp8 (e4m3, no scales) takes half the memory of
-    bfloat16, and half the time to read, and pictures are no longer the same to the token."""
+    bfloat16, and on a GPU half the time to read, and pictures are no longer the same to the token."""
 
     def determining(self) -> dict[str, Any]:
         """The settings that a picture depends on, in JSON's types."""

@@ -11,7 +11,8 @@ from vce_ray.run import catalogue_of
 
 Settings = dict[str, Any]
 
-GENTLE_KEEP = 640
+STYLE_KEEP = 640
+"""A style lies beside other styles that must stay. Twice as many kept images are not learned by heart."""
 GENTLE_TRAIN: Settings = {
     "beta": 4.0,
     "keep_weight": 5.0,
@@ -19,11 +20,9 @@ GENTLE_TRAIN: Settings = {
     "anchor_guidance": 2.0,
     "prompt_mode": "given",
 }
-"""A style lies beside other styles that must stay. A steep preference is content with a small margin: training does not
-go on pushing the style's tokens down, and what other styles share of them too; the anchor says the rest, twice as hard,
-for a caption without a style draws every style. Without its prompt an unsafe image is hard to tell from those of other
-styles. Twice as many kept images are not learned by heart. A style that the base draws unasked is too strong for this,
-and is pushed down as an object is. docs/method.md has the figures."""
+"""A steep preference is content with a small margin: training does not go on pushing the style's tokens down, and what
+other styles share of them too; the anchor says the rest, twice as hard, for a caption without a style draws every
+style. Without its prompt an unsafe image is hard to tell from those of other styles. docs/method.md has the figures."""
 DPO_TRAIN: Settings = {"beta": 0.1, "prompt_mode": "given"}
 """The sum of vanilla DPO wants a smaller slope than a mean."""
 
@@ -32,18 +31,18 @@ def default_settings(concept: str, base: str, method: str = "vsafe_dpo") -> Sett
     """Keys of RunConfig, section by section, for a concept of the catalogue or a file.
 
     Steps grow with what is to be learned: half again as many for a style, which must go from every object, and a third
-    more for each name beyond the first, for the names share the pairs.
+    more for each name beyond the first, for the names share the pairs. A concept's own file has the last word.
 
     Raises:
         ValueError: the concept is unknown.
     """
     known = load_concept(concept, catalogue_of(base))
     style = known.kind == "style"
-    gentle = style and not known.unasked
     steps = TrainConfig().steps * (len(known.names) + 2) // 3
     train: Settings = {"method": method, "steps": steps * 3 // 2 if style else steps}
-    train |= DPO_TRAIN if method == "dpo" else GENTLE_TRAIN if gentle else {}
-    return {"concept": concept, "base": base, "pairs": {"num_keep": GENTLE_KEEP} if gentle else {}, "train": train}
+    train |= DPO_TRAIN if method == "dpo" else (GENTLE_TRAIN if style else {}) | known.train
+    pairs = ({"num_keep": STYLE_KEEP} if style else {}) | known.pairs
+    return {"concept": concept, "base": base, "pairs": pairs, "train": train}
 
 
 def merged(below: Settings, above: Mapping[str, Any]) -> Settings:

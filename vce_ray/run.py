@@ -61,10 +61,13 @@ class Run:
         self.store = Store(config.store).child(self.name)
         self.task = Task(self.name, config, self.concept, self.store)
         settings = config.model_dump(mode="json", exclude={"store", "cluster"})
+        says = self.concept.model_dump(
+            mode="json", exclude={"train", "pairs"}
+        )  # of which the settings have what is used
         if self.store.exists(RUN):
             self.record = self.store.read_json(RUN)
             changed = [key for key in settings if self.record["config"].get(key) != settings[key]]
-            if self.record["concept"] != self.concept.model_dump(mode="json"):
+            if self.record["concept"] != says:
                 changed.append("what its concept says")
             if changed:
                 raise ValueError(
@@ -72,7 +75,7 @@ class Run:
                     "give it the same ones to go on, or another --name"
                 )
         else:
-            self.record = {"name": self.name, "config": settings, "concept": self.concept.model_dump(mode="json")}
+            self.record = {"name": self.name, "config": settings, "concept": says}
             self.record |= {"stages": {}, "versions": versions(), "git": git_revision()}
         self.record |= {"status": "running", "error": None}
         self._write()

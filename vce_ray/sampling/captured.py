@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 3
-"""The host runs at most so many calls ahead of the GPU: between two of them somebody may say stop."""
+AHEAD = 2
+"""The host runs at most so many calls ahead of the GPU: between two of them somebody may say stop, or join."""
 TOLERANCE = 0.05
 """How far hidden states of a captured step may be from those of the plain one, relative to their length."""
 
@@ -48,7 +48,7 @@ def _joined_weight(parts: list[Any]) -> Tensor:
 class CapturedStep:
     """One step for a number of pictures and one way of sampling.
 
-    Where fewer are underway, copies of the last one's rows are drawn for nothing, in rows of the cache that are free.
+    Where fewer are underway, copies of the last row are drawn for nothing, in rows of the cache that are free.
 
     Args:
         model: what draws; its decoder's cache must not be replaced while this is drawn with.
@@ -57,7 +57,7 @@ class CapturedStep:
     """
 
     def __init__(self, model: ImageModel, pictures: int, sampling: SamplingConfig):
-        self._head, self._steps, self._sampling = model.image_head, model.num_image_tokens, sampling
+        self._head, self._sampling = model.image_head, sampling
         self._decoder = weakref.proxy(model.decoder)  # which holds this: a cycle would keep a dropped model's memory
         self._guided = sampling.guidance_scale != 1
         self.rows = 2 * pictures if self._guided else pictures
@@ -93,12 +93,14 @@ class CapturedStep:
         """Captures the step on what is underway, unless that is done; whether it is sound."""
         if self._replay is None and self.sound:
             self._load(state)
-            self._replay = self._capture()
+            replay = self._capture()
             self._load(state)
+            replay()
             off = self._distance(len(state.hidden_RE))
             self.sound = off < TOLERANCE
-            if not self.sound:
-                self._replay = None
+            if self.sound:
+                self._replay = replay
+            else:
                 logger.error(
                     "the captured drawing step is %.3f off from the plain one, the limit is %.2f: drawing goes on "
                     "without it, slower; please report this, with your versions of torch and triton (%s=0 silences it)",
@@ -150,8 +152,6 @@ class CapturedStep:
 
     def _distance(self, rows: int) -> float:
         """How far hidden states after one replay are from those that torch's own operators give for the same token."""
-        assert self._replay is not None
-        self._replay()
         found_RE, each = self._state.hidden_RE[:rows], 2 if self._guided else 1
         last_B1 = self._state.tokens_BT.gather(1, self._state.steps_B[:, None] - 1)
         embeds_RE = F.embedding(last_B1[: rows // each, 0], self._embeddings_VE).repeat_interleave(each, 0)
@@ -174,10 +174,7 @@ class CapturedStep:
     def _run(self) -> None:
         x_RE, delta_RE = self._choose(), None
         decoder, epsilon = self._decoder, self._norm.variance_epsilon
-        cache = decoder.cache(self.rows)
-        # a picture that is finished while others go on has no slot for its last token, and needs none
-        self._slots_R.clamp_(max=cache[0][0].shape[2] - 1)
-        for weights, keys, values in zip(self._weights, *cache, strict=True):
+        for weights, keys, values in zip(self._weights, *decoder.cache(self.rows), strict=True):
             normed = kernels.add_norm(x_RE, delta_RE, weights.before, epsilon)
             projected = F.linear(normed, weights.qkv)
             query = kernels.rotate_store(

@@ -98,7 +98,7 @@ class StepKernels:
         hidden = embeds_RE.clone(memory_format=torch.contiguous_format)
         needed = embeds_RE.shape[1] + 2 * (heads + key_heads) * width + feed_forward
         scratch = embeds_RE.new_empty(rows * needed)
-        assert rows <= held and all(tensor.is_contiguous() for tensor in (*place, cache_RKSD))
+        assert len(place[2]) == rows <= held and all(tensor.is_contiguous() for tensor in (*place, cache_RKSD))
         pointers = (tensor.data_ptr() for tensor in (last, hidden, scratch, *place))
         seconds = None if self.seconds is None else self.seconds.data_ptr()
         sizes = (rows, embeds_RE.shape[1], feed_forward, heads, key_heads, slots, width)

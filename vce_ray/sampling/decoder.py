@@ -36,8 +36,8 @@ CAPTURES = 16
 class Decoder:
     """A Llama stack and its image head, read from transformers' (or peft's) modules; one set of rows at a time.
 
-    An adapter put on, merged or switched off is seen by the next rows that join. The cache is kept between batches, and
-    made anew when more rows or slots are needed.
+    An adapter put on, merged or switched off while no row is underway is seen by the next ones. The cache is kept
+    between batches, and made anew when more rows or slots are needed.
     """
 
     def __init__(self, language_model: Any, head: list[Any]):
@@ -64,6 +64,21 @@ class Decoder:
     def cache_bytes(self) -> int:
         """Memory that the cache holds."""
         return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    @property
+    def slots(self) -> int:
+        """Slots of the cache that is held; 0 where none is."""
+        return self._keys[0].shape[2] if self._keys else 0
+
+    def whole_slots(self, slots: int) -> int:
+        """How many slots the cache has where so many are needed: on a GPU, where another size costs other captures, it
+        grows by 64."""
+        return _rounded(slots) if self._model.embed_tokens.weight.device.type == "cuda" else slots
+
+    def release(self) -> None:
+        """Gives the cache back; no row may be underway."""
+        self._captures.clear()
+        self._keys, self._values = [], []
 
     @property
     def rows(self) -> int:
@@ -129,7 +144,7 @@ class Decoder:
         self._reserve(rows + spare_rows, width + new_tokens)
         self._tabulate(int(first.max()) + width + new_tokens)
         self._used_R = torch.cat([self._used_R, lengths[of_row_R.cpu()]])
-        # what the lines above know of another device is from the batch before, of which nothing is left
+        # where these lie on another device they are of a batch before, of which nothing is left
         self.next_R, self.first_R = (
             torch.cat([of.to(device), more[of_row_R]])
             for of, more in ((self.next_R, lengths_U), (self.first_R, first_U))
@@ -237,10 +252,9 @@ class Decoder:
             if rows <= held_rows and slots <= held_slots:
                 return
             if live:
-                rows, slots = max(rows, held_rows), max(slots, held_slots)
+                slots = max(slots, held_slots)
         self._captures.clear()
-        if weight.device.type == "cuda":  # where another size costs another capture
-            slots = _rounded(slots)
+        slots = self.whole_slots(slots)
         shape = (rows, self._key_heads, slots, self._head_dim)
         layers, made = len(self._model.layers), []
         held = [*self._keys, *self._values] if live else []

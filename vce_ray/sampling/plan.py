@@ -167,10 +167,15 @@ def _weight_bytes(shape: Shape, packs: bool) -> int:
 
 
 def _bytes_of_picture(shape: Shape, guided: bool) -> int:
-    """Cache of a picture's rows, and its logits: of its rows, then guided, with noise and as float32 and int64."""
+    """Cache of a picture's rows, and its logits: of its rows, then guided, with noise and as float32 and int64.
+
+    Where the cache has another dtype than the model, torch's own operators read a layer of it from a copy.
+    """
     rows = 2 if guided else 1
     slots = shape.prompt_tokens + shape.image_tokens - 1
-    return rows * slots * shape.cache_bytes + shape.image_vocab * (rows * BYTES[shape.dtype] + 4 * 8)
+    copied = shape.cache_bytes // shape.layers * BYTES[shape.dtype] // BYTES[shape.kept_dtype]
+    kept = shape.cache_bytes + (copied if shape.kept_dtype != shape.dtype else 0)
+    return rows * slots * kept + shape.image_vocab * (rows * BYTES[shape.dtype] + 4 * 8)
 
 
 def _measure(shape: Shape, device: Device, batch: int, guided: bool) -> Plan:

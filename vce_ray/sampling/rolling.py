@@ -59,15 +59,24 @@ class RollingBatch(Generic[Name]):
     then.
     """
 
-    def __init__(self, model: ImageModel, sampling: SamplingConfig):
-        """Raises ValueError where the device has no numbers of the kind that `sampling` wants kept."""
-        self._model, self._sampling = model, sampling
+    def __init__(self, model: ImageModel, sampling: SamplingConfig, reserve: bool = False):
+        """
+        Args:
+            reserve: makes the cache for as many pictures as there is room for when the first one joins; else it grows
+                with those that join.
+
+        Raises:
+            ValueError: the device has no numbers of the kind that `sampling` wants kept.
+        """
+        self._model, self._sampling, self._reserve = model, sampling, reserve
         check_kept(sampling.kv_cache_dtype, model.device)
         self._guided = sampling.guidance_scale != 1
         self._rows_each = 2 if self._guided else 1
         self._names: list[Name] = []
         self._taken: list[int] = []  # steps_B, known to the host
         self._largest, self._captured = sampling.batch_size, False
+        self._longest = model.prompt_tokens
+        """Tokens that the cache has room for in each row's prompt."""
         self._clear()
 
     def __len__(self) -> int:
@@ -91,17 +100,21 @@ class RollingBatch(Generic[Name]):
             return 0
         distinct = list(dict.fromkeys(prompts))
         batch = model.encode_prompts(distinct)
-        if (longest := batch.mask_BP.shape[1]) > model.prompt_tokens:
-            room = max(self._fitting(longest) - len(self), 0 if self else 1)
-            if room < len(prompts):
-                return self.join(names, prompts[:room], seeds[:room])
+        longest = max(self._longest, batch.mask_BP.shape[1])
+        largest = self._largest if longest == self._longest else self._capacity(longest)
+        if largest - len(self) < len(prompts):
+            room = max(0, largest - len(self))
+            return self.join(names, prompts[:room], seeds[:room])
+        self._longest, self._largest = longest, largest
         embeds_UPE, lengths_U, first_U, rows_UG = _rows(batch, self._guided)
         place = {prompt: i for i, prompt in enumerate(distinct)}
         of_row_R = rows_UG[[place[prompt] for prompt in prompts]].flatten()
-        spare = padded_batch(total := len(self) + len(prompts), self._largest) - total if self._captured else 0
-        hidden_RE = model.decoder.join(
-            embeds_UPE, lengths_U, first_U, of_row_R, model.num_image_tokens - 1, spare * self._rows_each
-        )
+        total = len(self) + len(prompts)
+        whole = largest if self._reserve else padded_batch(total, largest) if self._captured else total
+        # a captured step reads the last token of pictures that are finished while others go on, too
+        new_tokens = model.num_image_tokens if self._captured else model.num_image_tokens - 1
+        spare_rows = (whole - total) * self._rows_each
+        hidden_RE = model.decoder.join(embeds_UPE, lengths_U, first_U, of_row_R, new_tokens, spare_rows)
         seeds_B = torch.tensor(seeds, dtype=torch.int64, device=model.device)
         begun = Underway(
             hidden_RE, seeds_B, torch.zeros_like(seeds_B), seeds_B.new_zeros(len(seeds), model.num_image_tokens)
@@ -195,19 +208,32 @@ class RollingBatch(Generic[Name]):
         self._state = Underway(nothing, nothing, nothing, nothing)
 
     def _measure(self) -> None:
-        """How many pictures there is room for, and whether steps are captured."""
-        self._model.decoder.kept_dtype = KEPT[self._sampling.kv_cache_dtype]
-        self._model.decoder.prepare()
-        self._captured, self._largest = capturable(self._model.language_model), self._sampling.batch_size
-        if (fitting := self._fitting(self._model.prompt_tokens)) < self._largest:
-            self._largest = whole_batch(fitting) if self._captured else max(1, fitting)
+        """How many pictures there is room for, and whether steps are captured. A cache that was made for longer prompts
+        is kept unless it takes room from others."""
+        decoder, tokens = self._model.decoder, self._model.num_image_tokens
+        decoder.kept_dtype = KEPT[self._sampling.kv_cache_dtype]
+        decoder.prepare()
+        self._captured = capturable(self._model.language_model)
+        usual = self._model.prompt_tokens
+        self._longest = max(usual, decoder.slots - tokens)
+        self._largest = self._capacity(self._longest)
+        if self._largest < self._sampling.batch_size and decoder.slots > decoder.whole_slots(usual + tokens):
+            decoder.release()
+            self._longest, self._largest = usual, self._capacity(usual)
 
-    def _fitting(self, prompt_tokens: int) -> int:
-        """How many pictures with prompts of so many tokens fit into the memory that is free but for the cache."""
-        kept = self._sampling.kv_cache_dtype
-        shape = replace(self._model.shape, prompt_tokens=prompt_tokens, kv_cache_dtype=kept)
+    def _capacity(self, prompt_tokens: int) -> int:
+        """How many pictures with prompts of up to so many tokens there is room for; one at least."""
+        slots = self._model.decoder.whole_slots(prompt_tokens + self._model.num_image_tokens)
+        shape = replace(
+            self._model.shape,
+            prompt_tokens=slots - self._model.num_image_tokens,
+            kv_cache_dtype=self._sampling.kv_cache_dtype,
+        )
         free = free_memory(self._model.device) + self._model.decoder.cache_bytes
-        return fitting_batch(shape, free, self._guided, loaded=True)
+        fitting = fitting_batch(shape, free, self._guided, loaded=True)
+        if fitting >= self._sampling.batch_size:
+            return self._sampling.batch_size
+        return whole_batch(fitting) if self._captured else max(1, fitting)
 
 
 def _rows(batch: PromptBatch, guided: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

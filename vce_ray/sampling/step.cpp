@@ -26,8 +26,8 @@ constexpr int64_t PANEL = 2 * LANES;
 constexpr int64_t DEPTH = 256;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
 
-// out [ROWS, PANEL] += or = x [ROWS, depth] . part of a panel. The sums stay in registers; they begin at 0, where a residual
-// is added too, which would take digits from each of them.
+// out [ROWS, PANEL] += or = x [ROWS, depth] . part of a panel. The sums stay in registers; they begin at 0, where a
+// residual is added too, which would take digits from each of them.
 template <int ROWS>
 void tile(const float* x, int64_t x_stride, const float* panel, int64_t depth, float* out, int64_t stride, bool add) {
     Lanes sums[ROWS][2] = {};
@@ -54,7 +54,8 @@ constexpr decltype(&tile<1>) TILES[] = {
 };
 
 // out [R, PANEL] += or = x [R, depth] . panel.
-void multiply_panel(const float* x, const float* panel, int64_t depth, float* out, int64_t stride, int64_t R, bool add) {
+void multiply_panel(const float* x, const float* panel, int64_t depth, float* out, int64_t stride, int64_t R,
+                    bool add) {
     const int64_t tiles = (R + TALLEST - 1) / TALLEST;
     for (int64_t k = 0; k < depth; k += DEPTH)
         for (int64_t t = 0; t < tiles; ++t) {
@@ -136,8 +137,8 @@ void attend_head(const float* query, const float* keys, const float* values, flo
     for (int64_t d = 0; d < D; ++d) out[d] = sums[d] / total;
 }
 
-// Where the tokens of a step go: rotary embedding by position [positions, D], and of each row [R] the slot into which its
-// token goes and the position of its slot 0.
+// Where the tokens of a step go: rotary embedding by position [positions, D], and of each row [R] the slot into which
+// its token goes and the position of its slot 0.
 struct Place {
     const float *cos, *sin;
     const int64_t *slot, *first;
@@ -208,15 +209,16 @@ struct Layer {
     float *keys, *values;
 };
 
-// hidden [R, E]: embeddings of the rows' next tokens, and on return what the last norm makes of them; scratch: memory for
-// R (E + 2 (H + K) D + F) numbers; seconds: null, or [3], to which what norms, products and attention took is added.
+// hidden [R, E]: embeddings of the rows' next tokens, and on return what the last norm makes of them; scratch: memory
+// for R (E + 2 (H + K) D + F) numbers; seconds: null, or [3], to which what norms, products and attention took is added.
 void vce_step(const Layer* layers, int64_t count, const float* last, float* hidden, float* scratch, const float* cos,
               const float* sin, const int64_t* slot, const int64_t* first, double* seconds, int64_t R, int64_t E,
               int64_t F, int64_t H, int64_t K, int64_t S, int64_t D, float epsilon) {
     const Place at{cos, sin, slot, first};
     const Heads heads{H, K, S, D};
     const int64_t all = (H + 2 * K) * D;
-    float *normed = scratch, *projected = normed + R * E, *attended = projected + R * all, *gated = attended + R * H * D;
+    float *normed = scratch, *projected = normed + R * E, *attended = projected + R * all;
+    float* gated = attended + R * H * D;
 #pragma omp parallel
     {
         Clock clock{seconds};

@@ -14,13 +14,14 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+V = TypeVar("V")
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
@@ -55,6 +56,14 @@ class Busy:
     retry_after_s: int
 
 
+@dataclass(frozen=True)
+class Entry(Generic[T, R]):
+    """An item, and where its caller waits."""
+
+    item: T
+    future: asyncio.Future[R]
+
+
 class Batcher(Generic[T, R]):
     """A bounded queue before one worker thread.
 
@@ -68,34 +77,36 @@ class Batcher(Generic[T, R]):
         self._work = work
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._queue: deque[tuple[T, asyncio.Future[R]]] = deque()
-        self._underway: dict[int, asyncio.Future[R]] = {}
+        self._queue: deque[Entry[T, R]] = deque()
+        self._underway: dict[int, Entry[T, R]] = {}
+        self._begun: dict[int, float] = {}
         self._next = 0
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._task: asyncio.Task[None] | None = None
-        self._seconds_per_item, self._since_last_end = 1.0, 0.0
+        self._seconds_underway = 1.0
+        """How long an item is underway, of late."""
 
     async def submit(self, items: Sequence[T]) -> list[R] | Busy:
         """Results of all items, or Busy where they do not fit into the queue. Raises what the work raised.
 
         If the caller is cancelled, its items are given up, be they waiting or underway.
         """
-        waiting = sum(not future.done() for _, future in self._queue)
+        waiting = sum(not entry.future.done() for entry in self._queue)
         if waiting + len(items) > self._max_waiting:
-            seconds = math.ceil((waiting + 1) * self._seconds_per_item)
-            return Busy(waiting, self._max_waiting, max(1, min(seconds, MAX_RETRY_AFTER_S)))
+            seconds = math.ceil(math.ceil((waiting + 1) / self._max_batch) * self._seconds_underway)
+            return Busy(waiting, self._max_waiting, min(seconds, MAX_RETRY_AFTER_S))
         loop = asyncio.get_running_loop()
-        futures = [loop.create_future() for _ in items]
-        self._queue.extend(zip(items, futures, strict=True))
+        entries = [Entry(item, loop.create_future()) for item in items]
+        self._queue.extend(entries)
         self._arrived.set()
         if self._task is None:
             self._task = loop.create_task(self._run())
         try:
-            return list(await asyncio.gather(*futures))
+            return list(await asyncio.gather(*(entry.future for entry in entries)))
         finally:
-            for future in futures:  # where one failed, nobody waits for the others any more
-                future.cancel()
+            for entry in entries:  # where one failed, nobody waits for the others any more
+                entry.future.cancel()
 
     def check(self) -> None:
         """Raises RuntimeError if the loop that feeds the worker has ended."""
@@ -104,56 +115,60 @@ class Batcher(Generic[T, R]):
 
     async def _run(self) -> None:
         """Feeds the worker for as long as the event loop lives."""
-        loop = asyncio.get_running_loop()
         while True:
             if not self._queue and not self._underway:
                 self._arrived.clear()
                 await self._arrived.wait()
-            gone = [number for number, future in self._underway.items() if future.done()]
-            for number in gone:
-                del self._underway[number]
-            taken = self._take()
-            numbers = range(self._next, self._next + len(taken))
-            self._next += len(taken)
-            self._underway |= zip(numbers, (future for _, future in taken))
-            started = time.monotonic()
             try:
-                items = [item for item, _ in taken]
-                joined, ended = await loop.run_in_executor(self._thread, self._round, gone, numbers, items)
+                await self._drop_abandoned()
+                await self._let_join()
+                if self._underway:
+                    for number, result in await self._in_thread(self._work.advance):
+                        self._end(number, result)
             except Exception as error:
                 logger.exception("a round of %d failed", len(self._underway))
-                for future in self._underway.values():
-                    if not future.done():
-                        future.set_exception(error)
-                await loop.run_in_executor(self._thread, self._work.drop, list(self._underway))
-                self._underway.clear()
-                continue
-            for number in numbers[joined:]:
-                del self._underway[number]
-            self._queue.extendleft(reversed(taken[joined:]))
-            for number, result in ended:
-                future = self._underway.pop(number)
-                if not future.done():
-                    future.set_result(result)
-            self._since_last_end += time.monotonic() - started
-            if ended:
-                self._seconds_per_item += 0.3 * (self._since_last_end / len(ended) - self._seconds_per_item)
-                self._since_last_end = 0.0
+                await self._fail(error)
 
-    def _round(
-        self, gone: Sequence[int], numbers: Sequence[int], items: Sequence[T]
-    ) -> tuple[int, Sequence[tuple[int, R]]]:
-        """What the thread does between two looks at the queue: how many items joined, and which have ended."""
-        self._work.drop(gone)
-        joined = self._work.join(numbers, items) if items else 0
-        left = len(self._underway) - len(items) + joined
-        return joined, self._work.advance() if left else []
+    async def _in_thread(self, work: Callable[..., V], *args: Any) -> V:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
-    def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
-        """The next items for which there may be room, without those whose caller has gone."""
-        taken = []
+    async def _drop_abandoned(self) -> None:
+        gone = [number for number, entry in self._underway.items() if entry.future.done()]
+        if gone:
+            await self._in_thread(self._work.drop, gone)
+            for number in gone:
+                del self._underway[number], self._begun[number]
+
+    async def _let_join(self) -> None:
+        """Begins what waits; what there is no room for goes back to its place in the queue."""
+        taken: dict[int, Entry[T, R]] = {}
         while self._queue and len(self._underway) + len(taken) < self._max_batch:
             entry = self._queue.popleft()
-            if not entry[1].done():
-                taken.append(entry)
-        return taken
+            if not entry.future.done():  # its caller has not gone
+                taken[self._next] = entry
+                self._next += 1
+        if not taken:
+            return
+        self._underway |= taken
+        self._begun |= dict.fromkeys(taken, time.monotonic())
+        numbers = list(taken)
+        joined = await self._in_thread(self._work.join, numbers, [entry.item for entry in taken.values()])
+        for number in reversed(numbers[joined:]):
+            del self._begun[number]
+            self._queue.appendleft(self._underway.pop(number))
+
+    def _end(self, number: int, result: R) -> None:
+        self._seconds_underway += 0.3 * (time.monotonic() - self._begun.pop(number) - self._seconds_underway)
+        entry = self._underway.pop(number)
+        if not entry.future.done():
+            entry.future.set_result(result)
+
+    async def _fail(self, error: Exception) -> None:
+        """Fails all that is underway. What a traceback refers to, such as half a cache, is let go."""
+        numbers, entries = list(self._underway), list(self._underway.values())
+        self._underway.clear()
+        self._begun.clear()
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_exception(error.with_traceback(None))
+        await self._in_thread(self._work.drop, numbers)

@@ -30,7 +30,7 @@ class Drawing:
         from vce_ray.sampling.rolling import RollingBatch
 
         self._model = model
-        self._batch: RollingBatch[int] = RollingBatch(model, sampling)
+        self._batch: RollingBatch[int] = RollingBatch(model, sampling, reserve=model.device.type == "cuda")
 
     def join(self, numbers: Sequence[int], items: Sequence[tuple[str, int]]) -> int:
         """Begins as many pictures as there is room for, and says how many."""
@@ -86,7 +86,7 @@ class Engine:
 
         check_prompt(prompt, MAX_PROMPT_CHARS)
         try:
-            self._model.check_prompts([prompt])  # a prompt of too many tokens would fail its whole batch
+            self._model.check_prompts([prompt])  # a prompt of too many tokens would fail all that is underway
         except ValueError as error:
             raise ApiError(400, f"{error}: shorten it", param="prompt", code="prompt_too_long") from error
         images = await self._batcher.submit([(prompt, seed) for seed in seeds])
