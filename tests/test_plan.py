@@ -77,6 +77,25 @@ def test_short_memory_makes_smaller_batches_and_the_same_pictures(monkeypatch: p
     assert len(rows) > 1 and max(rows) < 8
 
 
+def test_long_prompts_have_room_for_fewer_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(device="cpu")
+    held = [plan(model.shape, Device("", 1e12, 1, 1), batch).peak_bytes for batch in (0, 4)]
+    memory = (held[1] - held[0]) * 1.1
+    monkeypatch.setattr(rolling, "free_memory", lambda device: memory - model.decoder.cache_bytes)
+    batch = rolling.RollingBatch[int](model, SamplingConfig(batch_size=16))
+    short, long = ["a deer"] * 8, ["a deer " * 40] * 8
+    assert batch.join(range(8), short, range(8)) == 4
+    batch.advance(3)
+    batch.drop([0, 1])
+    assert batch.join(range(8, 16), long, range(8)) == 0
+    batch.drop([2])
+    assert batch.join(range(8, 16), long, range(8)) == 1
+    assert batch.join(range(16, 24), short, range(8)) == 0, "their rows would be as long"
+    slots = model.decoder.slots
+    batch.drop([3, 8])
+    assert batch.join(range(8), short, range(8)) == 4 and model.decoder.slots < slots, "the long rows were given back"
+
+
 def test_the_device_at_hand_is_measured() -> None:
     cpu = torch.device("cpu")
     found = measure_device(cpu)
