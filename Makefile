@@ -1,5 +1,5 @@
 # make demo   sets up an environment and erases a concept from the embedded model (prompts to report)
-# make test   sets up an environment, checks lint and types, and runs the tests, two files at a time
+# make test   sets up an environment, checks lint and types, and runs the tests
 # make test-vllm   the tests of captioners in vLLM, on a CPU, in an environment of their own (some GB)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/vce-ray demo
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest
 
 .venv-vllm/ready: pyproject.toml overrides-vllm.txt $(VENV)/ready
 	$(PYTHON) -m venv .venv-vllm
