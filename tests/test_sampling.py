@@ -196,6 +196,7 @@ def test_no_prompts_draw_nothing(model):
 
 def test_a_cache_of_8_bits_takes_a_quarter_and_draws_almost_the_same(model):
     settings = SamplingConfig(temperature=0, guidance_scale=2)
+    model.decoder.release()
     plain = draw(model, PROMPTS, [0] * 4, settings)
     plain_bytes = model.decoder.cache_bytes
     eight = draw(model, PROMPTS, [0] * 4, settings.model_copy(update={"kv_cache_dtype": "fp8"}))
@@ -213,7 +214,7 @@ def test_pictures_that_join_and_leave_at_any_step_are_the_same(model, guidance: 
     settings = SamplingConfig(batch_size=4, guidance_scale=guidance)
     longest = "a cat and a house in the style of openmoji on a blue background"  # wants more slots than are there
     asked = {"a": (PROMPTS[0], 1), "b": (PROMPTS[3], 2), "c": (longest, 3), "d": (PROMPTS[2], 4), "e": (PROMPTS[0], 5)}
-    model.decoder._keys, model.decoder._values = [], []
+    model.decoder.release()
     batch, drawn = RollingBatch(model, settings), {}
 
     def join(*names: str) -> int:
