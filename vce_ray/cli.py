@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -233,8 +234,6 @@ def plan(
     kv_cache: options.KvCache = "auto",
 ) -> None:
     """Tells batch, memory and time of drawing on a device, had or not, with the arithmetic."""
-    from dataclasses import replace
-
     from vce_ray.sampling.plan import DEVICES, SHAPES, explain
     from vce_ray.sampling.plan import plan as make_plan
 

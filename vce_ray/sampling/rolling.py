@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Name = TypeVar("Name", bound=Hashable)
 
 KEPT = {"auto": None, "fp8": torch.float8_e4m3fn}
+"""What `kv_cache_dtype` is to the decoder."""
 NOISE_AT_ONCE = 1 << 17
 """Numbers of sampling noise that are made at once, for several steps where batch and vocabulary are small."""
 
@@ -135,8 +136,7 @@ class RollingBatch(Generic[Name]):
         assert self, "nothing is underway"
         steps = min(steps, self._model.num_image_tokens - max(self._taken))
         if step := self._captured_step():
-            finishing = all(taken == self._taken[0] for taken in self._taken)
-            step.take(self._state, steps, finishing and self._taken[0] + steps == self._model.num_image_tokens)
+            step.take(self._state, steps, last=min(self._taken) + steps == self._model.num_image_tokens)
             self._taken = [taken + steps for taken in self._taken]
             return self._finished()
         finished = []
