@@ -46,6 +46,9 @@ DRAWN = pa.schema([*DRAWN, pa.field("image", pa.binary()), *_TOLD])
 SAID = pa.schema([("caption_id", pa.string()), ("sample_id", pa.string()), ("caption", pa.string()), *_TOLD])
 
 
+STAND_IN = "benchmarks.data_plane:StandIn"
+
+
 class StandIn:
     """Not a model: takes as long as one for a batch, and makes up its rows."""
 
@@ -80,8 +83,8 @@ def steps(latency: dict[str, float], image_bytes: int) -> tuple[Step, Step]:
     settings = [{"what": what, "latency_s": seconds, "image_bytes": image_bytes} for what, seconds in latency.items()]
     alike = ("prompt", "seed")
     return (
-        Step("drawn", "prompts", DRAWN, "prompt_id", StandIn, settings[0], alike=alike),
-        Step("said", "drawn", SAID, "sample_id", StandIn, settings[1]),
+        Step("drawn", "prompts", DRAWN, "prompt_id", STAND_IN, settings[0], alike=alike),
+        Step("said", "drawn", SAID, "sample_id", STAND_IN, settings[1]),
     )
 
 

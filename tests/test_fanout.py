@@ -39,7 +39,7 @@ def core() -> Core:
 
 
 def step(**more) -> Step:
-    return Step("made", "source", MADE, "source_id", core, {}, **more)
+    return Step("made", "source", MADE, "source_id", "test_fanout:core", {}, **more)
 
 
 @pytest.fixture

@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import load_file
 
 from vce_ray import schemas
-from vce_ray.config import RunConfig, SamplingConfig, TrainConfig
+from vce_ray.config import PROMPT_MODES, RunConfig, SamplingConfig, TrainConfig
 from vce_ray.models.adapter import attach_adapter
-from vce_ray.models.load import base_stamp, load_model
+from vce_ray.models.load import base_stamp, check_stamp, load_model
 from vce_ray.sampling import draw
 from vce_ray.store import Store
 from vce_ray.training import step as training_step
-from vce_ray.training.data import MODES, TrainingData, order
+from vce_ray.training.data import TrainingData, order
 from vce_ray.training.loss import preservation_loss
-from vce_ray.training.reference import Reference, check_stamp
+from vce_ray.training.reference import Reference
 from vce_ray.training.step import AnchorBatch, Targets, anchor_target, keep_target, pair_log_probs, step_loss
 
 PAIRS = 8
@@ -68,18 +68,20 @@ def pair_set(tmp_path_factory: pytest.TempPathFactory) -> Store:
     stage = store.stage("keep")
     table = pa.table({"sample_id": ids, "prompt": keep, "tokens": pa.array(kept, tokens)})
     stage.publish([stage.write_part(table)], key="sample_id")
-    rows, _ = Reference("emoji-world", {"a": MODES})([row | {"run": "a"} for row in pairs.to_pylist()])
+    rows, _ = Reference("emoji-world", {"a": PROMPT_MODES})([row | {"run": "a"} for row in pairs.to_pylist()])
     stage = store.stage("reference")
-    part = stage.write_part(pa.Table.from_pylist(rows, schemas.reference(MODES)))
+    part = stage.write_part(pa.Table.from_pylist(rows, schemas.reference(PROMPT_MODES)))
     stage.publish([part], key="pair_id", **base_stamp("emoji-world"))
     return store
 
 
 def test_reference_is_of_the_modes_that_a_run_may_draw_from() -> None:
     row = {"pair_id": "p", "prompt": "a deer", "refined_caption": "an animal", "chosen": [3] * 64, "rejected": [5] * 64}
-    rows, rejects = Reference("emoji-world", {"a": MODES, "b": ("given",)})([row | {"run": run} for run in "abba"])
+    rows, rejects = Reference("emoji-world", {"a": PROMPT_MODES, "b": ("given",)})(
+        [row | {"run": run} for run in "abba"]
+    )
     assert [set(made) - {"run", "pair_id"} for made in rows[:2]] == [
-        {f"{side}_{mode}" for side in ("chosen", "rejected") for mode in modes} for modes in (MODES, ("given",))
+        {f"{side}_{mode}" for side in ("chosen", "rejected") for mode in modes} for modes in (PROMPT_MODES, ("given",))
     ]
     assert [made["run"] for made in rows] == list("abba") and not rejects
     assert rows[1]["chosen_given"] == pytest.approx(rows[0]["chosen_given"], abs=1e-4) != rows[0]["chosen_null"]

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+PROMPT_MODES = ("given", "stripped", "null")
+"""Wordings under which a pair can be contrasted: its prompt, that prompt without the concept, and none."""
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +110,11 @@ class TrainConfig(_Config):
                 "set allow_no_preservation to do it all the same"
             )
         return self
+
+    @property
+    def prompt_modes(self) -> tuple[str, ...]:
+        """The prompt modes that a training may draw from, and so needs reference log-probs of."""
+        return PROMPT_MODES if self.prompt_mode == "mixed" else (self.prompt_mode,)
 
     @property
     def preserves(self) -> bool:

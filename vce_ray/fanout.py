@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ class Step:
     """Of what is made; the first column is the stage's key."""
     link: str
     """The column of a made row that holds the key of the row which it was made of."""
-    core: Callable[..., Core]
+    core: str
+    """The class of what is done, 'package.module:Class': only actors import models' libraries, which takes seconds."""
     settings: Mapping[str, Any]
     """With which an actor builds the core, once."""
     wants: Callable[[Row], bool] | None = None
@@ -76,7 +78,7 @@ class Worker:
 
     def __init__(self, steps: Sequence[Step], followers: Mapping[str, Step], tasks: Mapping[str, Task]):
         self.steps, self.followers, self.tasks = steps, followers, tasks
-        self.cores = {step.stage: step.core(**step.settings) for step in steps}
+        self.cores: dict[str, Core] = {step.stage: resolve_name(step.core)(**step.settings) for step in steps}
         self.fetched: OrderedDict[tuple[str, ...], dict[str, Row]] = OrderedDict()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -207,7 +209,7 @@ def flow(
     for _, pool in pools:
         await_nodes(pool, wait_s)
     followers = {step.source: step for steps in (later, *(steps for steps, _ in pools)) for step in steps}
-    claims = ray.data.from_arrow([_folded(block) for block in blocks])
+    claims = ray.data.from_blocks([_folded(block) for block in blocks])  # from_arrow() starts a task for each
     for number, (steps, pool) in enumerate(pools):
         claims = claims.map_batches(
             Worker,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vce_ray import schemas
-from vce_ray.evaluation.score import Score
 from vce_ray.fanout import Step, batched, flow, open_claims, publish
 from vce_ray.pairs.build import PICTURE
 from vce_ray.run import Task
@@ -18,8 +17,8 @@ def arm_step(arm: str, tasks: Mapping[str, Task]) -> Step:
     """The step that draws and judges one arm, 'before' or 'after'."""
     settings = {"tasks": dict(tasks), "arm": arm}
     alike = PICTURE if arm == "before" else ()  # what the base draws is the same for all runs
-    source, made = "evaluation/prompts", schemas.EVALUATION
-    return Step(f"evaluation/{arm}", source, made, "prompt_id", Score, settings, alike=alike)
+    source, made, core = "evaluation/prompts", schemas.EVALUATION, "vce_ray.evaluation.score:Score"
+    return Step(f"evaluation/{arm}", source, made, "prompt_id", core, settings, alike=alike)
 
 
 def evaluate_after(tasks: Mapping[str, Task]) -> None:

@@ -119,6 +119,16 @@ def base_stamp(ref: str) -> dict[str, str]:
     return {"base_revision": folder_revision(folder), "dtype": model_dtype(model_config(folder))}
 
 
+def check_stamp(found: dict, wanted: dict[str, str]) -> None:
+    """Raises ValueError where cached log-probs were computed by another base, naming both."""
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"reference log-probs were computed with {key} {found.get(key)}, this run has {value}: "
+                "delete the reference/ stage of the run, or load the base it was made with"
+            )
+
+
 def judge_folder(ref: str = EMBEDDED, judge: str | None = None) -> Path:
     """The folder of the judge, a CLIP in open_clip's format: the one that is named, or the embedded model's own.
 

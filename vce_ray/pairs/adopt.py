@@ -14,11 +14,9 @@ import pyarrow as pa
 from vce_ray import schemas
 from vce_ray.concept import Concept
 from vce_ray.config import RunConfig
-from vce_ray.models.load import base_stamp
+from vce_ray.models.load import base_stamp, check_stamp
 from vce_ray.run import RUN, Task
 from vce_ray.store import Store
-from vce_ray.training.data import modes_of
-from vce_ray.training.reference import check_stamp
 
 DETERMINING: dict[str, Callable[[RunConfig], Any]] = {
     "base": lambda config: config.base,
@@ -52,7 +50,7 @@ def adopt_pairs(task: Task) -> None:
         parts, key = [], ""
         for source in sources.values():
             manifest = source.stage(name).manifest()
-            wanted = schemas.reference(modes_of(task.config.train)).names if name == "reference" else None
+            wanted = schemas.reference(task.config.train.prompt_modes).names if name == "reference" else None
             table = source.stage(name).read(columns=wanted)
             assert manifest is not None, "read() has looked for it"
             key = manifest["key"]
@@ -75,7 +73,7 @@ def _check(task: Task, name: str, source: Store) -> None:
     if manifest is None:
         raise ValueError(f"run {name} has no pair set yet: run it first, or leave it out of --pairs-of")
     check_stamp(manifest["facts"], base_stamp(task.config.base))
-    if missing := [mode for mode in modes_of(task.config.train) if f"chosen_{mode}" not in manifest["schema"]]:
+    if missing := [mode for mode in task.config.train.prompt_modes if f"chosen_{mode}" not in manifest["schema"]]:
         raise ValueError(f"run {name} has no reference log-probs for prompt mode {missing[0]}: use its own method")
 
 

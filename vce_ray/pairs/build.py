@@ -14,23 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vce_ray import schemas
-from vce_ray.config import PoolConfig, RunConfig
+from vce_ray.config import PROMPT_MODES, PoolConfig, RunConfig
 from vce_ray.fanout import RejectedTooMuch, Step, batched, flow, open_claims, publish
 from vce_ray.models.load import base_stamp
-from vce_ray.pairs.caption import Describe
 from vce_ray.pairs.captioner import checks_safe_images, parse_captioner
-from vce_ray.pairs.generate import DrawSafe, DrawUnsafe
 from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
 from vce_ray.pairs.rows import Row
 from vce_ray.run import FLOW, Task
 from vce_ray.stage import Stage
 from vce_ray.store import Store
-from vce_ray.training.data import MODES, modes_of
-from vce_ray.training.reference import Reference
 
 PROMPTS_OF_A_PART = 1024
 PICTURE = ("prompt", "seed")
 """What determines a picture of the base."""
+UNSAFE, SAFE = "vce_ray.pairs.generate:DrawUnsafe", "vce_ray.pairs.generate:DrawSafe"
+DESCRIBE, REFERENCE = "vce_ray.pairs.caption:Describe", "vce_ray.training.reference:Reference"
 
 
 def publish_prompts(task: Task) -> None:
@@ -65,14 +63,14 @@ def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
     reading = {"captioner": None if in_vllm else run.reader, "concepts": concepts, "refiner": run.refiner}
     checking = {"captioner": checks_safe_images(run.reader, run.base), "concepts": concepts}
     safe = drawing | checking | {"attempts": run.pairs.safe_attempts}
-    modes = {name: modes_of(task.config.train) for name, task in tasks.items()}
+    modes = {name: task.config.train.prompt_modes for name, task in tasks.items()}
     log_probs = {name: schemas.reference(of_run) for name, of_run in modes.items()}
     referring = {"base": run.base, "modes": modes}
     steps = (
-        Step("unsafe", "prompts", schemas.UNSAFE, "prompt_id", DrawUnsafe, drawing, alike=PICTURE),
-        Step("captions", "unsafe", schemas.CAPTIONS, "sample_id", Describe, reading, _is_to_erase, ("kind",)),
-        Step("safe", "captions", schemas.SAFE, "source_id", DrawSafe, safe),
-        Step("reference", "safe", schemas.reference(MODES), "pair_id", Reference, referring, schemas=log_probs),
+        Step("unsafe", "prompts", schemas.UNSAFE, "prompt_id", UNSAFE, drawing, alike=PICTURE),
+        Step("captions", "unsafe", schemas.CAPTIONS, "sample_id", DESCRIBE, reading, _is_to_erase, ("kind",)),
+        Step("safe", "captions", schemas.SAFE, "source_id", SAFE, safe),
+        Step("reference", "safe", schemas.reference(PROMPT_MODES), "pair_id", REFERENCE, referring, schemas=log_probs),
     )
     return {step.stage: step for step in steps}
 

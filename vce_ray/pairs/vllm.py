@@ -60,7 +60,7 @@ def caption_claims(
         return
     await_nodes(pool, wait_s)
     tasks = dict(tasks)
-    rows = ray.data.from_arrow(list(batches)).map_batches(
+    rows = ray.data.from_blocks(list(batches)).map_batches(
         partial(_with_pictures, tasks), batch_size=None, batch_format="pyarrow", num_cpus=SMALL
     )
     answers = _engine(model, pool, max(map(len, batches)), len(batches))(rows)

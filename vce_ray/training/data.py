@@ -16,14 +16,8 @@ from torch import Tensor
 from vce_ray.config import TrainConfig
 from vce_ray.training.step import AnchorBatch, KeepBatch, PairBatch
 
-MODES = ("given", "stripped", "null")
 KEEP_BLANK = 0.2
 """Share of preservation images seen without their prompt: guidance needs the unconditional side kept too."""
-
-
-def modes_of(config: TrainConfig) -> tuple[str, ...]:
-    """The prompt modes that a training may draw from, and so needs reference log-probs of."""
-    return MODES if config.prompt_mode == "mixed" else (config.prompt_mode,)
 
 
 def matrix(column: pa.ChunkedArray, dtype: type) -> Tensor:
@@ -75,7 +69,7 @@ class TrainingData:
                 matrix(reference[f"chosen_{mode}"], np.float32),
                 matrix(reference[f"rejected_{mode}"], np.float32),
             )
-            for mode in modes_of(config)
+            for mode in config.prompt_modes
         }
         return cls(
             pairs["prompt"].to_pylist(),
@@ -92,7 +86,7 @@ class TrainingData:
         share = config.batch_size // workers
         start = step * config.batch_size + rank * share
         rows = order(len(self.prompts), range(start, start + share), seed)
-        modes = [random.Random(f"{seed}-{step}-{row}").choice(modes_of(config)) for row in rows]
+        modes = [random.Random(f"{seed}-{step}-{row}").choice(config.prompt_modes) for row in rows]
         picked = [[self.references[mode][side][row] for row, mode in zip(rows, modes, strict=True)] for side in (0, 1)]
         texts = [self.refined[r] if m == "stripped" else self.prompts[r] for r, m in zip(rows, modes, strict=True)]
         return PairBatch(

@@ -17,16 +17,6 @@ from vce_ray.pairs.rows import Outcome, Row
 from vce_ray.training.step import pair_log_probs
 
 
-def check_stamp(found: dict, wanted: dict[str, str]) -> None:
-    """Raises ValueError where cached log-probs were computed by another base, naming both."""
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise ValueError(
-                f"reference log-probs were computed with {key} {found.get(key)}, this run has {value}: "
-                "delete the reference/ stage of the run, or load the base it was made with"
-            )
-
-
 @torch.no_grad()
 def reference_log_probs(
     model: ImageModel, prompts: list[str], blank: bool, chosen_BT: Tensor, rejected_BT: Tensor, batch_size: int = 16
