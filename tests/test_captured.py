@@ -85,7 +85,9 @@ def small_model(heads: int, key_heads: int) -> Janus:
     config = copy.deepcopy(model.net.config)
     config.text_config.num_hidden_layers = 2
     config.text_config.num_attention_heads, config.text_config.num_key_value_heads = heads, key_heads
-    config.text_config.head_dim = config.text_config.hidden_size // heads
+    config.text_config.hidden_size = config.vq_config.projection_dim = config.vision_config.projection_dim = 128
+    config.vq_config.image_token_embed_dim, config.text_config.intermediate_size = 128, 192
+    config.text_config.head_dim = 128 // heads
     config.text_config.initializer_range = 0.2
     torch.manual_seed(0)
     net: Any = JanusForConditionalGeneration(config).eval()

@@ -13,7 +13,7 @@ with ray_session():
     address = ray.get_runtime_context().gcs_address
     code = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR')"
     def join(token):
-        environment = os.environ | {"RAY_AUTH_TOKEN": token}
+        environment = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_NUM_REDIS_GET_RETRIES": "3"}  # of 20 seconds, 3
         return subprocess.run([sys.executable, "-c", code, address], env=environment, capture_output=True).returncode
     print(len(os.environ["RAY_AUTH_TOKEN"]) >= 32, join(os.environ["RAY_AUTH_TOKEN"]), join("another" * 8) != 0)
 """

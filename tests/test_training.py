@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
+import ray.train.torch
 import torch
 from safetensors.torch import load_file
 
@@ -104,15 +105,15 @@ def test_the_anchor_leaves_out_what_the_unsafe_prompt_makes_likelier() -> None:
 
 @pytest.fixture(scope="module")
 def local_ray():
-    """A small Ray on this machine."""
-    ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
-    yield
+    """The address of a small Ray on this machine."""
+    context = ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+    yield context.address_info["gcs_address"]
     ray.shutdown()
 
 
-def copy(store: Store, name: str) -> Store:
-    """The same pair set under another prefix, so that trainings do not meet."""
-    target = Store(f"{store.uri}-{name}")
+def copy(store: Store, place: Path) -> Store:
+    """The same pair set in another place, so that trainings do not meet."""
+    target = Store(place)
     for file in store.list():
         if file.split("/")[0] in ("pairs", "keep", "reference"):
             target.write_bytes(file, store.read_bytes(file))
@@ -123,44 +124,54 @@ def weights(store: Store, folder: Path) -> dict[str, torch.Tensor]:
     return load_file(store.fetch("adapter", folder) / "adapter_model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def alone(pair_set: Store, local_ray, tmp_path_factory: pytest.TempPathFactory):
-    """One worker's training: figures of its steps, and its adapter folder."""
-    from vce_ray.training.train import train
-
-    store = copy(pair_set, "alone")
-    history = train(config(), store, {"concept": "deer"})
-    return history, store.fetch("adapter", tmp_path_factory.mktemp("alone") / "adapter")
-
-
-def test_training_prefers_the_safe_image_and_the_adapter_carries_it(alone, pair_set: Store) -> None:
-    history, folder = alone
-    assert [row["step"] for row in history] == [1, 2, 3, 4]
+def test_training_prefers_the_safe_image_and_the_adapter_carries_it(finished: Store, tmp_path: Path) -> None:
+    history = finished.read_json("training.json")
     assert history[0]["preference"] == pytest.approx(0.6931, abs=1e-3)
     assert history[-1]["margin"] > 0.05 > abs(history[0]["margin"])
-    model, pairs = load_model(), pair_set.stage("pairs").read().to_pylist()
+    model, pairs = load_model(), finished.stage("pairs").read().to_pylist()
     prompts = model.encode_prompts([row["prompt"] for row in pairs])
     chosen, rejected = (torch.tensor([row[side] for row in pairs]) for side in ("chosen", "rejected"))
     with torch.no_grad():
         before = pair_log_probs(model, prompts, chosen, rejected)
-        attach_adapter(model, folder)
+        attach_adapter(model, finished.fetch("adapter", tmp_path / "adapter"))
         after = pair_log_probs(model, prompts, chosen, rejected)
     margin = (after[0] - before[0]).mean() - (after[1] - before[1]).mean()
     assert margin > 0.05
 
 
-@pytest.mark.parametrize("shard", [True, False])
-def test_two_workers_give_the_same_training(alone, pair_set: Store, tmp_path: Path, shard: bool) -> None:
-    from vce_ray.training.train import train
+def test_two_workers_give_the_same_training(finished: Store, local_ray, tmp_path: Path) -> None:
+    """With and without shards of the weights, in one pair of processes; the run that they are held to had one."""
+    record = finished.read_json("run.json")["config"]
+    stores = {shard: copy(finished, tmp_path / f"shard-{shard}") for shard in (True, False)}
+    trainings = [
+        {
+            "run": record | {"train": record["train"] | {"num_workers": 2, "shard": shard}},
+            "store": store.uri,
+            "facts": {"concept": "deer"},
+        }
+        for shard, store in stores.items()
+    ]
 
-    store = copy(pair_set, f"two-{shard}")
-    history = train(config(num_workers=2, shard=shard), store, {"concept": "deer"})
-    for one, two in zip(alone[0], history, strict=True):
-        for name in ("loss", "margin", "preservation", "gradient_norm"):
-            assert two[name] == pytest.approx(one[name], abs=2e-4), (name, one["step"])
-    ours, theirs = weights(store, tmp_path / "two"), load_file(alone[1] / "adapter_model.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 2e-3
+    def loops(settings: dict) -> list:
+        from vce_ray.training.loop import train_loop
+
+        return [train_loop(training) for training in settings["trainings"]]
+
+    trainer = ray.train.torch.TorchTrainer(
+        loops,
+        train_loop_config={"trainings": trainings},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(storage_path=str(tmp_path / "checkpoints")),
+    )
+    histories: Any = trainer.fit().return_value
+    alone, theirs = finished.read_json("training.json"), weights(finished, tmp_path / "alone")
+    for (shard, store), history in zip(stores.items(), histories, strict=True):
+        for one, two in zip(alone, history, strict=True):
+            for name in ("loss", "margin", "preservation", "gradient_norm"):
+                assert two[name] == pytest.approx(one[name], abs=2e-4), (shard, name, one["step"])
+        ours = weights(store, tmp_path / f"two-{shard}")
+        assert ours.keys() == theirs.keys()
+        assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 2e-3
 
 
 SCRIPT = """
@@ -168,17 +179,17 @@ import sys, ray
 from vce_ray.config import RunConfig
 from vce_ray.store import Store
 from vce_ray.training.train import train
-ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+ray.init(address=sys.argv[3])
 train(RunConfig.model_validate_json(sys.argv[1]), Store(sys.argv[2]), {})
 """
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, local_ray) -> None:
+def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, local_ray: str, tmp_path: Path) -> None:
     from vce_ray.training.train import train
 
-    store = copy(pair_set, "killed")
+    store = copy(pair_set, tmp_path / "killed")
     run = config(steps=40, checkpoint_every=2).model_dump_json()
-    command = [sys.executable, "-c", SCRIPT, run, store.uri]
+    command = [sys.executable, "-c", SCRIPT, run, store.uri, local_ray]
     driver = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     snapshot = "checkpoints/checkpoint_manager_snapshot.json"  # Ray Train's word for what a training goes on from

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-TINY = ["--pairs", "6", "--keep", "8", "--steps", "3", "--judged", "8", "--judged-keep", "12", "--batch-size", "3", "--workers", "1"]
+TINY = ["--pairs", "6", "--keep", "8", "--steps", "3", "--judged", "8", "--judged-keep", "12", "--batch-size", "3"]
 VCE_RAY = [sys.executable, "-m", "vce_ray"]
 ONE = ["--actors", "1"]
 """An actor takes longer to start than a run has work for."""

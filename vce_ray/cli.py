@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from vce_ray import options
 from vce_ray.config import EvalConfig, RunConfig, default_sampling
+
+if TYPE_CHECKING:
+    from vce_ray.run import Run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -158,19 +161,26 @@ def _fleet(settings: list[dict[str, Any]], name: str, store: str) -> None:
     from vce_ray.evaluation.summary import summary_table
     from vce_ray.fleet import erase_fleet, open_fleet
     from vce_ray.fleet_display import fleet_display
-    from vce_ray.ray_session import ray_session
     from vce_ray.store import Store
 
     place = Store(store)
     with fleet_display() as display:
         members = open_fleet(settings, display.say)
         display.watch(members)
-        with ray_session(), _told_of_interrupts():
+        with _session([member.run for member in members if member.run]), _told_of_interrupts():
             page = erase_fleet(members, place, name)
     typer.echo("\n" + summary_table(place.read_json(f"fleets/{name}/fleet.json")))
     typer.echo(f"\nsummary: {page}")
     if any(member.fault for member in members):
         raise typer.Exit(2)
+
+
+def _session(runs: Sequence[Run]) -> AbstractContextManager[None]:
+    """A Ray session where one of the runs has work left."""
+    from vce_ray.erase import unfinished
+    from vce_ray.ray_session import ray_session
+
+    return ray_session() if any(map(unfinished, runs)) else nullcontext()
 
 
 @contextmanager
@@ -184,12 +194,11 @@ def _told_of_interrupts() -> Iterator[None]:
 
 def _erase(config: RunConfig, pairs_only: bool = False) -> None:
     from vce_ray.erase import erase as erase_all
-    from vce_ray.ray_session import ray_session
     from vce_ray.run import Run
 
     run = Run(config, say=lambda line: typer.echo(line))
     typer.echo(f"erasing {run.concept.name} ({run.concept.kind}) from {config.base}; run {run.name}")
-    with ray_session(), _told_of_interrupts():
+    with _session([run]), _told_of_interrupts():
         figures = erase_all([run], pairs_only)[run.name]
     if isinstance(figures, BaseException):
         raise figures

@@ -68,6 +68,11 @@ def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, 
     }
 
 
+def unfinished(run: Run) -> bool:
+    """Whether a run has work left, for which it needs a cluster."""
+    return not run.done("report")
+
+
 def _check_shared(runs: Sequence[Run]) -> None:
     first = runs[0]
     for number, run in enumerate(runs):
@@ -86,6 +91,10 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
         for stage in STAGES:
             if run.done(stage):
                 run.tell(stage, "published before")
+    for run in [run for run in runs.values() if not unfinished(run)]:
+        runs.pop(run.name).finish("done")
+    if not runs:
+        return
     for run in runs.values():
         if not run.done("prompts"):
             _prompts(run)
