@@ -24,6 +24,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined: they then run on the CPU
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, each takes whole files; those that want the fleet go to one of them."""
+    wanting = {item.path for item in items if "fleet" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("fleet" if item.path in wanting else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def s3_uri() -> Iterator[Callable[[str], str]]:
     """Start an S3 server with one bucket; gives a function from a prefix to its `s3://` URI.

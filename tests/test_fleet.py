@@ -40,7 +40,7 @@ def test_what_is_not_said_depends_on_kind_and_method(tmp_path: Path) -> None:
     deer, style, vanilla, own, violence = (member.run.config for member in members if member.run)
     plain = TrainConfig()
     assert deer.train == plain and deer.pairs.num_keep == 320
-    assert style.train.steps == 120 and style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep == 640
+    assert style.train.steps == 120 and style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep == 1280
     assert vanilla.train.beta < plain.beta and vanilla.pairs == style.pairs, "so that pairs can be shared"
     assert own.train == style.train.model_copy(update=load_concept("openmoji").train), "as its file says"
     assert violence.train.steps > 200 and violence.train.beta == 2 and violence.pairs.num_keep == 5, "a user's word"

@@ -36,125 +36,39 @@ def demo(store: options.Store = "runs", concept: str = "deer") -> None:
 
 
 @app.command()
+@options.takes_run_options
 def erase(
+    settings: dict[str, Any],
     concept: Annotated[str, typer.Argument(help="A concept of the catalogue, or your own YAML file.")],
-    store: options.Store = "runs",
-    base: options.Base = "emoji-world",
-    captioner: options.Captioner = None,
-    refiner: options.Refiner = None,
-    judge: options.Judge = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; concept, method and seed by default.")] = None,
-    seed: options.Seed = 0,
-    method: options.Method = "vsafe_dpo",
     prompts: Annotated[str | None, typer.Option(help="Your own prompts for the concept, one per line.")] = None,
     pairs_of: Annotated[
         list[str] | None, typer.Option(help="Train on the pairs of this run of the store; may be given again.")
     ] = None,
-    pairs: options.Pairs = options.PAIRS,
-    keep: options.Keep = None,
-    max_reject_ratio: options.RejectRatio = options.REJECTS,
-    steps: options.Steps = None,
-    workers: options.Workers = None,
-    weights: options.Weights = "lora",
-    judged: options.Judged = options.JUDGED,
-    judged_keep: options.JudgedKeep = options.JUDGED_KEEP,
-    batch_size: options.Batch = None,
-    kv_cache: options.KvCache = "auto",
-    actors: options.Actors = None,
-    caption_actors: options.CaptionActors = None,
-    gpus_per_actor: options.Gpus = None,
-    accelerator: options.Accelerator = None,
-    caption_accelerator: options.CaptionAccelerator = None,
-    label: options.Label = None,
-    wait: options.Wait = 600,
     pairs_only: options.PairsOnly = False,
 ) -> None:
     """Erases one concept. The same command goes on where a killed one stopped."""
     from vce_ray.defaults import default_settings, merged
 
-    settings = options.run_settings(
-        base=base,
-        captioner=captioner,
-        refiner=refiner,
-        judge=judge,
-        store=store,
-        seed=seed,
-        method=method,
-        pairs=pairs,
-        keep=keep,
-        max_reject_ratio=max_reject_ratio,
-        steps=steps,
-        workers=workers,
-        weights=weights,
-        judged=judged,
-        judged_keep=judged_keep,
-        batch_size=batch_size,
-        kv_cache=kv_cache,
-        cluster=options.cluster_settings(
-            actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
-        ),
-    )
     own = {"name": name, "prompts_file": prompts, "pairs_of": tuple(pairs_of or ())}
-    _erase(RunConfig.model_validate(merged(default_settings(concept, base, method), settings | own)), pairs_only)
+    defaults = default_settings(concept, settings["base"], settings["train"]["method"])
+    _erase(RunConfig.model_validate(merged(defaults, settings | own)), pairs_only)
 
 
 @app.command()
+@options.takes_run_options
 def fleet(
+    settings: dict[str, Any],
     concepts: Annotated[list[str], typer.Argument(help="Concepts, by name or file, or a fleet file that lists them.")],
-    store: options.Store = "runs",
-    base: options.Base = "emoji-world",
-    captioner: options.Captioner = None,
-    refiner: options.Refiner = None,
-    judge: options.Judge = None,
     name: Annotated[str | None, typer.Option(help="Name of the fleet; that of its file by default.")] = None,
-    seed: options.Seed = 0,
-    method: options.Method = "vsafe_dpo",
-    pairs: options.Pairs = options.PAIRS,
-    keep: options.Keep = None,
-    max_reject_ratio: options.RejectRatio = options.REJECTS,
-    steps: options.Steps = None,
-    workers: options.Workers = None,
-    weights: options.Weights = "lora",
-    judged: options.Judged = options.JUDGED,
-    judged_keep: options.JudgedKeep = options.JUDGED_KEEP,
-    batch_size: options.Batch = None,
-    kv_cache: options.KvCache = "auto",
-    actors: options.Actors = None,
-    caption_actors: options.CaptionActors = None,
-    gpus_per_actor: options.Gpus = None,
-    accelerator: options.Accelerator = None,
-    caption_accelerator: options.CaptionAccelerator = None,
-    label: options.Label = None,
-    wait: options.Wait = 600,
 ) -> None:
     """Erases many concepts, each in a run of its own; work they share is done once. What a fleet file says goes over
     these options. The same command goes on where a killed one stopped, and tries again what failed."""
     from vce_ray.fleet import read_fleet
 
-    settings = options.run_settings(
-        base=base,
-        captioner=captioner,
-        refiner=refiner,
-        judge=judge,
-        store=store,
-        seed=seed,
-        method=method,
-        pairs=pairs,
-        keep=keep,
-        max_reject_ratio=max_reject_ratio,
-        steps=steps,
-        workers=workers,
-        weights=weights,
-        judged=judged,
-        judged_keep=judged_keep,
-        batch_size=batch_size,
-        kv_cache=kv_cache,
-        cluster=options.cluster_settings(
-            actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
-        ),
-    )
     files = [Path(concept).stem for concept in concepts if concept.endswith((".yaml", ".yml"))]
-    _fleet(read_fleet(concepts, settings), name or (files[0] if len(concepts) == len(files) == 1 else "fleet"), store)
+    name = name or (files[0] if len(concepts) == len(files) == 1 else "fleet")
+    _fleet(read_fleet(concepts, settings), name, settings["store"])
 
 
 def _fleet(settings: list[dict[str, Any]], name: str, store: str) -> None:

@@ -11,13 +11,14 @@ from vce_ray.run import catalogue_of
 
 Settings = dict[str, Any]
 
-STYLE_KEEP = 640
-"""A style lies beside other styles that must stay. Twice as many kept images are not learned by heart."""
+STYLE_KEEP = 1280
+"""A style lies beside other styles that must stay. Four times as many kept images as for an object are not learned by
+heart."""
 GENTLE_TRAIN: Settings = {
-    "beta": 4.0,
-    "keep_weight": 5.0,
+    "beta": 2.0,
+    "keep_weight": 4.0,
     "anchor_weight": 2.0,
-    "anchor_guidance": 2.0,
+    "anchor_guidance": 4.0,
     "prompt_mode": "given",
 }
 """A steep preference is content with a small margin: training does not go on pushing the style's tokens down, and what

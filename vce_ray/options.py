@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import Signature, signature
 from typing import Annotated, Any, Literal
 
 import typer
@@ -36,9 +39,7 @@ RejectRatio = Annotated[
     float, typer.Option("--max-reject-ratio", min=0, max=1, help="Share of its rows that a stage may reject.")
 ]
 Pairs = Annotated[int, typer.Option(min=1, help="Prompts with the concept.")]
-Keep = Annotated[
-    int | None, typer.Option(min=0, help="Prompts of what must be kept; by default 320, for most styles 640.")
-]
+Keep = Annotated[int | None, typer.Option(min=0, help="Prompts of what must be kept; by default 320, for styles 1280.")]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
 ]
@@ -67,30 +68,35 @@ CaptionAccelerator = Annotated[str | None, typer.Option(help="Kind of GPU of the
 Label = Annotated[list[str] | None, typer.Option(help="Label of the nodes to use, key=value.")]
 Wait = Annotated[float, typer.Option(min=1, help="Seconds that GPUs may take to come before giving up.")]
 
-PAIRS, REJECTS = PairConfig().num_pairs, PairConfig().max_reject_ratio
-JUDGED, JUDGED_KEEP = EvalConfig().num_erase, EvalConfig().num_keep
+_PAIRS, _JUDGED = PairConfig(), EvalConfig()
 
 
 def run_settings(
     *,
-    base: str,
-    captioner: str | None,
-    refiner: str | None,
-    judge: str | None,
-    store: str,
-    seed: int,
-    method: str,
-    pairs: int,
-    keep: int | None,
-    max_reject_ratio: float,
-    steps: int | None,
-    workers: int | None,
-    weights: str,
-    judged: int,
-    judged_keep: int,
-    batch_size: int | None,
-    kv_cache: str,
-    cluster: dict[str, Any],
+    store: Store = "runs",
+    base: Base = "emoji-world",
+    captioner: Captioner = None,
+    refiner: Refiner = None,
+    judge: Judge = None,
+    seed: Seed = 0,
+    method: Method = "vsafe_dpo",
+    pairs: Pairs = _PAIRS.num_pairs,
+    keep: Keep = None,
+    max_reject_ratio: RejectRatio = _PAIRS.max_reject_ratio,
+    steps: Steps = None,
+    workers: Workers = None,
+    weights: Weights = "lora",
+    judged: Judged = _JUDGED.num_erase,
+    judged_keep: JudgedKeep = _JUDGED.num_keep,
+    batch_size: Batch = None,
+    kv_cache: KvCache = "auto",
+    actors: Actors = None,
+    caption_actors: CaptionActors = None,
+    gpus_per_actor: Gpus = None,
+    accelerator: Accelerator = None,
+    caption_accelerator: CaptionAccelerator = None,
+    label: Label = None,
+    wait: Wait = 600,
 ) -> dict[str, Any]:
     """Options as keys of RunConfig, all but the concept; what depends on it (defaults.py) stays out where not given."""
     train = {"method": method, "num_workers": workers, "weights": weights}
@@ -106,8 +112,26 @@ def run_settings(
         | ({} if keep is None else {"num_keep": keep}),
         "train": train | ({"steps": steps} if steps else {}),
         "evaluation": {"num_erase": judged, "num_keep": judged_keep, "judge": judge},
-        "cluster": cluster,
+        "cluster": cluster_settings(
+            actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
+        ),
     }
+
+
+def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `run_settings` beside its own. It is called with what they make, and its own."""
+    shared = signature(run_settings, eval_str=True).parameters
+    own = [option for option in signature(command, eval_str=True).parameters.values() if option.name != "settings"]
+
+    @wraps(command)
+    def with_settings(**given: Any) -> None:
+        settings = run_settings(**{name: given.pop(name) for name in shared})
+        command(settings, **given)
+
+    every = [*own, *shared.values()]
+    with_settings.__signature__ = Signature(every)  # pyright: ignore[reportAttributeAccessIssue]
+    with_settings.__annotations__ = {option.name: option.annotation for option in every}
+    return with_settings
 
 
 def cluster_settings(
