@@ -16,7 +16,7 @@ STYLE_KEEP = 1280
 heart."""
 GENTLE_TRAIN: Settings = {
     "beta": 2.0,
-    "keep_weight": 4.0,
+    "keep_weight": 5.0,
     "anchor_weight": 2.0,
     "anchor_guidance": 4.0,
     "prompt_mode": "given",
