@@ -25,10 +25,10 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, each takes whole files; those that want the fleet go to one of them."""
-    wanting = {item.path for item in items if "fleet" in getattr(item, "fixturenames", ())}
+    """Where two processes share the tests, one takes those that want the fleet, the other the rest, file by file."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("fleet" if item.path in wanting else str(item.path)))
+        of_fleet = "fleet" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("fleet" if of_fleet else str(item.path)))
 
 
 @pytest.fixture(scope="session")
