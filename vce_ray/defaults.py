@@ -15,8 +15,8 @@ STYLE_KEEP = 1280
 """A style lies beside other styles that must stay. Four times as many kept images as for an object are not learned by
 heart."""
 GENTLE_TRAIN: Settings = {
-    "beta": 2.0,
-    "keep_weight": 5.0,
+    "beta": 4.0,
+    "keep_weight": 3.0,
     "anchor_weight": 2.0,
     "anchor_guidance": 4.0,
     "prompt_mode": "given",
