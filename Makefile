@@ -19,7 +19,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/vce-ray demo
 
-# two files at a time; threads that wait for others sleep, for Ray's processes want the cores too
+# in two processes; threads that wait for others sleep, for Ray's processes want the cores too
 test: setup lint
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 

@@ -44,8 +44,6 @@ _TOLD = [("worker", pa.string()), ("began", pa.float64()), ("ended", pa.float64(
 DRAWN = pa.schema([("sample_id", pa.string()), ("prompt_id", pa.string()), ("tokens", schemas.TOKENS)])
 DRAWN = pa.schema([*DRAWN, pa.field("image", pa.binary()), *_TOLD])
 SAID = pa.schema([("caption_id", pa.string()), ("sample_id", pa.string()), ("caption", pa.string()), *_TOLD])
-
-
 STAND_IN = "benchmarks.data_plane:StandIn"
 
 
