@@ -9,7 +9,7 @@ import pytest
 
 from vce_ray.concept import load_concept
 from vce_ray.config import ClusterConfig, RunConfig, TrainConfig
-from vce_ray.defaults import merged
+from vce_ray.defaults import default_settings, merged
 from vce_ray.erase import erase
 from vce_ray.evaluation.summary import summary_table, write_summary
 from vce_ray.fleet import open_fleet, read_fleet
@@ -40,9 +40,12 @@ def test_what_is_not_said_depends_on_kind_and_method(tmp_path: Path) -> None:
     deer, style, vanilla, own, violence = (member.run.config for member in members if member.run)
     plain = TrainConfig()
     assert deer.train == plain and deer.pairs.num_keep == 320
-    assert style.train.steps == 120 and style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep == 1280
+    assert style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep > deer.pairs.num_keep
     assert vanilla.train.beta < plain.beta and vanilla.pairs == style.pairs, "so that pairs can be shared"
     assert own.train == style.train.model_copy(update=load_concept("openmoji").train), "as its file says"
+    large = default_settings("van_gogh", "a/janus")["train"]
+    assert large | {"learning_rate": style.train.learning_rate} == default_settings("noto", "emoji-world")["train"]
+    assert large["learning_rate"] < plain.learning_rate, "what suits a small model would tear a large one apart"
     assert violence.train.steps > 200 and violence.train.beta == 2 and violence.pairs.num_keep == 5, "a user's word"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vce_ray.concept import load_concept
 from vce_ray.config import TrainConfig
+from vce_ray.models.load import EMBEDDED
 from vce_ray.run import catalogue_of
 
 Settings = dict[str, Any]
@@ -14,16 +15,22 @@ Settings = dict[str, Any]
 STYLE_KEEP = 1280
 """A style lies beside other styles that must stay. Four times as many kept images as for an object are not learned by
 heart."""
-GENTLE_TRAIN: Settings = {
-    "beta": 4.0,
-    "keep_weight": 3.0,
+STYLE_TRAIN: Settings = {
+    "beta": 2.0,
+    "keep_weight": 4.0,
     "anchor_weight": 2.0,
-    "anchor_guidance": 4.0,
+    "anchor_guidance": 5.0,
     "prompt_mode": "given",
+    "batch_size": 12,
+    "keep_batch_size": 8,
+    "learning_rate": 2e-3,
 }
-"""A steep preference is content with a small margin: training does not go on pushing the style's tokens down, and what
-other styles share of them too; the anchor says the rest, twice as hard, for a caption without a style draws every
-style. Without its prompt an unsafe image is hard to tell from those of other styles. docs/method.md has the figures."""
+"""Few and bold steps take a style out and less of what other styles share with it than many small ones. A steep
+preference is content with a small margin, so training does not go on pushing the style's tokens down; the anchor says the
+rest, for a caption without a style draws every style. Without its prompt an unsafe image is hard to tell from those of
+other styles. docs/method.md has the figures."""
+LARGE_TRAIN: Settings = {"learning_rate": 1e-4}
+"""Of models that are hundreds of times the embedded one: EAR and Obliviate (arXiv 2606.28643) train Janus-Pro-7B so."""
 DPO_TRAIN: Settings = {"beta": 0.1, "prompt_mode": "given"}
 """The sum of vanilla DPO wants a smaller slope than a mean."""
 
@@ -31,8 +38,8 @@ DPO_TRAIN: Settings = {"beta": 0.1, "prompt_mode": "given"}
 def default_settings(concept: str, base: str, method: str = "vsafe_dpo") -> Settings:
     """Keys of RunConfig, section by section, for a concept of the catalogue or a file.
 
-    Steps grow with what is to be learned: half again as many for a style, which must go from every object, and a third
-    more for each name beyond the first, for the names share the pairs. A concept's own file has the last word.
+    Steps grow with what is to be learned: a third more for each name beyond the first, for the names share the pairs.
+    A concept's own file has the last word.
 
     Raises:
         ValueError: the concept is unknown.
@@ -40,8 +47,9 @@ def default_settings(concept: str, base: str, method: str = "vsafe_dpo") -> Sett
     known = load_concept(concept, catalogue_of(base))
     style = known.kind == "style"
     steps = TrainConfig().steps * (len(known.names) + 2) // 3
-    train: Settings = {"method": method, "steps": steps * 3 // 2 if style else steps}
-    train |= DPO_TRAIN if method == "dpo" else (GENTLE_TRAIN if style else {}) | known.train
+    train: Settings = {"method": method, "steps": steps}
+    train |= DPO_TRAIN if method == "dpo" else (STYLE_TRAIN if style else {})
+    train |= ({} if base == EMBEDDED else LARGE_TRAIN) | known.train
     pairs = ({"num_keep": STYLE_KEEP} if style else {}) | known.pairs
     return {"concept": concept, "base": base, "pairs": pairs, "train": train}
 

@@ -32,16 +32,11 @@ class Score:
         self.loaded: tuple[str, ImageModel] | None = None
 
     def __call__(self, rows: list[Row]) -> Outcome:
-        judged: list[Row] = []
         if self.arm == "before":
-            drawn = list(draw_once(base_model(self.base), rows, self.sampling))
-            pictures = [(row, image) for row, _, image in drawn]
-            for name in dict.fromkeys(row["run"] for row in rows):
-                judged += self._judge(name, [(row, image) for row, image in pictures if row["run"] == name])
-            return judged, []
+            return self._judged(base_model(self.base), rows), []
+        judged: list[Row] = []
         for name in dict.fromkeys(row["run"] for row in rows):
-            drawn = draw_once(self._trained(name), [row for row in rows if row["run"] == name], self.sampling)
-            judged += self._judge(name, [(row, image) for row, _, image in drawn])
+            judged += self._judged(self._trained(name), [row for row in rows if row["run"] == name])
         return judged, []
 
     def _trained(self, name: str) -> ImageModel:
@@ -53,30 +48,36 @@ class Score:
                 self.loaded = name, load_model(self.base, adapter=adapter)
         return self.loaded[1]
 
-    def _judge(self, name: str, pictures: list[tuple[Row, np.ndarray]]) -> list[Row]:
-        concept = self.tasks[name].concept
-        images = np.stack([image for _, image in pictures])
-        seen_BE = self.judge.look(images)
-        labels = self.judge.name_labels(seen_BE, concept.labels, concept.kind)
-        objects = concept.slots["object"] if concept.kind == "style" else concept.labels
-        seen_objects = self.judge.name_labels(seen_BE, objects, "object")
-        scores = self.judge.score(seen_BE, [row["prompt"] for row, _ in pictures])
-        return [
-            {
-                "run": name,
-                "image_id": stable_id(self.arm, row["prompt_id"]),
-                "prompt_id": row["prompt_id"],
-                "arm": self.arm,
-                "group": row["kind"],
-                "prompt": row["prompt"],
-                "template_held_out": row["held_out"],
-                "name": row["name"],
-                "seed": row["seed"],
-                "label": label,
-                "seen": label in concept.names,
-                "something": seen_object != NOTHING,
-                "score": float(score),
-                "image": to_png(image),
-            }
-            for (row, image), label, seen_object, score in zip(pictures, labels, seen_objects, scores, strict=True)
-        ]
+    def _judged(self, model: ImageModel, rows: list[Row]) -> list[Row]:
+        """What a model draws for rows. The judge looks once at each picture, and answers each run that asks for it."""
+        drawn = list(draw_once(model, rows, self.sampling))
+        seen_BE = self.judge.look(np.stack([image for _, _, image in drawn]))
+        scores = self.judge.score(seen_BE, [asking[0]["prompt"] for asking, _, _ in drawn])
+        pngs = [to_png(image) for _, _, image in drawn]
+        judged: list[Row] = []
+        for name in dict.fromkeys(row["run"] for row in rows):
+            mine = [(row, place) for place, (asking, _, _) in enumerate(drawn) for row in asking if row["run"] == name]
+            concept, mine_BE = self.tasks[name].concept, seen_BE[[place for _, place in mine]]
+            labels = self.judge.name_labels(mine_BE, concept.labels, concept.kind)
+            objects = concept.slots["object"] if concept.kind == "style" else concept.labels
+            seen_objects = self.judge.name_labels(mine_BE, objects, "object")
+            judged += [
+                {
+                    "run": name,
+                    "image_id": stable_id(self.arm, row["prompt_id"]),
+                    "prompt_id": row["prompt_id"],
+                    "arm": self.arm,
+                    "group": row["kind"],
+                    "prompt": row["prompt"],
+                    "template_held_out": row["held_out"],
+                    "name": row["name"],
+                    "seed": row["seed"],
+                    "label": label,
+                    "seen": label in concept.names,
+                    "something": seen_object != NOTHING,
+                    "score": float(scores[place]),
+                    "image": pngs[place],
+                }
+                for (row, place), label, seen_object in zip(mine, labels, seen_objects, strict=True)
+            ]
+        return judged

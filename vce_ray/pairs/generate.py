@@ -31,13 +31,13 @@ def sample_id(revision: str, prompt: str, seed: int, sampling: SamplingConfig) -
 
 def draw_once(
     model: ImageModel, rows: list[Row], sampling: SamplingConfig
-) -> Iterator[tuple[Row, list[int], np.ndarray]]:
-    """Each row with the tokens and pixels of its prompt and seed; rows that ask for the same picture share one."""
-    asked = list(dict.fromkeys((row["prompt"], row["seed"]) for row in rows))
-    tokens = draw(model, [prompt for prompt, _ in asked], [seed for _, seed in asked], sampling)
-    pictures = dict(zip(asked, zip(tokens.tolist(), model.decode_pixels(tokens), strict=True), strict=True))
+) -> Iterator[tuple[list[Row], list[int], np.ndarray]]:
+    """Each picture that rows ask for, by prompt and seed: the rows that share it, its tokens and its pixels."""
+    asked: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        yield row, *pictures[row["prompt"], row["seed"]]
+        asked.setdefault((row["prompt"], row["seed"]), []).append(row)
+    tokens = draw(model, [prompt for prompt, _ in asked], [seed for _, seed in asked], sampling)
+    yield from zip(asked.values(), tokens.tolist(), model.decode_pixels(tokens), strict=True)
 
 
 class DrawUnsafe:
@@ -47,15 +47,13 @@ class DrawUnsafe:
         self.model, self.sampling = base_model(base), sampling
 
     def __call__(self, rows: list[Row]) -> Outcome:
-        drawn = [
-            {
-                "sample_id": sample_id(self.model.revision, row["prompt"], row["seed"], self.sampling),
-                **{key: row[key] for key in ("run", "prompt_id", "prompt", "kind", "name", "seed")},
-                "tokens": tokens,
-                "image": to_png(image),
-            }
-            for row, tokens, image in draw_once(self.model, rows, self.sampling)
-        ]
+        drawn: list[Row] = []
+        for asking, tokens, image in draw_once(self.model, rows, self.sampling):
+            picture = {"tokens": tokens, "image": to_png(image)}
+            for row in asking:
+                drawn_id = sample_id(self.model.revision, row["prompt"], row["seed"], self.sampling)
+                told = {key: row[key] for key in ("run", "prompt_id", "prompt", "kind", "name", "seed")}
+                drawn.append({"sample_id": drawn_id} | told | picture)
         return drawn, []
 
 
