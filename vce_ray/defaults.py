@@ -25,8 +25,8 @@ STYLE_TRAIN: Settings = {
     "keep_batch_size": 8,
     "learning_rate": 2e-3,
 }
-"""Few and bold steps take a style out and less of what other styles share with it than many small ones. A steep
-preference is content with a small margin, so training does not go on pushing the style's tokens down; the anchor says the
+"""Few and bold steps take a style out, and less of what other styles share with it, than many small ones. A steep
+preference is content with a small margin: training does not go on pushing the style's tokens down. The anchor says the
 rest, for a caption without a style draws every style. Without its prompt an unsafe image is hard to tell from those of
 other styles. docs/method.md has the figures."""
 LARGE_TRAIN: Settings = {"learning_rate": 1e-4}
