@@ -45,6 +45,8 @@ def test_what_is_not_said_depends_on_kind_and_method(tmp_path: Path) -> None:
     assert own.train == style.train.model_copy(update=load_concept("openmoji").train), "as its file says"
     large = default_settings("van_gogh", "a/janus")["train"]
     assert large | {"learning_rate": style.train.learning_rate} == default_settings("noto", "emoji-world")["train"]
+    of_file = default_settings("openmoji", "emoji-world", "dpo")["train"]
+    assert of_file["beta"] == vanilla.train.beta, "what its file says is for the other loss"
     assert large["learning_rate"] < plain.learning_rate, "what suits a small model would tear a large one apart"
     assert violence.train.steps > 200 and violence.train.beta == 2 and violence.pairs.num_keep == 5, "a user's word"
 

@@ -39,7 +39,7 @@ def default_settings(concept: str, base: str, method: str = "vsafe_dpo") -> Sett
     """Keys of RunConfig, section by section, for a concept of the catalogue or a file.
 
     Steps grow with what is to be learned: a third more for each name beyond the first, for the names share the pairs.
-    A concept's own file has the last word.
+    A concept's own file has the last word, but for vanilla DPO, whose slope is another.
 
     Raises:
         ValueError: the concept is unknown.
@@ -47,9 +47,11 @@ def default_settings(concept: str, base: str, method: str = "vsafe_dpo") -> Sett
     known = load_concept(concept, catalogue_of(base))
     style = known.kind == "style"
     steps = TrainConfig().steps * (len(known.names) + 2) // 3
+    vanilla = method == "dpo"
     train: Settings = {"method": method, "steps": steps}
-    train |= DPO_TRAIN if method == "dpo" else (STYLE_TRAIN if style else {})
-    train |= ({} if base == EMBEDDED else LARGE_TRAIN) | known.train
+    train |= DPO_TRAIN if vanilla else STYLE_TRAIN if style else {}
+    train |= {} if base == EMBEDDED else LARGE_TRAIN
+    train |= {} if vanilla else known.train
     pairs = ({"num_keep": STYLE_KEEP} if style else {}) | known.pairs
     return {"concept": concept, "base": base, "pairs": pairs, "train": train}
 
