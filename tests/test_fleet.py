@@ -40,7 +40,7 @@ def test_what_is_not_said_depends_on_kind_and_method(tmp_path: Path) -> None:
     deer, style, vanilla, own, violence = (member.run.config for member in members if member.run)
     plain = TrainConfig()
     assert deer.train == plain and deer.pairs.num_keep == 320
-    assert style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep > deer.pairs.num_keep
+    assert style.train.steps == 80 and style.train.anchor_weight > plain.anchor_weight and style.pairs.num_keep == 1280
     assert vanilla.train.beta < plain.beta and vanilla.pairs == style.pairs, "so that pairs can be shared"
     assert own.train == style.train.model_copy(update=load_concept("openmoji").train), "as its file says"
     large = default_settings("van_gogh", "a/janus")["train"]

@@ -30,7 +30,8 @@ preference is content with a small margin: training does not go on pushing the s
 rest, for a caption without a style draws every style. Without its prompt an unsafe image is hard to tell from those of
 other styles. docs/method.md has the figures."""
 LARGE_TRAIN: Settings = {"learning_rate": 1e-4}
-"""Of models that are hundreds of times the embedded one: EAR and Obliviate (arXiv 2606.28643) train Janus-Pro-7B so."""
+"""Of models hundreds of times as large as the embedded one: EAR (arXiv 2506.20151) and Obliviate (arXiv 2606.28643)
+train Janus-Pro-7B at this rate. Not measured here."""
 DPO_TRAIN: Settings = {"beta": 0.1, "prompt_mode": "given"}
 """The sum of vanilla DPO wants a smaller slope than a mean."""
 

@@ -49,11 +49,10 @@ class DrawUnsafe:
     def __call__(self, rows: list[Row]) -> Outcome:
         drawn: list[Row] = []
         for asking, tokens, image in draw_once(self.model, rows, self.sampling):
-            picture = {"tokens": tokens, "image": to_png(image)}
-            for row in asking:
-                drawn_id = sample_id(self.model.revision, row["prompt"], row["seed"], self.sampling)
-                told = {key: row[key] for key in ("run", "prompt_id", "prompt", "kind", "name", "seed")}
-                drawn.append({"sample_id": drawn_id} | told | picture)
+            prompt, seed = asking[0]["prompt"], asking[0]["seed"]
+            drawn_id = sample_id(self.model.revision, prompt, seed, self.sampling)
+            picture = {"sample_id": drawn_id, "prompt": prompt, "seed": seed, "tokens": tokens, "image": to_png(image)}
+            drawn += [{key: row[key] for key in ("run", "prompt_id", "kind", "name")} | picture for row in asking]
         return drawn, []
 
 
