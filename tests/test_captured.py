@@ -21,6 +21,7 @@ from vce_ray.models.janus import Janus
 from vce_ray.models.llamagen.gpt import GPTConfig
 from vce_ray.models.load import load_model
 from vce_ray.sampling import captured, draw, kernels, rolling
+from vce_ray.sampling.decoder import Decoder
 from vce_ray.sampling.layers import linears, plain
 from vce_ray.sampling.noise import gumbel_noise
 from vce_ray.sampling.plan import padded_batch, whole_batch
@@ -99,6 +100,7 @@ def small_model(heads: int, key_heads: int) -> Janus:
 def on_gpu(monkeypatch):
     """Captured drawing, or where there is no GPU the same with the step run instead of replayed."""
     monkeypatch.setattr(kernels, "PROGRAMS", 1)
+    monkeypatch.setattr(Decoder, "whole_slots", lambda self, slots: slots)  # a longer prompt has the cache grow
     if DEVICE == "cpu":
         monkeypatch.setattr(rolling, "capturable", lambda stack: CAPTURE.get() and plain(linears(stack)))
         monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._run)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,26 @@ from safetensors.torch import load_file
 
 from vce_ray import schemas
 from vce_ray.config import PROMPT_MODES, RunConfig, SamplingConfig, TrainConfig
-from vce_ray.models.adapter import attach_adapter
+from vce_ray.models.adapter import attach_adapter, remove_lora
 from vce_ray.models.load import base_stamp, check_stamp, load_model
 from vce_ray.sampling import draw
 from vce_ray.store import Store
 from vce_ray.training import step as training_step
 from vce_ray.training.data import TrainingData, order
+from vce_ray.training.fsdp import in_own_dtype, make_trainable, recompute_layers, reference_context
 from vce_ray.training.loss import preservation_loss
+from vce_ray.training.queue import Event, TrainingQueue
 from vce_ray.training.reference import Reference
-from vce_ray.training.step import AnchorBatch, Targets, anchor_target, keep_target, pair_log_probs, step_loss
+from vce_ray.training.step import (
+    AnchorBatch,
+    PairBatch,
+    Targets,
+    anchor_target,
+    keep_target,
+    pair_log_probs,
+    step_loss,
+)
+from vce_ray.training.train import Trainings, on_cpus
 
 PAIRS = 8
 
@@ -139,89 +152,167 @@ def test_training_prefers_the_safe_image_and_the_adapter_carries_it(finished: St
     assert margin > 0.05
 
 
-def test_two_workers_give_the_same_training(finished: Store, local_ray, tmp_path: Path) -> None:
-    """With and without shards of the weights, in one pair of processes; the run that they are held to had one."""
+def test_a_lane_of_two_workers_gives_the_same_trainings(finished: Store, local_ray, tmp_path: Path) -> None:
+    """Whole weights, on the base that the run before has left, and sharded; the run that they are held to had one
+    worker and a base of its own. A run between them that is not to be trained on fails alone."""
     record = finished.read_json("run.json")["config"]
-    stores = {shard: copy(finished, tmp_path / f"shard-{shard}") for shard in (True, False)}
-    trainings = [
-        {
-            "run": record | {"train": record["train"] | {"num_workers": 2, "shard": shard}},
-            "store": store.uri,
-            "facts": {"concept": "deer"},
-        }
-        for shard, store in stores.items()
-    ]
-
-    def loops(settings: dict) -> list:
-        from vce_ray.training.loop import train_loop
-
-        return [train_loop(training) for training in settings["trainings"]]
-
-    trainer = ray.train.torch.TorchTrainer(
-        loops,
-        train_loop_config={"trainings": trainings},
-        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(storage_path=str(tmp_path / "checkpoints")),
-    )
-    histories: Any = trainer.fit().return_value
+    stores = {name: copy(finished, tmp_path / name) for name in ("whole", "poisoned", "again", "sharded")}
+    stores["poisoned"].delete_prefix("reference")
+    stage = stores["poisoned"].stage("reference")
+    lacking = finished.stage("reference").read().slice(1)
+    stage.publish([stage.write_part(lacking)], key="pair_id", **base_stamp("emoji-world"))
+    runs = {
+        name: RunConfig.model_validate(
+            record | {"train": record["train"] | {"num_workers": 2, "shard": name == "sharded"}}
+        )
+        for name in stores
+    }
+    begun, ended = [], []
+    lanes = Trainings([run.train for run in runs.values()], 1, began=begun.append, ended=ended.append)
+    futures = {name: lanes.submit(name, runs[name], store, {"concept": "deer"}) for name, store in stores.items()}
+    with pytest.raises(ValueError, match="1 pairs have no reference log-probs"):
+        futures.pop("poisoned").result(timeout=600)
+    for future in futures.values():
+        future.result(timeout=600)
+    lanes.close()
+    assert begun == list(stores) and ended == list(futures)
+    assert not stores["poisoned"].exists("training.json")
     alone, theirs = finished.read_json("training.json"), weights(finished, tmp_path / "alone")
-    for (shard, store), history in zip(stores.items(), histories, strict=True):
-        for one, two in zip(alone, history, strict=True):
-            for name in ("loss", "margin", "preservation", "gradient_norm"):
-                assert two[name] == pytest.approx(one[name], abs=2e-4), (shard, name, one["step"])
-        ours = weights(store, tmp_path / f"two-{shard}")
+    for name in futures:
+        for one, two in zip(alone, stores[name].read_json("training.json"), strict=True):
+            for figure in ("loss", "margin", "preservation", "gradient_norm"):
+                assert two[figure] == pytest.approx(one[figure], abs=2e-4), (name, figure, one["step"])
+        ours = weights(stores[name], tmp_path / f"weights-{name}")
         assert ours.keys() == theirs.keys()
-        assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 2e-3
+        assert max((ours[key] - theirs[key]).abs().max().item() for key in ours) < 2e-3
 
 
 SCRIPT = """
 import sys, ray
 from vce_ray.config import RunConfig
 from vce_ray.store import Store
-from vce_ray.training.train import train
+from vce_ray.training.train import Trainings
 ray.init(address=sys.argv[3])
-train(RunConfig.model_validate_json(sys.argv[1]), Store(sys.argv[2]), {})
+run = RunConfig.model_validate_json(sys.argv[1])
+Trainings([run.train], 1, print, print).submit("killed", run, Store(sys.argv[2]), {}).result()
 """
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, local_ray: str, tmp_path: Path) -> None:
-    from vce_ray.training.train import train
-
     store = copy(pair_set, tmp_path / "killed")
     run = config(steps=40, checkpoint_every=2).model_dump_json()
     command = [sys.executable, "-c", SCRIPT, run, store.uri, local_ray]
     driver = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    snapshot = "checkpoints/checkpoint_manager_snapshot.json"  # Ray Train's word for what a training goes on from
-    while not (store.exists(snapshot) and store.read_json(snapshot)["latest_checkpoint_result"]):
+    while not store.exists("checkpoints/last.json"):
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert not store.exists("adapter/adapter_model.safetensors")
-    latest = store.read_json(snapshot)["latest_checkpoint_result"]["checkpoint_dir_name"]
-    behind = [json.loads(line) for line in store.read_bytes(f"checkpoints/{latest}/metrics.jsonl").splitlines()]
-    history = train(config(steps=len(behind) + 2, checkpoint_every=2), store, {})
+    latest = settled(store)
+    behind = [json.loads(line) for line in store.read_bytes(f"checkpoints/{latest}/0/metrics.jsonl").splitlines()]
+    assert len(behind) == latest
+    history = trained(config(steps=len(behind) + 2, checkpoint_every=2), store)
     assert history[: len(behind)] == behind, "steps were done again"
     assert [row["step"] for row in history] == list(range(1, len(behind) + 3))
     assert store.exists("adapter/adapter_model.safetensors")
+    assert not store.list("checkpoints"), "nothing goes on from them any more"
+
+
+def trained(run: RunConfig, store: Store) -> list[dict]:
+    lanes = Trainings([run.train], 1, began=print, ended=print)
+    lanes.submit("alone", run, store, {}).result(timeout=600)
+    lanes.close()
+    return store.read_json("training.json")
+
+
+def settled(store: Store) -> int:
+    """The step of the last checkpoint, once what wrote it is gone: a worker outlives its driver for a moment."""
+    seen = -1
+    while (step := store.read_json("checkpoints/last.json")["step"]) != seen:
+        seen = step
+        time.sleep(4)
+    return seen
+
+
+def test_a_queue_gives_a_lane_what_it_lost_and_gives_up_what_is_lost_too_often() -> None:
+    async def scenario() -> None:
+        queue, fault = TrainingQueue(1), OSError("gone")
+        assert await queue.add("a", {"run": "a"}) == 0 and await queue.add("b", {"run": "b"}) is None
+        assert await queue.take(0) == {"run": "a"} == await queue.take(0), "its workers were lost"
+        await queue.lose(0, fault)
+        assert await queue.goes_on(0), "lost no more than twice"
+        assert await queue.take(0) == {"run": "a"} == await queue.take(0)
+        await queue.lose(0, fault)
+        assert await queue.take(0) == {"run": "b"}
+        await queue.end(0)
+        assert await queue.take(0) is None
+        assert await queue.add("c", {"run": "c"}) is None and await queue.goes_on(0), "it came while the lane closed"
+        await queue.lose(0, fault)
+        assert not await queue.goes_on(0), "no worker took it up: it fails by what kept them from it"
+        assert await queue.add("d", {"run": "d"}) == 0
+        await queue.close()
+        events = [event async for event in all_events(queue)]
+        assert [(event.name, event.kind, event.fault) for event in events] == [
+            ("a", "begun", None),
+            ("a", "ended", fault),
+            ("b", "begun", None),
+            ("b", "ended", None),
+            ("c", "ended", fault),
+        ]
+
+    asyncio.run(scenario())
+
+
+async def all_events(queue: TrainingQueue) -> AsyncIterator[Event]:
+    while (event := await queue.next_event()) is not None:
+        yield event
+
+
+def test_layers_that_are_computed_again_and_adapters_in_bfloat16_change_no_gradient(pair_set: Store) -> None:
+    """On a net of bfloat16, as Janus-Pro is trained on GPUs."""
+    table = pair_set.stage("pairs").read().slice(0, 2).to_pylist()
+    prompts = [row["prompt"] for row in table]
+    chosen, rejected = (torch.tensor([row[side] for row in table]) for side in ("chosen", "rejected"))
+    zeros = torch.zeros(chosen.shape)
+    pairs = PairBatch(prompts, [False, False], torch.arange(2), chosen, rejected, zeros, zeros)
+    gradients = []
+    for change in (lambda net: None, recompute_layers):
+        model = load_model(dtype="bfloat16")
+        torch.manual_seed(0)
+        make_trainable(model.net, TrainConfig())
+        for name, parameter in model.net.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.02)
+        change(model.net)
+        targets = Targets(model, reference_context(model, model))
+        with in_own_dtype(model.net) if change is recompute_layers else nullcontext():
+            loss, _ = step_loss(
+                model, targets, pairs, None, None, 0, TrainConfig(keep_weight=0, allow_no_preservation=True)
+            )
+            loss.backward()
+        trained = [parameter for parameter in model.net.parameters() if parameter.requires_grad]
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
+        gradients.append(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98
+    remove_lora(model.net)
+    assert model.net.state_dict().keys() == load_model(dtype="bfloat16").net.state_dict().keys()
 
 
 def test_a_worker_asks_for_no_more_cpus_than_a_node_has() -> None:
-    from vce_ray.training.train import on_cpus
-
     one, three = TrainConfig(num_workers=1), TrainConfig(num_workers=3, batch_size=3, keep_batch_size=3)
-    assert on_cpus(one, [2], 1) == (1, 2) and on_cpus(three, [8], 1) == (3, 2) and on_cpus(one, [2], 3) == (1, 1)
-    assert on_cpus(one, [1, 1, 1], 1) == (1, 1) and on_cpus(one, [0, 4, 6], 1) == (1, 6)
-    assert on_cpus(three, [0, 4, 6], 1) == (3, 3) and on_cpus(one, [], 1) == (1, 1)
+    assert on_cpus([one], [2], 1) == (1, 2) and on_cpus([three], [8], 1) == (3, 2) and on_cpus([one], [2], 3) == (1, 1)
+    assert on_cpus([one], [1, 1, 1], 1) == (1, 1) and on_cpus([one], [0, 4, 6], 1) == (1, 6)
+    assert on_cpus([three], [0, 4, 6], 1) == (3, 3) and on_cpus([one], [], 1) == (1, 1)
 
 
 def test_by_default_cpus_of_a_node_share_a_training() -> None:
-    from vce_ray.training.train import on_cpus
-
-    assert on_cpus(TrainConfig(), [2], 1) == (2, 1) and on_cpus(TrainConfig(), [2], 2) == (1, 1)
-    assert on_cpus(TrainConfig(), [1, 1, 1], 1) == (1, 1) and on_cpus(TrainConfig(), [16], 1) == (4, 4)
-    assert on_cpus(TrainConfig(batch_size=6), [16], 1) == (2, 8) and on_cpus(TrainConfig(), [], 1) == (1, 1)
+    assert on_cpus([TrainConfig()], [2], 1) == (2, 1) and on_cpus([TrainConfig()], [2], 2) == (1, 1)
+    assert on_cpus([TrainConfig()], [1, 1, 1], 1) == (1, 1) and on_cpus([TrainConfig()], [16], 1) == (4, 4)
+    assert on_cpus([TrainConfig(), TrainConfig(batch_size=6)], [16], 1) == (2, 8) and on_cpus(
+        [TrainConfig()], [], 1
+    ) == (1, 1)
 
 
 def test_reference_log_probs_of_another_base_are_refused() -> None:

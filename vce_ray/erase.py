@@ -8,16 +8,18 @@ Runs share the cluster and the pictures that several of them want. One that fail
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from vce_ray import schemas
-from vce_ray.config import RunConfig
-from vce_ray.run import FLOW, STAGES, Run, Task
+from vce_ray.config import RunConfig, TrainConfig
+from vce_ray.run import FLOW, STAGES, TRAINING, Run, Task
 
-TRAINING = "training.json"
+if TYPE_CHECKING:
+    from vce_ray.training.train import Trainings
+
 METRICS = "evaluation/metrics.json"
 PAIRED = ("unsafe", "captions", "safe", "pairs", "reference")
 """Stages that end when the pair set of a run is published."""
@@ -104,16 +106,15 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
         run.finish("failed", told(error))
         del runs[run.name]
 
-    slots = min(_slots(next(iter(runs.values()))), len(runs))
-    pool = ThreadPoolExecutor(slots)
+    lanes = None if pairs_only else _lanes(dict(runs))
     try:
         trainings: dict[Future[None], Run] = {}
 
         def train_or_fail(run: Run, fault: BaseException | None) -> None:
             if fault is not None:
                 fail(run, fault)
-            elif not pairs_only:
-                trainings[pool.submit(_train, run, slots)] = run
+            elif lanes is not None:
+                trainings[_train(run, lanes)] = run
 
         _pairs(dict(runs), train_or_fail)
         trained: dict[str, Run] = {}
@@ -124,11 +125,12 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
                     fail(run, error)
                 else:
                     trained[run.name] = run
-            if trained and len(trainings) < slots:  # there is room for more than the trainings that are left
+            if trained and lanes and len(trainings) < lanes.at_once:  # there is room for more than what still trains
                 _evaluate(trained, fail)
                 trained = {}
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # what still trains ends with Ray's session
+        if lanes is not None:
+            lanes.close()
     for run in runs.values():
         if run.done("report"):
             run.finish("done")
@@ -136,11 +138,24 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
             run.finish("stopped", "as asked, with its pairs published")
 
 
-def _slots(run: Run) -> int:
+def _lanes(runs: Mapping[str, Run]) -> Trainings:
+    """Where these runs are trained."""
+    from vce_ray.training.train import Trainings
+
+    configs = [run.config.train for run in runs.values()]
+    return Trainings(
+        configs,
+        min(_slots(configs[0]), len(runs)),
+        began=lambda name: runs[name].begin("training"),
+        ended=lambda name: _end_training(runs[name]),
+    )
+
+
+def _slots(config: TrainConfig) -> int:
     """How many trainings there is room for at once."""
     import ray
 
-    cluster, workers = ray.cluster_resources(), run.config.train.num_workers or 1
+    cluster, workers = ray.cluster_resources(), config.num_workers or 1
     return max(1, int(cluster.get("GPU", 0) or cluster.get("CPU", 1)) // workers)
 
 
@@ -191,15 +206,20 @@ def _pairs(runs: Mapping[str, Run], settled: Callable[[Run, BaseException | None
     make_pairs(tasks, arm_step("before", tasks), settle)
 
 
-def _train(run: Run, at_once: int) -> None:
-    if run.done("training"):
-        return
-    run.begin("training")
-    if not run.store.exists(TRAINING):
-        from vce_ray.training.train import train
+def _train(run: Run, lanes: Trainings) -> Future[None]:
+    """Puts a run in line for its training, unless it is trained already; what this gives is done when it is."""
+    if run.store.exists(TRAINING):
+        trained: Future[None] = Future()
+        trained.set_result(None)
+        if not run.done("training"):
+            run.begin("training")
+            _end_training(run)
+        return trained
+    facts = {"concept": run.concept.name, "run": run.name, "method": run.config.train.method}
+    return lanes.submit(run.name, run.config, run.store, facts)
 
-        facts = {"concept": run.concept.name, "run": run.name, "method": run.config.train.method}
-        run.store.write_json(TRAINING, train(run.config, run.store, facts, at_once))
+
+def _end_training(run: Run) -> None:
     last = run.store.read_json(TRAINING)[-1]
     run.end("training", **{key: round(last[key], 4) for key in ("step", "loss", "margin")})
 

@@ -25,6 +25,8 @@ FLOW = ("unsafe", "captions", "safe", "reference")
 """Those that actors make in one flow, in their order, and whose rows may be rejected."""
 PACKAGES = ("vce_ray", "torch", "transformers", "ray", "peft", "open_clip_torch", "pyarrow")
 RUN = "run.json"
+TRAINING = "training.json"
+"""The figures of each step: loss, margin, log-probs of both sides, gradient norm."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ FAULTS = {
     part_of("unsafe"): (Fault.STOPPED, 20.0),
     part_of("captions"): (Fault.UNAVAILABLE, 10.0),
     part_of("safe"): (Fault.CUT, 10.0),
-    f"/{NAME}/checkpoints/": (Fault.STOPPED, 20.0),
+    f"/{NAME}/ray_train/": (Fault.STOPPED, 20.0),
+    f"/{NAME}/adapter/": (Fault.UNAVAILABLE, 10.0),
 }
 """What ails the S3 server from the first upload to a place on, and for how long."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,6 +30,14 @@ def add_lora(net: nn.Module, rank: int, alpha: int) -> None:
     for parameter in net.parameters():
         if parameter.requires_grad:  # in bfloat16 most steps of an optimizer would round to nothing
             parameter.data = parameter.data.float()
+
+
+def remove_lora(net: Any) -> None:
+    """Takes off what `add_lora` put on: the net is the base again."""
+    for name, layer in [(name, part) for name, part in net.named_modules() if isinstance(part, BaseTunerLayer)]:
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, layer.get_base_layer())
+    del net.peft_config
 
 
 def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lora: dict | None, facts: dict) -> None:

@@ -1,17 +1,21 @@
-"""Which weights are trained, and how workers share them: sharded (FSDP2), or whole in each, with averaged gradients."""
+"""Which weights are trained, what is kept for the way back, and how workers share weights: sharded (FSDP2), or whole in
+each, with averaged gradients."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from vce_ray.config import TrainConfig
 from vce_ray.models.adapter import add_lora
@@ -26,6 +30,15 @@ def make_trainable(net: Any, config: TrainConfig) -> None:
     net.requires_grad_(False)
     net.model.language_model.layers.requires_grad_(True)
     net.model.generation_head.requires_grad_(True)
+
+
+def recompute_layers(net: Any) -> None:
+    """Keeps of each decoder layer only its input, and computes the rest again on the way back.
+
+    A third more arithmetic for a tenth of the memory: without it a dozen pairs of Janus-Pro-7B fit on no GPU.
+    """
+    for layer in net.model.language_model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def shard(net: Any, workers: int, device: str) -> None:
@@ -48,6 +61,20 @@ def average_gradients(trained: Sequence[Tensor], workers: int) -> None:
     torch.distributed.all_reduce(flat)
     for gradient, mean in zip(gradients, (flat / workers).split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+@contextmanager
+def in_own_dtype(net: Any) -> Iterator[None]:
+    """A context in which a net of bfloat16 multiplies by its float32 adapter in bfloat16, its gradients still float32.
+
+    peft would cast what goes into each layer to float32 instead: a step of Janus-Pro-7B then takes a quarter longer.
+    """
+    weight = net.model.language_model.embed_tokens.weight
+    if weight.dtype == torch.float32:
+        yield
+        return
+    with torch.autocast(weight.device.type, weight.dtype), disable_input_dtype_casting(net):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,119 @@
+"""A training step of VSafe-DPO on released models' shapes: seconds, memory, and the share of what arithmetic allows.
+
+    python -m benchmarks.train_step --models janus-pro-1b janus-pro-7b --out docs/results/train_gpu.json
+
+One worker, LoRA, random weights and tokens. The loss is the one that training takes (training/step.py), with all its
+terms; each step sees new kept images, so their targets are computed every time, which is the worst case. Each model is
+measured with and without its layers computed again on the way back, each in a process of its own; one that does not fit
+says so.
+The limit counts the products of the decoder layers and the head: one pass forward, one back through what is frozen
+(weights that are not trained want no gradient of their own), one more forward where layers are computed again, and the
+targets' passes; at the speed of a square product that is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.decode import JANUS, build, peak_memory
+from vce_ray.config import TrainConfig
+from vce_ray.sampling.device import measure_device
+from vce_ray.sampling.plan import Device
+from vce_ray.training.fsdp import make_trainable, recompute_layers, reference_context
+from vce_ray.training.step import AnchorBatch, KeepBatch, PairBatch, Targets, step_loss
+
+PROMPT, REFINED = "a deer in the style of openmoji on a blue background", "a deer on a blue background"
+
+
+def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Device) -> dict[str, Any]:
+    """One row: the fastest of the steps, the most memory that they took, and the share of the limit."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(name, str(device), getattr(torch, args.dtype))
+    config = TrainConfig(batch_size=args.pairs, keep_batch_size=args.keep, prompt_mode="given")
+    make_trainable(model.net, config)
+    if recomputed:
+        recompute_layers(model.net)
+    targets = Targets(model, reference_context(model, model))
+    trained = [p for p in model.net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    peak_memory(reset=True)
+    times = []
+    for step in range(args.steps):
+        pairs, keep, safe = batches(step, args, model.num_image_tokens, model.image_vocab_size, device)
+        begun = time.perf_counter()
+        try:
+            loss, _ = step_loss(model, targets, pairs, keep, safe, step, config)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        except torch.OutOfMemoryError:
+            return {"model": name, "recomputed": recomputed, "pairs": args.pairs, "keep": args.keep, "fits": False}
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    length = model.encode_prompts([PROMPT]).mask_BP.shape[1] + model.num_image_tokens - 1
+    rows, again = 2 * args.pairs + args.keep, 2 * args.pairs + args.keep  # trained rows; rows of targets
+    products = 2 * model.shape.step_parameters * length * (rows * (3 if recomputed else 2) + again)
+    row = {"model": name, "recomputed": recomputed, "pairs": args.pairs, "keep": args.keep, "fits": True}
+    row |= {"step_s": min(times), "images_per_s": (2 * args.pairs + args.keep) / min(times)}
+    return row | {"share_of_limit": products / limits.arithmetic / min(times), "peak_gb": peak_memory() / 1e9}
+
+
+def batches(
+    step: int, args: argparse.Namespace, length: int, vocabulary: int, device: torch.device
+) -> tuple[PairBatch, KeepBatch, AnchorBatch]:
+    """Pairs and kept images of a step, with random tokens."""
+    generator = torch.Generator().manual_seed(step)
+
+    def tokens(count: int) -> torch.Tensor:
+        return torch.randint(vocabulary, (count, length), generator=generator).to(device)
+
+    chosen, rejected, kept = tokens(args.pairs), tokens(args.pairs), tokens(args.keep)
+    reference = torch.full((args.pairs, length), -9.0, device=device)
+    seeds, prompts = torch.arange(args.pairs, device=device), [PROMPT] * args.pairs
+    pairs = PairBatch(prompts, [False] * args.pairs, seeds, chosen, rejected, reference, reference)
+    places = [step * args.keep + i for i in range(args.keep)]
+    keep = KeepBatch(places, [REFINED] * args.keep, [False] * args.keep, kept)
+    rows = [step * args.pairs + i for i in range(args.pairs)]
+    return pairs, keep, AnchorBatch(rows, prompts, [REFINED] * args.pairs, chosen)
+
+
+def main() -> int:
+    """Measures, prints a table and writes the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["emoji-world"], choices=["emoji-world", *JANUS])
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--keep", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, args.dtype)
+    limits = measure_device(device, dtype)
+    rows = []
+    for name in args.models:
+        for recomputed in (True, False):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                row = process.submit(measure, name, args, recomputed, limits).result()
+            rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    if args.out:
+        machine = {"device": limits.name, "arithmetic": limits.arithmetic, "memory": limits.memory}
+        machine |= {"torch": torch.__version__, "transformers": transformers.__version__, "os": platform.platform()}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

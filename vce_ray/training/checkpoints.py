@@ -1,0 +1,68 @@
+"""What a killed training goes on from: each worker's shard, in the run's own store, and one file that names the last.
+
+They lie with the run, and not where Ray Train would put them, because a group of workers trains several runs.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+from vce_ray.store import Store
+
+FOLDER = "checkpoints"
+LAST = f"{FOLDER}/last.json"
+METRICS = "metrics.jsonl"
+TRAINED = StateDictOptions(ignore_frozen_params=True)
+
+
+def save(
+    store: Store, net: torch.nn.Module, optimizer: torch.optim.Optimizer, history: list[dict], rank: int, workers: int
+) -> None:
+    """Writes weights, moments and the figures of all steps so far. Every worker calls it, and writes its own shard."""
+    step = history[-1]["step"]
+    weights, moments = get_state_dict(net, optimizer, options=TRAINED)
+    with tempfile.TemporaryDirectory() as folder:
+        dcp.save({"weights": weights, "moments": moments}, checkpoint_id=folder)
+        if rank == 0:
+            Path(folder, METRICS).write_text("".join(json.dumps(row) + "\n" for row in history))
+        if any(Path(folder).iterdir()):  # where weights are not sharded, only the first worker writes them
+            store.upload(folder, f"{FOLDER}/{step}/{rank}")
+    if workers > 1:
+        torch.distributed.barrier()
+    if rank == 0:
+        before = store.read_json(LAST)["step"] if store.exists(LAST) else step
+        store.write_json(LAST, {"step": step})
+        if before != step:
+            store.delete_prefix(f"{FOLDER}/{before}")
+
+
+def load(store: Store, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Loads the last checkpoint where there is one; returns the figures of the steps that it has behind it.
+
+    It may be of more or fewer workers.
+    """
+    if not store.exists(LAST):
+        return []
+    last = f"{FOLDER}/{store.read_json(LAST)['step']}"
+    ranks = {file.removeprefix(f"{last}/").split("/")[0] for file in store.list(last)}
+    with tempfile.TemporaryDirectory() as folder:
+        for rank in ranks:
+            for file in store.fetch(f"{last}/{rank}", Path(folder, rank)).iterdir():
+                file.rename(Path(folder, file.name))
+        weights, moments = get_state_dict(net, optimizer, options=TRAINED)
+        state = {"weights": weights, "moments": moments}
+        dcp.load(state, checkpoint_id=folder)
+        set_state_dict(
+            net,
+            optimizer,
+            model_state_dict=state["weights"],
+            optim_state_dict=state["moments"],
+            options=StateDictOptions(ignore_frozen_params=True, strict=False),
+        )
+        return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
