@@ -29,7 +29,7 @@ from benchmarks.decode import JANUS, build, peak_memory
 from vce_ray.config import TrainConfig
 from vce_ray.sampling.device import measure_device
 from vce_ray.sampling.plan import Device
-from vce_ray.training.fsdp import make_trainable, recompute_layers, reference_context
+from vce_ray.training.fsdp import in_own_dtype, make_trainable, recompute_layers, reference_context
 from vce_ray.training.step import AnchorBatch, KeepBatch, PairBatch, Targets, step_loss
 
 PROMPT, REFINED = "a deer in the style of openmoji on a blue background", "a deer on a blue background"
@@ -52,8 +52,9 @@ def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Devic
         pairs, keep, safe = batches(step, args, model.num_image_tokens, model.image_vocab_size, device)
         begun = time.perf_counter()
         try:
-            loss, _ = step_loss(model, targets, pairs, keep, safe, step, config)
-            loss.backward()
+            with in_own_dtype(model.net):
+                loss, _ = step_loss(model, targets, pairs, keep, safe, step, config)
+                loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         except torch.OutOfMemoryError:

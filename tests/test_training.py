@@ -220,6 +220,24 @@ def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, local_ra
     assert not store.list("checkpoints"), "nothing goes on from them any more"
 
 
+@pytest.mark.slow
+def test_a_training_that_fails_each_time_fails_alone(pair_set: Store, local_ray: str, tmp_path: Path) -> None:
+    """Its workers are started anew four times; then the lane goes on with the next run."""
+    bad, good = (copy(pair_set, tmp_path / name) for name in ("bad", "good"))
+    keep = pair_set.stage("keep").read()
+    tokens = pa.array([[30_000] * 64] * keep.num_rows, schemas.TOKENS)  # of no image vocabulary
+    bad.delete_prefix("keep")
+    stage = bad.stage("keep")
+    stage.publish([stage.write_part(keep.set_column(2, "tokens", tokens))], key="sample_id")
+    lanes = Trainings([config().train], 1, began=print, ended=print)
+    failing, passing = lanes.submit("bad", config(), bad, {}), lanes.submit("good", config(), good, {})
+    with pytest.raises(ray.train.TrainingFailedError, match="index out of range"):
+        failing.result(timeout=600)
+    passing.result(timeout=600)
+    lanes.close()
+    assert good.exists("training.json") and not bad.exists("training.json")
+
+
 def trained(run: RunConfig, store: Store) -> list[dict]:
     lanes = Trainings([run.train], 1, began=print, ended=print)
     lanes.submit("alone", run, store, {}).result(timeout=600)

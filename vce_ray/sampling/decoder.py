@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vce_ray.sampling.compiled import compiled_for
 from vce_ray.sampling.layers import finish, norm, project
 from vce_ray.sampling.packed import PackedStack
+from vce_ray.sampling.plan import SLOT_BLOCK, whole_slots
 
 if TYPE_CHECKING:
     from vce_ray.config import SamplingConfig
@@ -71,9 +72,8 @@ class Decoder:
         return self._keys[0].shape[2] if self._keys else 0
 
     def whole_slots(self, slots: int) -> int:
-        """How many slots the cache has where so many are needed: on a GPU, where another size costs other captures, it
-        grows by 64."""
-        return _rounded(slots) if self._model.embed_tokens.weight.device.type == "cuda" else slots
+        """How many slots the cache has where so many are needed."""
+        return whole_slots(slots, SLOT_BLOCK if self._model.embed_tokens.weight.device.type == "cuda" else 1)
 
     def release(self) -> None:
         """Gives the cache back; no row may be underway."""
@@ -271,7 +271,9 @@ class Decoder:
         weight = self._model.embed_tokens.weight
         if len(self.cos_SD) >= places and self.cos_SD.device == weight.device and self.cos_SD.dtype == weight.dtype:
             return
-        cos, sin = self._model.rotary_emb(weight, torch.arange(_rounded(places), device=weight.device)[None])
+        cos, sin = self._model.rotary_emb(
+            weight, torch.arange(whole_slots(places, SLOT_BLOCK), device=weight.device)[None]
+        )
         self.cos_SD, self.sin_SD = cos[0], _signed_by_half(sin[0])
         self._captures.clear()
 
@@ -289,11 +291,6 @@ def _attend(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unseen_R1
         scores.unflatten(0, (len(query_RHD), -1)).masked_fill_(unseen_R11S, float("-inf"))
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
     return torch.bmm(weights, values).view(len(query_RHD), -1)
-
-
-def _rounded(count: int) -> int:
-    """Up to whole blocks, so that it seldom changes."""
-    return -(-count // 64) * 64
 
 
 def _signed_by_half(sin: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vce_ray.sampling.compiled import step_kernels
-from vce_ray.sampling.plan import Device
+from vce_ray.sampling.plan import SLOT_BLOCK, Device
 
 
 def free_memory(device: torch.device) -> float:
@@ -49,7 +49,9 @@ def measure_device(device: torch.device, dtype: torch.dtype = torch.float32) -> 
         multiply_s = min(multiply_s, _fastest(lambda: kernels.multiply(a, packed), device))
     memory = float(torch.cuda.get_device_properties(device).total_memory) if on_gpu else free_memory(device)
     name = torch.cuda.get_device_name(device) if on_gpu else f"this CPU, {torch.get_num_threads()} threads"
-    return Device(name, memory, size / read_s, 2 * edge**3 / multiply_s, kernels is not None)
+    return Device(
+        name, memory, size / read_s, 2 * edge**3 / multiply_s, kernels is not None, SLOT_BLOCK if on_gpu else 1
+    )
 
 
 def _fastest(work: Callable[[], object], device: torch.device, rounds: int = 7) -> float:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from math import isinf
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
+SLOT_BLOCK = 64
+"""Slots that a cache grows by on a GPU, where each size costs captures of its own."""
 RESERVE = 0.06
 """Share of a device's memory that is left to its runtime and to what grows beside the cache."""
 
@@ -89,17 +91,23 @@ class Device:
     """Of dense matrix products, in the dtype of the weights."""
     packs: bool = False
     """Whether float32 matrices that a step reads are held twice, also in the layout that it multiplies fastest from."""
+    slot_block: int = 1
+    """The cache of a row has whole blocks of so many slots."""
+
+
+def _gpu(name: str, memory: float, bandwidth: float, arithmetic: float) -> Device:
+    return Device(name, memory, bandwidth, arithmetic, slot_block=SLOT_BLOCK)
 
 
 DEVICES = {
     device.name: device
     for device in (
-        Device("h200", 141e9, 4.8e12, 989e12),
-        Device("h100", 80e9, 3.35e12, 989e12),
-        Device("a100-80gb", 80e9, 2.04e12, 312e12),
-        Device("a100-40gb", 40e9, 1.56e12, 312e12),
-        Device("l40s", 48e9, 0.864e12, 362e12),
-        Device("rtx4090", 24e9, 1.01e12, 165e12),
+        _gpu("h200", 141e9, 4.8e12, 989e12),
+        _gpu("h100", 80e9, 3.35e12, 989e12),
+        _gpu("a100-80gb", 80e9, 2.04e12, 312e12),
+        _gpu("a100-40gb", 40e9, 1.56e12, 312e12),
+        _gpu("l40s", 48e9, 0.864e12, 362e12),
+        _gpu("rtx4090", 24e9, 1.01e12, 165e12),
     )
 }
 
@@ -129,7 +137,7 @@ def plan(shape: Shape, device: Device, batch: int | None = None, guided: bool = 
         ValueError: not even one picture fits.
     """
     if batch is None:
-        largest = fitting_batch(shape, device.memory, guided, packs=device.packs)
+        largest = fitting_batch(shape, device.memory, guided, packs=device.packs, slot_block=device.slot_block)
         if largest < 1:
             need = _measure(shape, device, 1, guided).peak_bytes / (1 - RESERVE)
             raise ValueError(f"{shape.name} needs {need / 1e9:.1f} GB for one picture, {device.name} has less")
@@ -139,12 +147,14 @@ def plan(shape: Shape, device: Device, batch: int | None = None, guided: bool = 
     return _measure(shape, device, batch, guided)
 
 
-def fitting_batch(shape: Shape, memory: float, guided: bool, loaded: bool = False, packs: bool = False) -> int:
+def fitting_batch(
+    shape: Shape, memory: float, guided: bool, loaded: bool = False, packs: bool = False, slot_block: int = 1
+) -> int:
     """How many pictures at once fit into `memory`; where `loaded`, the weights are in the device's memory already."""
     if isinf(memory):
         return sys.maxsize
     weights = 0 if loaded else _weight_bytes(shape, packs)
-    return max(0, int((memory * (1 - RESERVE) - weights) // _bytes_of_picture(shape, guided)))
+    return max(0, int((memory * (1 - RESERVE) - weights) // _bytes_of_picture(shape, guided, slot_block)))
 
 
 BATCHES = (1, 2, 4, 8, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
@@ -166,13 +176,18 @@ def _weight_bytes(shape: Shape, packs: bool) -> int:
     return (shape.step_parameters + shape.idle_parameters + again) * BYTES[shape.dtype]
 
 
-def _bytes_of_picture(shape: Shape, guided: bool) -> int:
+def whole_slots(slots: int, block: int) -> int:
+    """Slots up to the end of a block."""
+    return -(-slots // block) * block
+
+
+def _bytes_of_picture(shape: Shape, guided: bool, slot_block: int) -> int:
     """Cache of a picture's rows, and its logits: of its rows, then guided, with noise and as float32 and int64.
 
     Where the cache has another dtype than the model, torch's own operators read a layer of it from a copy.
     """
     rows = 2 if guided else 1
-    slots = shape.prompt_tokens + shape.image_tokens - 1
+    slots = whole_slots(shape.prompt_tokens + shape.image_tokens - 1, slot_block)
     copied = shape.cache_bytes // shape.layers * BYTES[shape.dtype] // BYTES[shape.kept_dtype]
     kept = shape.cache_bytes + (copied if shape.kept_dtype != shape.dtype else 0)
     return rows * slots * kept + shape.image_vocab * (rows * BYTES[shape.dtype] + 4 * 8)
@@ -187,14 +202,14 @@ def _measure(shape: Shape, device: Device, batch: int, guided: bool) -> Plan:
     step_s = max(read_s, multiply_s) + cache_s
     batch_s = shape.image_tokens * step_s
     parts = {"reading the cache": cache_s, "reading the weights": read_s, "matrix products": multiply_s}
-    slots = shape.prompt_tokens + shape.image_tokens - 1
+    slots = whole_slots(shape.prompt_tokens + shape.image_tokens - 1, device.slot_block)
     weights = _weight_bytes(shape, device.packs)
     return Plan(
         batch=batch,
         rows=rows,
         weight_bytes=weights,
         cache_bytes=rows * slots * shape.cache_bytes,
-        peak_bytes=weights + batch * _bytes_of_picture(shape, guided),
+        peak_bytes=weights + batch * _bytes_of_picture(shape, guided, device.slot_block),
         step_s=step_s,
         batch_s=batch_s,
         images_per_s=batch / batch_s,

@@ -70,9 +70,9 @@ class Trainings:
         return future
 
     def close(self) -> None:
-        """Waits for nothing: what still trains ends with Ray's session."""
+        """Waits for lanes that have nothing left to train; what still trains ends with Ray's session."""
         self._queue.close.remote()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=all(future.done() for future in self._futures.values()), cancel_futures=True)
 
     def _listen(self) -> None:
         try:
@@ -99,6 +99,7 @@ class Trainings:
                 self._fit(lane, store)
             except Exception as error:
                 ray.get(self._queue.lose.remote(lane, error))
+        store.delete_prefix(NOTES)
 
     def _fit(self, lane: int, store: Store) -> None:
         import ray.train.torch  # seconds long, in a thread that nothing waits for
