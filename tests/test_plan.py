@@ -107,9 +107,9 @@ def test_the_device_at_hand_is_measured() -> None:
 def test_the_command_shows_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", "janus-pro-7b", "--device", "h200", "--batch", "64"]) == 0
     told = capsys.readouterr().out
-    assert "128 rows x 615 tokens x 480 KiB = 38.69 GB" in told
+    assert "128 rows x 640 slots x 480 KiB = 40.27 GB" in told
     assert "6.86 ms a step x 576 tokens = 3.95 s a batch, 16.20 pictures/s" in told
     assert main(["plan", "--model", "janus-pro-7b", "--device", "h200", "--batch", "64", "--kv-cache", "fp8"]) == 0
-    assert "128 rows x 615 tokens x 240 KiB = 19.35 GB" in capsys.readouterr().out
+    assert "128 rows x 640 slots x 240 KiB = 20.13 GB" in capsys.readouterr().out
     assert main(["plan", "--device", "h2000"]) == 2
     assert "unknown device 'h2000'" in capsys.readouterr().err

@@ -181,13 +181,17 @@ def whole_slots(slots: int, block: int) -> int:
     return -(-slots // block) * block
 
 
+def _slots(shape: Shape, block: int) -> int:
+    return whole_slots(shape.prompt_tokens + shape.image_tokens - 1, block)
+
+
 def _bytes_of_picture(shape: Shape, guided: bool, slot_block: int) -> int:
     """Cache of a picture's rows, and its logits: of its rows, then guided, with noise and as float32 and int64.
 
     Where the cache has another dtype than the model, torch's own operators read a layer of it from a copy.
     """
     rows = 2 if guided else 1
-    slots = whole_slots(shape.prompt_tokens + shape.image_tokens - 1, slot_block)
+    slots = _slots(shape, slot_block)
     copied = shape.cache_bytes // shape.layers * BYTES[shape.dtype] // BYTES[shape.kept_dtype]
     kept = shape.cache_bytes + (copied if shape.kept_dtype != shape.dtype else 0)
     return rows * slots * kept + shape.image_vocab * (rows * BYTES[shape.dtype] + 4 * 8)
@@ -202,7 +206,7 @@ def _measure(shape: Shape, device: Device, batch: int, guided: bool) -> Plan:
     step_s = max(read_s, multiply_s) + cache_s
     batch_s = shape.image_tokens * step_s
     parts = {"reading the cache": cache_s, "reading the weights": read_s, "matrix products": multiply_s}
-    slots = whole_slots(shape.prompt_tokens + shape.image_tokens - 1, device.slot_block)
+    slots = _slots(shape, device.slot_block)
     weights = _weight_bytes(shape, device.packs)
     return Plan(
         batch=batch,
@@ -220,7 +224,7 @@ def _measure(shape: Shape, device: Device, batch: int, guided: bool) -> Plan:
 def explain(shape: Shape, device: Device, found: Plan, guided: bool = True) -> str:
     """A plan with its arithmetic, as lines for a terminal."""
     size = BYTES[shape.dtype]
-    slots = shape.prompt_tokens + shape.image_tokens - 1
+    slots = _slots(shape, device.slot_block)
     alone = plan(shape, device, 1, guided)
     again = ", the former twice" if device.packs and shape.dtype == "float32" else ""
     kept = "" if shape.kv_cache_dtype == "auto" else f", its cache in {shape.kept_dtype},"
@@ -230,7 +234,7 @@ def explain(shape: Shape, device: Device, found: Plan, guided: bool = True) -> s
             f"{device.bandwidth / 1e12:.2f} TB/s, {device.arithmetic / 1e12:.0f} Tflop/s",
             f"weights     ({shape.step_parameters / 1e6:.0f} M read at a step + {shape.idle_parameters / 1e6:.0f} M"
             f"{again}) x {size} B = {found.weight_bytes / 1e9:.2f} GB",
-            f"cache       {found.rows} rows x {slots} tokens x {shape.cache_bytes / 1024:.0f} KiB "
+            f"cache       {found.rows} rows x {slots} slots x {shape.cache_bytes / 1024:.0f} KiB "
             f"= {found.cache_bytes / 1e9:.2f} GB",
             f"batch       {found.batch} pictures at once, peak {found.peak_bytes / 1e9:.2f} GB",
             f"at best     {found.step_s * 1e3:.2f} ms a step x {shape.image_tokens} tokens = {found.batch_s:.2f} s "

@@ -78,6 +78,8 @@ class Trainings:
         try:
             while (event := ray.get(self._queue.next_event.remote())) is not None:
                 future = self._futures[event.name]
+                if future.done():  # it could not be told that it had begun
+                    continue
                 try:
                     if event.fault is not None:
                         raise event.fault
