@@ -26,6 +26,8 @@ SUBNETS = [f"198.18.{number}" for number in range(256)]
 """Of the range that is set aside for tests of networks: it collides with none in use."""
 OBJECT_STORE_BYTES = 100_000_000
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
+WORKER = "place=worker"
+"""The label of all nodes but the head."""
 
 
 def missing() -> str | None:
@@ -132,7 +134,7 @@ class Node:
             command += ["--head", f"--port={GCS_PORT}", "--disable-usage-stats"]
             command += [f"--dashboard-host={self.address}", f"--dashboard-port={DASHBOARD_PORT}"]
         else:
-            command.append(f"--address={head.address}:{GCS_PORT}")
+            command += [f"--address={head.address}:{GCS_PORT}", f"--labels={WORKER}"]
         with self.log.open("a") as log:
             self.popen(command, stdout=log, stderr=subprocess.STDOUT)
 

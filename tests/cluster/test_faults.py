@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from network import Node
+from network import WORKER, Node
 from nodes import Cluster
 from proxy import Fault
 from runs import ERASE, SCRIPT, assert_same, finish, part_of
@@ -22,7 +22,7 @@ FAULTS = {
 
 
 def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str, told: str = "report:") -> None:
-    """Runs a job, and kills the first worker node that hands in a part of a stage; that part is lost with it."""
+    """Runs a job on the workers, and kills the first that hands in a part of a stage; that part is lost with it."""
     lost: list[Node] = []
 
     def kill(address: str) -> None:
@@ -30,7 +30,7 @@ def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str,
         lost[0].kill()
 
     cluster.proxy.once("PUT", part_of(stage), kill, {node.address for node in cluster.workers})
-    finish(cluster.submit(*ERASE, *options, "--store", cluster.store(uri)), told)
+    finish(cluster.submit(*ERASE, *options, "--label", WORKER, "--store", cluster.store(uri)), told)
     assert lost, f"no worker node made anything of {stage}"
     assert lost[0].address not in cluster.alive()
 
@@ -46,7 +46,6 @@ def test_a_node_lost_in_generation_changes_nothing(finished: Store, cluster: Clu
 def test_a_node_lost_later_changes_nothing(
     finished: Store, cluster: Cluster, uri: str, stage: str, options: list[str]
 ) -> None:
-    # in batches so small that the head's actor, if it is there first, cannot have taken all of them
     run_and_lose_a_worker(cluster, uri, stage, *options, "--batch-size", "1")
     assert_same(uri, finished)
 
