@@ -264,6 +264,14 @@ def measure_model(name: str, args: argparse.Namespace, limits: Device) -> list[d
     return rows
 
 
+def write_rows(path: Path, limits: Device, rows: list[dict[str, Any]]) -> None:
+    """Writes what was measured, with the machine and the versions that it was measured on."""
+    machine = {"device": limits.name, "bandwidth": limits.bandwidth, "arithmetic": limits.arithmetic}
+    machine |= {"torch": torch.__version__, "transformers": transformers.__version__, "os": platform.platform()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
 def main() -> int:
     """Measures, prints a table and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -286,10 +294,7 @@ def main() -> int:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             rows += process.submit(measure_model, name, args, limits).result()
     if args.out and rows:
-        machine = {"device": limits.name, "bandwidth": limits.bandwidth, "arithmetic": limits.arithmetic}
-        machine |= {"torch": torch.__version__, "transformers": transformers.__version__, "os": platform.platform()}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        write_rows(args.out, limits, rows)
     return 0
 
 

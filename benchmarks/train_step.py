@@ -14,8 +14,6 @@ targets' passes; at the speed of a square product that is measured in the same r
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -23,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from benchmarks.decode import JANUS, build, peak_memory
+from benchmarks.decode import JANUS, build, peak_memory, write_rows
 from vce_ray.config import TrainConfig
 from vce_ray.sampling.device import measure_device
 from vce_ray.sampling.plan import Device
@@ -109,10 +106,7 @@ def main() -> int:
             rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     if args.out:
-        machine = {"device": limits.name, "arithmetic": limits.arithmetic, "memory": limits.memory}
-        machine |= {"torch": torch.__version__, "transformers": transformers.__version__, "os": platform.platform()}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        write_rows(args.out, limits, rows)
     return 0
 
 
