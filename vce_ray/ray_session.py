@@ -33,9 +33,11 @@ def ray_session() -> Iterator[None]:
         os.environ.update(QUIET)  # its processes inherit them, and those that wait for work already can be used
         # with its dashboard, which Ray Train asks every second whether its controller lives
         options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(24)  # read when Ray is imported
+        if "ray" not in sys.modules:  # it reads these when it is imported; where it was before, it makes its own token
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+            if os.environ["RAY_AUTH_MODE"] == "token" and not named:
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(24)
     import ray
     import ray.data
 
