@@ -60,10 +60,10 @@ def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Devic
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
     length = model.encode_prompts([PROMPT]).mask_BP.shape[1] + model.num_image_tokens - 1
-    rows, again = 2 * args.pairs + args.keep, 2 * args.pairs + args.keep  # trained rows; rows of targets
-    products = 2 * model.shape.step_parameters * length * (rows * (3 if recomputed else 2) + again)
+    images = 2 * args.pairs + args.keep  # and as many rows of targets: two for each anchor, one for each kept image
+    products = 2 * model.shape.step_parameters * length * images * (4 if recomputed else 3)
     row = {"model": name, "recomputed": recomputed, "pairs": args.pairs, "keep": args.keep, "fits": True}
-    row |= {"step_s": min(times), "images_per_s": (2 * args.pairs + args.keep) / min(times)}
+    row |= {"step_s": min(times), "images_per_s": images / min(times)}
     return row | {"share_of_limit": products / limits.arithmetic / min(times), "peak_gb": peak_memory() / 1e9}
 
 

@@ -67,7 +67,7 @@ def average_gradients(trained: Sequence[Tensor], workers: int) -> None:
 def in_own_dtype(net: Any) -> Iterator[None]:
     """A context in which a net of bfloat16 multiplies by its float32 adapter in bfloat16, its gradients still float32.
 
-    peft would cast what goes into each layer to float32 instead: a step of Janus-Pro-7B then takes a quarter longer.
+    peft would cast what goes into each layer to float32 instead, which moves twice the bytes.
     """
     weight = net.model.language_model.embed_tokens.weight
     if weight.dtype == torch.float32:

@@ -67,13 +67,15 @@ class TrainingQueue:
         """A lane is done with what it has in hand, or failed at it for good."""
         self._events.put_nowait(Event(self._in_hand.pop(lane).name, "ended", fault))
 
-    async def lose(self, lane: int, fault: BaseException) -> None:
-        """A lane's workers failed too often: what they never took up, or took up too often, has failed by it."""
+    async def lose(self, lane: int) -> str | None:
+        """A lane's workers failed too often: the name of what is given up for it, that is what they never took up, or
+        took up too often; None where the lane is to go on with what it has."""
         if lane not in self._in_hand and self._waiting:
             self._in_hand[lane] = self._waiting.popleft()
         training = self._in_hand.get(lane)
-        if training and not 0 < training.begun <= MAX_FAULTS:
-            await self.end(lane, fault)
+        if training is None or 0 < training.begun <= MAX_FAULTS:
+            return None
+        return self._in_hand.pop(lane).name
 
     async def goes_on(self, lane: int) -> bool:
         """Whether there is something to train for a lane that has come to its end; else it is closed."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -78,7 +79,7 @@ class Trainings:
         try:
             while (event := ray.get(self._queue.next_event.remote())) is not None:
                 future = self._futures[event.name]
-                if future.done():  # it could not be told that it had begun
+                if future.done():  # it has failed already
                     continue
                 try:
                     if event.fault is not None:
@@ -89,18 +90,23 @@ class Trainings:
                         self._ended(event.name)
                         future.set_result(None)
                 except Exception as error:
-                    future.set_exception(error)
+                    self._fail(event.name, error)
         except Exception as error:  # the queue is gone, and nothing more will be heard
-            for future in self._futures.values():
-                if not future.done():
-                    future.set_exception(error)
+            for name in list(self._futures):
+                self._fail(name, error)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        with contextlib.suppress(InvalidStateError):  # it has come to an end before
+            self._futures[name].set_exception(error)
 
     def _keep_open(self, lane: int, store: Store) -> None:
         while ray.get(self._queue.goes_on.remote(lane)):
             try:
                 self._fit(lane, store)
             except Exception as error:
-                ray.get(self._queue.lose.remote(lane, error))
+                name: Any = ray.get(self._queue.lose.remote(lane))
+                if name is not None:
+                    self._fail(name, error)
         store.delete_prefix(NOTES)
 
     def _fit(self, lane: int, store: Store) -> None:
