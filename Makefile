@@ -30,7 +30,7 @@ test: setup lint
 	touch $@
 
 test-vllm: .venv-vllm/ready
-	.venv-vllm/bin/python -m pytest -m slow tests/test_vllm.py
+	.venv-vllm/bin/python -m pytest -m slow tests/pipeline/test_vllm.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,13 +26,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from vce_ray import schemas
-from vce_ray.concept import load_concept
+from vce_ray.concepts.concept import load_concept
 from vce_ray.config import PoolConfig, RunConfig
-from vce_ray.fanout import Step, batched, flow, open_claims, publish
-from vce_ray.pairs.rows import Outcome, Row
-from vce_ray.run import Task
-from vce_ray.store import Store
+from vce_ray.dataflow import schemas
+from vce_ray.dataflow.fanout import Step, batched, flow, open_claims, publish
+from vce_ray.dataflow.rows import Outcome, Row
+from vce_ray.pipeline.run import Task
+from vce_ray.storage.store import Store
 
 RESULTS = Path("docs/results/data_plane.json")
 BATCH, TOKENS, IMAGE_BYTES = 64, 576, 20_000
@@ -165,9 +165,9 @@ def plain(count: int) -> dict[str, Any]:
     import torch
 
     from vce_ray.config import default_sampling
-    from vce_ray.pairs.build import pair_steps, publish_rows
     from vce_ray.pairs.generate import DrawUnsafe
     from vce_ray.pairs.prompts import erase_prompts
+    from vce_ray.pipeline.pair_flow import pair_steps, publish_rows
 
     sampling = default_sampling("emoji-world")
     concept = load_concept("deer")

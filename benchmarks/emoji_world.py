@@ -19,14 +19,14 @@ from typing import Any
 
 from vce_ray.config import RunConfig
 from vce_ray.defaults import default_settings, merged
-from vce_ray.erase import erase, report_data
 from vce_ray.evaluation.metrics import evaluation_row
 from vce_ray.evaluation.pictures import before_after_png
 from vce_ray.evaluation.table import before_after_table, results_table
 from vce_ray.models.load import EMBEDDED
-from vce_ray.ray_session import ray_session
-from vce_ray.run import Run
-from vce_ray.store import Store
+from vce_ray.pipeline.erase import erase, report_data
+from vce_ray.pipeline.run import Run
+from vce_ray.pipeline.session import ray_session
+from vce_ray.storage.store import Store
 
 CONCEPTS = ("deer", "openmoji", "violence")
 METHODS = ("vsafe_dpo", "dpo")

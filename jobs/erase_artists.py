@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from vce_ray.cli import main as command
+from vce_ray.cli.app import main as command
 
 
 def main(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from gcs_server import gcs_server
 from moto.server import ThreadedMotoServer
 from tiny_runs import ENVIRONMENT, NAME, ONE, TINY, VCE_RAY
 
-from vce_ray.store import Store
+from vce_ray.storage.store import Store
 
 BUCKET = "vce-test"
 

@@ -22,7 +22,7 @@ import typer.main
 import yaml
 
 import vce_ray
-from vce_ray.cli import app as command_line
+from vce_ray.cli.app import app as command_line
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"

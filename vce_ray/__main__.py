@@ -1,3 +1,3 @@
-from vce_ray.cli import run
+from vce_ray.cli.app import run
 
 run()

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vce_ray.errors import UserError
+
 PROMPT_MODES = ("given", "stripped", "null")
 """Wordings under which a pair can be contrasted: its prompt, that prompt without the concept, and none."""
 
@@ -38,7 +40,7 @@ class SamplingConfig(_Config):
 
 def default_sampling(base: str, **own: Any) -> SamplingConfig:
     """How a base draws best: Janus' and LlamaGen's own settings, and what was measured for the embedded model (see its
-    card); `own` settings go over them. Raises ValueError where the base is unknown or a setting
+    card); `own` settings go over them. Raises UserError where the base is unknown or a setting
     is wrong."""
     if base == "emoji-world":
         return SamplingConfig.model_validate({"guidance_scale": 2.0, "temperature": 0.7} | own)
@@ -103,9 +105,9 @@ class TrainConfig(_Config):
     def _check(self) -> Self:
         for field in ("batch_size", "keep_batch_size"):
             if self.num_workers and getattr(self, field) % self.num_workers:
-                raise ValueError(f"{field} {getattr(self, field)} must be a multiple of num_workers {self.num_workers}")
+                raise UserError(f"{field} {getattr(self, field)} must be a multiple of num_workers {self.num_workers}")
         if self.method == "vsafe_dpo" and not self.preserves and not self.allow_no_preservation:
-            raise ValueError(
+            raise UserError(
                 "keep_weight or keep_batch_size is 0: without preservation the erasure takes other content with it; "
                 "set allow_no_preservation to do it all the same"
             )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vce_ray.concept import load_concept
+from vce_ray.concepts.concept import load_concept
 from vce_ray.config import TrainConfig
 from vce_ray.models.load import EMBEDDED
-from vce_ray.run import catalogue_of
+from vce_ray.pipeline.run import catalogue_of
 
 Settings = dict[str, Any]
 
@@ -43,7 +43,7 @@ def default_settings(concept: str, base: str, method: str = "vsafe_dpo") -> Sett
     A concept's own file has the last word, but for vanilla DPO, whose slope is another.
 
     Raises:
-        ValueError: the concept is unknown.
+        UserError: the concept is unknown.
     """
     known = load_concept(concept, catalogue_of(base))
     style = known.kind == "style"

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from vce_ray.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -22,14 +24,14 @@ class Variable(Generic[T]):
     meaning: str
 
     def get(self) -> T:
-        """The variable's value, or its default where it is unset or empty. Raises ValueError if it does not parse."""
+        """The variable's value, or its default where it is unset or empty. Raises UserError if it does not parse."""
         text = os.environ.get(self.name, "")
         if not text:
             return self.default
         try:
             return self.parse(text)
         except ValueError as error:
-            raise ValueError(f"{self.name}={text!r}: {error}; unset it for its default, {self.default!r}") from error
+            raise UserError(f"{self.name}={text!r}: {error}; unset it for its default, {self.default!r}") from error
 
 
 def _seconds(text: str) -> float:

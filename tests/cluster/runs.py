@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from tiny_runs import NAME, TINY
 
-from vce_ray.store import Store
+from vce_ray.storage.store import Store
 
 SCRIPT = "jobs/erase_object.py"
 ERASE = [SCRIPT, "deer", *TINY]

@@ -9,7 +9,7 @@ from proxy import Fault
 from runs import ERASE, SCRIPT, assert_same, finish, part_of
 from tiny_runs import NAME
 
-from vce_ray.store import Store
+from vce_ray.storage.store import Store
 
 FAULTS = {
     part_of("unsafe"): (Fault.STOPPED, 20.0),

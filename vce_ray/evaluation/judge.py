@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vce_ray.concept import Kind, fix_articles
+from vce_ray.concepts.concept import Kind, fix_articles
+from vce_ray.errors import UserError
 
 NOTHING = "nothing"
 """The label of a picture without an object: it keeps the judge from forcing an empty picture into one."""
@@ -32,11 +33,11 @@ class Judge:
         """Loads the folder's weights, which are safetensors; nothing is downloaded.
 
         Raises:
-            ValueError: a file of the folder is missing.
+            UserError: a file of the folder is missing.
         """
         folder = Path(folder)
         if missing := [name for name in FILES if not (folder / name).is_file()]:
-            raise ValueError(f"{folder} is no judge: {missing[0]} is missing; give a folder in open_clip's format")
+            raise UserError(f"{folder} is no judge: {missing[0]} is missing; give a folder in open_clip's format")
         model, _, preprocess = open_clip.create_model_and_transforms(
             f"local-dir:{folder}", precision="fp32", device=device
         )
@@ -51,7 +52,7 @@ class Judge:
         """What the judge sees of pictures uint8 [B, H, W, 3], and is then asked about: unit vectors, float32 [B, E].
 
         Raises:
-            ValueError: pictures are not uint8 [B, H, W, 3].
+            UserError: pictures are not uint8 [B, H, W, 3].
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
@@ -68,7 +69,7 @@ class Judge:
         Probabilities are a softmax over the cosines at the model's own temperature.
 
         Raises:
-            ValueError: there are no texts.
+            UserError: there are no texts.
         """
         if not texts:
             raise ValueError("no label texts: give at least one for the judge to choose")
@@ -82,7 +83,7 @@ class Judge:
         """Cosine of each picture with its own prompt, float32 [B], in -1..1.
 
         Raises:
-            ValueError: pictures and prompts differ in number.
+            UserError: pictures and prompts differ in number.
         """
         if len(seen_BE) != len(prompts):
             raise ValueError(f"{len(seen_BE)} pictures but {len(prompts)} prompts: give one prompt for each picture")
@@ -94,10 +95,10 @@ class Judge:
         """The label that fits each picture best; for objects 'nothing' is one more choice, whether listed or not.
 
         Raises:
-            ValueError: there are fewer than two labels.
+            UserError: there are fewer than two labels.
         """
         if len(labels) < 2:
-            raise ValueError(f"labels {list(labels)}: give the judge at least two to choose among")
+            raise UserError(f"labels {list(labels)}: give the judge at least two to choose among")
         choices = list(labels) if kind == "style" else list(dict.fromkeys([*labels, NOTHING]))
         index, _ = self.labels_of(seen_BE, [label_text(label, kind) for label in choices])
         return [choices[i] for i in index]

@@ -15,7 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from vce_ray.concept import Concept
+from vce_ray.concepts.concept import Concept
+from vce_ray.errors import UserError
 
 Row = dict[str, Any]
 Z = 1.959964
@@ -61,7 +62,7 @@ def evaluate(rows: pa.Table | Sequence[Row], concept: Concept) -> dict[str, Any]
         {name, before, after, drop} of such figures.
 
     Raises:
-        ValueError: a column is missing, there are no erase or no keep images, an arm or a group is unknown, or
+        UserError: a column is missing, there are no erase or no keep images, an arm or a group is unknown, or
             before and after were not drawn from the same prompts and seeds.
     """
     listed = list(rows) if isinstance(rows, Sequence) else rows.to_pylist()
@@ -193,18 +194,18 @@ def _identity(row: Row) -> tuple[str, str, str, int]:
 def _check(rows: list[Row]) -> None:
     for row in rows:
         if missing := [name for name in COLUMNS if name not in row]:
-            raise ValueError(f"an evaluation row has no {missing[0]!r}: it needs {', '.join(COLUMNS)}")
+            raise UserError(f"an evaluation row has no {missing[0]!r}: it needs {', '.join(COLUMNS)}")
         if row["arm"] not in ARMS or row["group"] not in ("erase", "keep"):
-            raise ValueError(
+            raise UserError(
                 f"arm {row['arm']!r}, group {row['group']!r}: arms are before and after, groups erase and keep"
             )
     for group in ("erase", "keep"):
         if not any(row["group"] == group for row in rows):
-            raise ValueError(f"no {group} images to evaluate: draw some before and after")
+            raise UserError(f"no {group} images to evaluate: draw some before and after")
     before, after = (Counter(_identity(row) for row in rows if row["arm"] == arm) for arm in ARMS)
     if lone := (before - after) + (after - before):
         group, _, prompt, seed = min(lone)
-        raise ValueError(
+        raise UserError(
             f"{sum(lone.values())} images are in one arm only, such as {group} {prompt!r} with seed {seed}: "
             "before and after must be drawn from the same prompts and seeds"
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vce_ray.ids import stable_id
+from vce_ray.dataflow.ids import stable_id
 
 Row = dict[str, Any]
 MAX_EDGE = 192

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vce_ray.concept import Concept
+from vce_ray.concepts.concept import Concept
 from vce_ray.config import RunConfig
 from vce_ray.pairs.prompts import Prompt, erase_prompts, keep_prompts
 

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from vce_ray.concept import Concept
+from vce_ray.concepts.concept import Concept
 from vce_ray.evaluation.charts import MINUS, Series, line_chart, short
 from vce_ray.evaluation.metrics import BARS, missed_bars
 from vce_ray.evaluation.pictures import Shown, data_uri, pair_up, sample

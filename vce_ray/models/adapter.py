@@ -13,6 +13,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
@@ -63,10 +64,10 @@ def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lor
 
 
 def read_card(folder: Path) -> dict:
-    """The card of an adapter folder. Raises ValueError where it is none."""
+    """The card of an adapter folder. Raises UserError where it is none."""
     path = folder / CARD
     if not path.exists():
-        raise ValueError(f"{folder} is no adapter of vce_ray: {CARD} is missing")
+        raise UserError(f"{folder} is no adapter of vce_ray: {CARD} is missing")
     return json.loads(path.read_text())
 
 
@@ -74,11 +75,11 @@ def attach_adapter(model: ImageModel, folder: Path) -> None:
     """Puts a saved adapter on a loaded base model.
 
     Raises:
-        ValueError: the adapter was trained on another revision of the base; both are named.
+        UserError: the adapter was trained on another revision of the base; both are named.
     """
     card = read_card(folder)
     if card["base_revision"] != model.revision:
-        raise ValueError(
+        raise UserError(
             f"adapter {folder} was trained on base revision {card['base_revision']}, this base is {model.revision}: "
             "load the base it was trained on, or erase again from this one"
         )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vce_ray.errors import UserError
 from vce_ray.sampling.decoder import Decoder
 from vce_ray.sampling.plan import Shape
 
@@ -71,10 +72,10 @@ class ImageModel(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
-        """Reads prompts for drawing. Raises ValueError on an empty or overlong prompt."""
+        """Reads prompts for drawing. Raises UserError on an empty or overlong prompt."""
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Raises ValueError where a prompt is empty or too long to be drawn; touches no device."""
+        """Raises UserError where a prompt is empty or too long to be drawn; touches no device."""
         check_prompts(prompts)
 
     @abstractmethod
@@ -91,7 +92,7 @@ class ImageModel(ABC):
 
     @abstractmethod
     def caption(self, images: np.ndarray) -> list[str]:
-        """One sentence for each picture of uint8 [B, H, W, 3]. Raises ValueError where the model cannot read images."""
+        """One sentence for each picture of uint8 [B, H, W, 3]. Raises UserError where the model cannot read images."""
 
     @property
     def language_model(self) -> Any:
@@ -166,12 +167,12 @@ class ImageModel(ABC):
 
 
 def check_prompts(prompts: list[str]) -> None:
-    """Raises ValueError where a prompt is empty or longer than MAX_PROMPT_CHARS."""
+    """Raises UserError where a prompt is empty or longer than MAX_PROMPT_CHARS."""
     for prompt in prompts:
         if not prompt.strip():
-            raise ValueError("empty prompt: give each image a prompt of at least one word")
+            raise UserError("empty prompt: give each image a prompt of at least one word")
         if len(prompt) > MAX_PROMPT_CHARS:
-            raise ValueError(
+            raise UserError(
                 f"prompt of {len(prompt)} characters starting {prompt[:40]!r}: the limit is {MAX_PROMPT_CHARS}"
             )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusForConditionalGeneration
 from transformers.models.janus.processing_janus import JanusProcessor
 
+from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
 from vce_ray.models.load import folder_revision
 from vce_ray.models.pixels import decode_in_batches
@@ -49,7 +50,7 @@ class Janus(ImageModel):
         """Tokenises prompts for drawing: BOS, text, begin-of-image, padded on the left.
 
         Raises:
-            ValueError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has places.
+            UserError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has places.
         """
         rows = self._tokenise(prompts)
         width = max(map(len, rows))
@@ -62,7 +63,7 @@ class Janus(ImageModel):
         return PromptBatch(embed(ids_BP), embed(blank_BP), mask_BP, torch.zeros_like(ids_BP[:, 0]))
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Raises ValueError where a prompt is empty or too long to be drawn; touches no device."""
+        """Raises UserError where a prompt is empty or too long to be drawn; touches no device."""
         self._tokenise(prompts)
 
     def _tokenise(self, prompts: list[str]) -> list[list[int]]:
@@ -72,7 +73,7 @@ class Janus(ImageModel):
         limit = self.net.config.text_config.max_position_embeddings - self.num_image_tokens
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > limit:
-                raise ValueError(f"prompt of {len(row)} tokens starting {prompt[:40]!r}: the limit is {limit}")
+                raise UserError(f"prompt of {len(row)} tokens starting {prompt[:40]!r}: the limit is {limit}")
         return rows
 
     @property

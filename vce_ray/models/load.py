@@ -16,7 +16,8 @@ from uuid import uuid4
 from pyarrow import fs
 
 from vce_ray.env import MODEL_CACHE
-from vce_ray.store import Store
+from vce_ray.errors import UserError
+from vce_ray.storage.store import Store
 
 EMBEDDED = "emoji-world"
 """Name of the model that is shipped in the package."""
@@ -33,7 +34,7 @@ def model_folder(ref: str) -> Path:
     's3://bucket/folder'.
 
     Raises:
-        ValueError: nothing of that name is known here.
+        UserError: nothing of that name is known here.
         StoreError: the store cannot be reached.
     """
     if ref == EMBEDDED:
@@ -48,12 +49,12 @@ def model_folder(ref: str) -> Path:
         name, _, revision = ref.partition("@")
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=_PATTERNS))
     else:
-        raise ValueError(
+        raise UserError(
             f"unknown base model {ref!r}: give {EMBEDDED!r}, a checkpoint folder, s3://bucket/folder, "
             "or a hub id 'owner/name[@revision]'"
         )
     if not (folder / "config.json").exists():
-        raise ValueError(f"model folder {ref!r} has no config.json: give a checkpoint in transformers' format")
+        raise UserError(f"model folder {ref!r} has no config.json: give a checkpoint in transformers' format")
     return folder
 
 
@@ -90,16 +91,16 @@ def folder_revision(folder: Path) -> str:
 
 
 def model_config(folder: Path) -> dict:
-    """The config.json of a checkpoint folder. Raises ValueError where it is of no model that is known here."""
+    """The config.json of a checkpoint folder. Raises UserError where it is of no model that is known here."""
     config = json.loads((folder / "config.json").read_text())
     kind = config.get("model_type")
     if kind == "multi_modality":
-        raise ValueError(
+        raise UserError(
             f"{folder} is a Janus in DeepSeek's own format: give its conversion for transformers, "
             "such as deepseek-community/Janus-Pro-7B"
         )
     if kind not in KNOWN:
-        raise ValueError(f"{folder / 'config.json'} has model_type {kind!r}: known are {', '.join(KNOWN)}")
+        raise UserError(f"{folder / 'config.json'} has model_type {kind!r}: known are {', '.join(KNOWN)}")
     return config
 
 
@@ -109,7 +110,7 @@ def model_dtype(config: dict) -> str:
 
 
 def reads_images(ref: str) -> bool:
-    """Whether a model can describe pictures. Raises ValueError where it is unknown."""
+    """Whether a model can describe pictures. Raises UserError where it is unknown."""
     return model_config(model_folder(ref))["model_type"] == "janus"
 
 
@@ -120,10 +121,10 @@ def base_stamp(ref: str) -> dict[str, str]:
 
 
 def check_stamp(found: dict, wanted: dict[str, str]) -> None:
-    """Raises ValueError where cached log-probs were computed by another base, naming both."""
+    """Raises UserError where cached log-probs were computed by another base, naming both."""
     for key, value in wanted.items():
         if found.get(key) != value:
-            raise ValueError(
+            raise UserError(
                 f"reference log-probs were computed with {key} {found.get(key)}, this run has {value}: "
                 "delete the reference/ stage of the run, or load the base it was made with"
             )
@@ -133,10 +134,10 @@ def judge_folder(ref: str = EMBEDDED, judge: str | None = None) -> Path:
     """The folder of the judge, a CLIP in open_clip's format: the one that is named, or the embedded model's own.
 
     Raises:
-        ValueError: the base is another than the embedded one and no judge is named.
+        UserError: the base is another than the embedded one and no judge is named.
     """
     if judge is None and ref != EMBEDDED:
-        raise ValueError(f"base model {ref!r} has no judge: name one, a CLIP in open_clip's folder format (--judge)")
+        raise UserError(f"base model {ref!r} has no judge: name one, a CLIP in open_clip's folder format (--judge)")
     return Path(judge) if judge else _HERE / "judge"
 
 
@@ -154,7 +155,7 @@ def load_model(ref: str = EMBEDDED, device: str | None = None, adapter: Path | N
         dtype: of the weights, such as 'bfloat16'; the one that the checkpoint names by default.
 
     Raises:
-        ValueError: unknown reference, or the adapter was made for another revision of the base.
+        UserError: unknown reference, or the adapter was made for another revision of the base.
     """
     import torch
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from vce_ray.concept import Concept
+from vce_ray.concepts.concept import Concept
+from vce_ray.dataflow.rows import Outcome, Row, reject
 from vce_ray.pairs.captioner import Caption, clean, open_captioner, open_refiner
 from vce_ray.pairs.refine import refine
-from vce_ray.pairs.rows import Outcome, Row, reject
 
 log = logging.getLogger(__name__)
 

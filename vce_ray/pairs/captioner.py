@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
+from vce_ray.errors import UserError
 from vce_ray.models.load import base_model, reads_images
 from vce_ray.pairs.images import from_png
 
@@ -36,10 +37,6 @@ ANSWER_TOKENS = 128
 LONGEST = 400
 """Characters of the longest caption: a drawing model reads no more of a prompt."""
 _EXAMPLE = "vllm:Qwen/Qwen2.5-VL-7B-Instruct"
-
-
-class CaptionerError(ValueError):
-    """A captioner or refiner cannot be used: a wrong address or token, no answer in time. No row is to blame."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +76,12 @@ def parse_captioner(name: str, role: str = "captioner") -> CaptionerRef:
         role: what messages call it.
 
     Raises:
-        ValueError: it is none of the three kinds. A password in it is not repeated.
+        UserError: it is none of the three kinds. A password in it is not repeated.
     """
     if name.startswith("vllm:"):
         model = name.removeprefix("vllm:")
         if not model or "://" in model or "@" in model:
-            raise ValueError(f"{role} {name!r}: give a folder or a hub id without a revision, such as {_EXAMPLE}")
+            raise UserError(f"{role} {name!r}: give a folder or a hub id without a revision, such as {_EXAMPLE}")
         return CaptionerRef("vllm", model)
     if not name.startswith(("http://", "https://")):
         return CaptionerRef("base", name)
@@ -92,16 +89,16 @@ def parse_captioner(name: str, role: str = "captioner") -> CaptionerRef:
         url = urlsplit(name)
         host, _ = url.hostname, url.port
     except ValueError as error:
-        raise ValueError(f"the {role}'s address cannot be read ({error}): give https://host/v1#model") from None
+        raise UserError(f"the {role}'s address cannot be read ({error}): give https://host/v1#model") from None
     if url.username is not None or url.query:
-        raise ValueError(
+        raise UserError(
             f"the {role}'s address holds a user, a password or a query, which would be written into run.json: "
             f"give https://host/v1#model, and the token in VCE_RAY_{role.upper()}_TOKEN"
         )
     if not host or not url.fragment:
-        raise ValueError(f"{role} {name!r} names no host or no model: give https://host/v1#model")
+        raise UserError(f"{role} {name!r} names no host or no model: give https://host/v1#model")
     if url.scheme == "http" and not _on_this_machine(host):
-        raise ValueError(f"{role} {name!r} is on another machine: over the network give https://, not http://")
+        raise UserError(f"{role} {name!r} is on another machine: over the network give https://, not http://")
     return CaptionerRef("endpoint", url.fragment, f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}")
 
 
@@ -116,19 +113,19 @@ def check_captioner(name: str, base: str) -> None:
     """Sees that a captioner can be used for a run on a base, as far as that shows before any model loads.
 
     Raises:
-        ValueError: it is unknown, cannot describe pictures, or wants what is not installed.
+        UserError: it is unknown, cannot describe pictures, or wants what is not installed.
     """
     ref = parse_captioner(name)
     if ref.kind == "base" and not reads_images(name):
-        raise ValueError(f"{name!r} cannot describe pictures: name a captioner, such as a Janus-Pro")
+        raise UserError(f"{name!r} cannot describe pictures: name a captioner, such as a Janus-Pro")
     if ref.kind == "endpoint":
         open_captioner(name)
     if ref.kind != "vllm":
         return
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError(f"captioner {name!r} wants vLLM, which is not installed: pip install 'vce_ray[vllm]'")
+        raise UserError(f"captioner {name!r} wants vLLM, which is not installed: pip install 'vce_ray[vllm]'")
     if not reads_images(base):
-        raise ValueError(
+        raise UserError(
             f"captioner {name!r} reads the unsafe pictures only, and {base!r} cannot describe the safe ones: "
             "serve the model (vllm serve) and give its endpoint, http://localhost:8000/v1#model"
         )
@@ -141,24 +138,24 @@ def checks_safe_images(captioner: str, base: str) -> str:
 
 
 def open_captioner(name: str) -> Captioner:
-    """The captioner of a name, ready to be used. Raises ValueError for one in vLLM, which is a stage of Ray Data."""
+    """The captioner of a name, ready to be used. Raises UserError for one in vLLM, which is a stage of Ray Data."""
     ref = parse_captioner(name)
     if ref.kind == "endpoint":
         from vce_ray.pairs.endpoint import EndpointCaptioner
 
         return EndpointCaptioner(ref.url, ref.model)
     if ref.kind == "vllm":
-        raise ValueError(f"captioner {name!r} is a stage of its own: caption_claims of pairs/vllm.py")
+        raise UserError(f"captioner {name!r} is a stage of its own: caption_claims of pairs/vllm.py")
     return BaseCaptioner(name)
 
 
 def open_refiner(name: str) -> EndpointRefiner:
-    """The refiner of a name, ready to be used. Raises ValueError where it is no endpoint."""
+    """The refiner of a name, ready to be used. Raises UserError where it is no endpoint."""
     from vce_ray.pairs.endpoint import EndpointRefiner
 
     ref = parse_captioner(name, "refiner")
     if ref.kind != "endpoint":
-        raise ValueError(f"refiner {name!r} is no endpoint: give https://host/v1#model")
+        raise UserError(f"refiner {name!r} is no endpoint: give https://host/v1#model")
     return EndpointRefiner(ref.url, ref.model)
 
 

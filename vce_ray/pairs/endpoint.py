@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
-from vce_ray.concept import Concept
+from vce_ray.concepts.concept import Concept
 from vce_ray.env import CAPTIONER_DEADLINE_S, CAPTIONER_TOKEN, REFINER_TOKEN, Variable
-from vce_ray.pairs.captioner import ANSWER_TOKENS, QUESTION, Caption, CaptionerError, clean
+from vce_ray.errors import CaptionerError, UserError
+from vce_ray.pairs.captioner import ANSWER_TOKENS, QUESTION, Caption, clean
 
 AT_ONCE = 8
 """Questions that an actor sends at once."""
@@ -57,7 +58,7 @@ class Endpoint:
     """Asks an endpoint some questions at once, and tries again what may yet succeed.
 
     Raises:
-        ValueError: its token is none that can be sent.
+        UserError: its token is none that can be sent.
     """
 
     role = "captioner"
@@ -67,7 +68,7 @@ class Endpoint:
         self.url, self.model = f"{url}/chat/completions", model
         self.token, self.deadline_s = self.token_in.get(), CAPTIONER_DEADLINE_S.get()
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
-            raise ValueError(f"{self.token_in.name} holds blanks or other signs that no token has")
+            raise UserError(f"{self.token_in.name} holds blanks or other signs that no token has")
         near = [urllib.request.ProxyHandler({})] if url.startswith("http://") else []  # loopback: past any proxy
         self._opener = urllib.request.build_opener(_NoRedirects, *near)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from vce_ray.concept import Concept
+from vce_ray.concepts.concept import Concept
 from vce_ray.config import SamplingConfig
-from vce_ray.ids import stable_id
+from vce_ray.dataflow.ids import stable_id
+from vce_ray.dataflow.rows import Outcome, Row, reject
 from vce_ray.models.load import base_model
 from vce_ray.pairs.captioner import Caption, open_captioner
 from vce_ray.pairs.images import to_png
 from vce_ray.pairs.prompts import sampling_seed
-from vce_ray.pairs.rows import Outcome, Row, reject
 from vce_ray.sampling import draw
 
 if TYPE_CHECKING:

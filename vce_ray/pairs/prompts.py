@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vce_ray.concept import Concept, fix_articles
-from vce_ray.ids import stable_id
+from vce_ray.concepts.concept import Concept, fix_articles
+from vce_ray.dataflow.ids import stable_id
+from vce_ray.errors import UserError
 
 PromptKind = Literal["erase", "keep"]
 MAX_PROMPT_LENGTH = 1000
@@ -69,7 +70,7 @@ def erase_prompts(
     """`count` prompts that ask for the concept, in the training wordings or the held-out ones.
 
     `purpose` is a namespace of seeds: 'pairs' and 'evaluation' share no (prompt, seed). `names` takes other
-    words for the concept than `concept.names`: its synonyms, when generality is evaluated. Raises ValueError
+    words for the concept than `concept.names`: its synonyms, when generality is evaluated. Raises UserError
     for a negative count, for no names, and for held-out prompts of a concept that has none.
     """
     asked = concept.names if names is None else tuple(names)
@@ -88,7 +89,7 @@ def keep_prompts(
     """
     whole = () if held_out else concept.keep_prompts
     if not concept.keep and not whole:
-        raise ValueError(f"concept {concept.name!r} keeps nothing: fill `keep` with neighbours that must stay")
+        raise UserError(f"concept {concept.name!r} keeps nothing: fill `keep` with neighbours that must stay")
     return _deal(concept, concept.keep, whole, count, seed, "keep", held_out, purpose)
 
 
@@ -112,32 +113,32 @@ def sampling_seed(*parts: object) -> int:
 def read_prompts(path: str | Path) -> list[str]:
     """A user's own prompts, one per line of a UTF-8 file; blanks around a line are dropped.
 
-    Raises ValueError that names file and line for an empty, overlong or repeated line, for control
+    Raises UserError that names file and line for an empty, overlong or repeated line, for control
     characters, and for a file that cannot be read or holds no or too many prompts.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ValueError(f"cannot read the prompts file {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the prompts file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
-        raise ValueError(f"{path} holds no prompts: write one per line")
+        raise UserError(f"{path} holds no prompts: write one per line")
     if len(lines) > MAX_PROMPTS:
-        raise ValueError(f"{path} holds {len(lines)} lines; at most {MAX_PROMPTS} prompts are taken")
+        raise UserError(f"{path} holds {len(lines)} lines; at most {MAX_PROMPTS} prompts are taken")
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         prompt = line.strip()
         if not prompt:
-            raise ValueError(f"{path}, line {number}: an empty line where a prompt should be")
+            raise UserError(f"{path}, line {number}: an empty line where a prompt should be")
         if len(prompt) > MAX_PROMPT_LENGTH:
-            raise ValueError(f"{path}, line {number}: {len(prompt)} characters; at most {MAX_PROMPT_LENGTH} are taken")
+            raise UserError(f"{path}, line {number}: {len(prompt)} characters; at most {MAX_PROMPT_LENGTH} are taken")
         if found := re.search(r"[\x00-\x1f\x7f-\x9f]", prompt):
-            raise ValueError(f"{path}, line {number}: the control character {found.group()!r} in a prompt")
+            raise UserError(f"{path}, line {number}: the control character {found.group()!r} in a prompt")
         if prompt in first_line:
-            raise ValueError(f"{path}, line {number}: {prompt!r} stands in line {first_line[prompt]} already")
+            raise UserError(f"{path}, line {number}: {prompt!r} stands in line {first_line[prompt]} already")
         first_line[prompt] = number
     return list(first_line)
 
@@ -156,7 +157,7 @@ def _deal(
         raise ValueError(f"count is {count}: it must not be negative")
     templates = concept.held_out_templates if held_out else concept.templates
     if not templates:
-        raise ValueError(f"concept {concept.name!r} has no held_out_templates: write some, or use its templates")
+        raise UserError(f"concept {concept.name!r} has no held_out_templates: write some, or use its templates")
     rng = random.Random(sampling_seed("order", purpose, concept.name, kind, held_out, seed))
     name_deck = _Deck([*names, *([""] if whole else [])], rng)
     whole_deck = _Deck(whole, rng)

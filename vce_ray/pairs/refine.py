@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vce_ray.concept import Concept, fix_articles, plural, words_pattern
+from vce_ray.concepts.concept import Concept, fix_articles, plural, words_pattern
 from vce_ray.pairs.captioner import ABBREVIATIONS
 
 _DET = (

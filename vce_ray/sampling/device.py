@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vce_ray.errors import UserError
 from vce_ray.sampling.compiled import step_kernels
 from vce_ray.sampling.plan import SLOT_BLOCK, Device
 
@@ -25,10 +26,10 @@ def free_memory(device: torch.device) -> float:
 
 
 def check_kept(kv_cache_dtype: str, device: torch.device) -> None:
-    """Raises ValueError where a GPU has no numbers of 8 bits and keys and values shall be such."""
+    """Raises UserError where a GPU has no numbers of 8 bits and keys and values shall be such."""
     if kv_cache_dtype == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-        raise ValueError(
+        raise UserError(
             f"kv_cache_dtype fp8 wants a GPU of capability 8.9 or more, such as an L40S or H100, and {name} has "
             f"{capability[0]}.{capability[1]}: use auto"
         )

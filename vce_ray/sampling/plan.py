@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from math import isinf
 
+from vce_ray.errors import UserError
+
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 SLOT_BLOCK = 64
 """Slots that a cache grows by on a GPU, where each size costs captures of its own."""
@@ -134,13 +136,13 @@ def plan(shape: Shape, device: Device, batch: int | None = None, guided: bool = 
     Useful is a batch up to the one at which nine tenths of the throughput of an endless one are reached.
 
     Raises:
-        ValueError: not even one picture fits.
+        UserError: not even one picture fits.
     """
     if batch is None:
         largest = fitting_batch(shape, device.memory, guided, packs=device.packs, slot_block=device.slot_block)
         if largest < 1:
             need = _measure(shape, device, 1, guided).peak_bytes / (1 - RESERVE)
-            raise ValueError(f"{shape.name} needs {need / 1e9:.1f} GB for one picture, {device.name} has less")
+            raise UserError(f"{shape.name} needs {need / 1e9:.1f} GB for one picture, {device.name} has less")
         limit = _measure(shape, device, 1 << 20, guided).images_per_s
         batch = next((b for b in range(1, largest) if _measure(shape, device, b, guided).images_per_s > 0.9 * limit), 0)
         batch = batch or largest

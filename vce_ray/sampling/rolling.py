@@ -67,7 +67,7 @@ class RollingBatch(Generic[Name]):
                 with those that join.
 
         Raises:
-            ValueError: the device has no numbers of the kind that `sampling` wants kept.
+            UserError: the device has no numbers of the kind that `sampling` wants kept.
         """
         self._model, self._sampling, self._reserve = model, sampling, reserve
         check_kept(sampling.kv_cache_dtype, model.device)
@@ -89,7 +89,7 @@ class RollingBatch(Generic[Name]):
         nothing is underway.
 
         Raises:
-            ValueError: a prompt is empty or too long.
+            UserError: a prompt is empty or too long.
         """
         model = self._model
         if not self:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vce_ray.errors import UserError
 from vce_ray.models.adapter import CARD, read_card
 from vce_ray.models.load import folder_revision, model_folder
-from vce_ray.store import Store
+from vce_ray.storage.store import Store
 
 
 def resolve_base(base: str) -> str:
-    """`base` as replicas can find it: a relative folder becomes an absolute one. Raises ValueError if it is unknown."""
+    """`base` as replicas can find it: a relative folder becomes an absolute one. Raises UserError if it is unknown."""
     folder = model_folder(base)
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"base model {base!r} has no weights in {folder}: give a folder with *.safetensors")
+        raise UserError(f"base model {base!r} has no weights in {folder}: give a folder with *.safetensors")
     return str(folder.absolute()) if Path(base).is_dir() else base
 
 
@@ -30,7 +31,7 @@ def check_adapter(base: str, adapter: str) -> dict[str, Any]:
     """The card of an adapter that fits this base; its weights are not read.
 
     Raises:
-        ValueError: it is no adapter, or was trained on another revision of the base; both are named.
+        UserError: it is no adapter, or was trained on another revision of the base; both are named.
         StoreError: the store does not have it.
     """
     if "://" in adapter:
@@ -40,7 +41,7 @@ def check_adapter(base: str, adapter: str) -> dict[str, Any]:
         card = read_card(Path(adapter))
     revision = folder_revision(model_folder(base))
     if card["base_revision"] != revision:
-        raise ValueError(
+        raise UserError(
             f"adapter {adapter} was trained on base revision {card['base_revision']}, {base} is {revision}: "
             "serve the base it was trained on, or erase again from this one"
         )
@@ -60,5 +61,5 @@ def _split(uri: str) -> tuple[Store, str]:
     path, mark, query = uri.partition("?")
     parent, _, name = path.rstrip("/").rpartition("/")
     if parent.endswith(("/", ":")) or not name:
-        raise ValueError(f"{path!r} names no folder in a store: give s3://bucket/run/adapter")
+        raise UserError(f"{path!r} names no folder in a store: give s3://bucket/run/adapter")
     return Store(parent + mark + query), name

@@ -18,6 +18,7 @@ from ray.serve.deployment import Application
 
 from vce_ray import env
 from vce_ray.config import SamplingConfig, default_sampling
+from vce_ray.errors import UserError
 from vce_ray.serving.adapters import check_adapter, resolve_adapter, resolve_base
 from vce_ray.serving.app import Api, token_digest
 from vce_ray.serving.engine import Engine
@@ -53,11 +54,11 @@ def build_app(
         token: what callers must send, '' for none; by default the environment's (env.API_TOKEN).
 
     Raises:
-        ValueError: unknown base, or an adapter that was made for another revision of it, or a weak token.
+        UserError: unknown base, or an adapter that was made for another revision of it, or a weak token.
         StoreError: the adapter cannot be read.
     """
     if max_waiting < MAX_IMAGES:
-        raise ValueError(f"max_waiting {max_waiting} is less than one request may ask for: give {MAX_IMAGES} or more")
+        raise UserError(f"max_waiting {max_waiting} is less than one request may ask for: give {MAX_IMAGES} or more")
     token = check_token(env.API_TOKEN.get() if token is None else token)
     base = resolve_base(base)
     concept = None
@@ -95,11 +96,11 @@ def app_from_args(args: dict[str, Any]) -> Application:
     Where such files are deployed Serve listens to the whole cluster, so the token is not left to choice.
 
     Raises:
-        ValueError: an argument is unknown or wrong, no token is set, or what build_app raises.
+        UserError: an argument is unknown or wrong, no token is set, or what build_app raises.
     """
     endpoint = Endpoint.model_validate(args)
     if not env.API_TOKEN.get():
-        raise ValueError(f"{env.API_TOKEN.name} is not set: an endpoint that others can reach wants a token")
+        raise UserError(f"{env.API_TOKEN.name} is not set: an endpoint that others can reach wants a token")
     sampling = default_sampling(endpoint.base, kv_cache_dtype=endpoint.kv_cache_dtype)
     return build_app(**endpoint.model_dump(exclude={"kv_cache_dtype"}), sampling=sampling)
 
@@ -123,7 +124,7 @@ def start(
         host, port: where Serve's proxy on the head node listens.
 
     Raises:
-        ValueError, StoreError: as build_app; or the host is open to others and no token is set, the port is taken, or
+        UserError, StoreError: as build_app; or the host is open to others and no token is set, the port is taken, or
             Serve runs on this cluster elsewhere already.
         RuntimeError: a replica failed to start, or did not within `timeout_s`; says why.
     """
@@ -135,7 +136,7 @@ def start(
         check_port(host, port)
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
     elif (client.http_config.host, client.http_config.port) != (host, port):
-        raise ValueError(
+        raise UserError(
             f"Serve runs on this cluster already, at {client.http_config.host}:{client.http_config.port} and not at "
             f"{host}:{port}: use that host and port, or shut it down first (serve shutdown)"
         )
@@ -166,7 +167,7 @@ def serve_command(
         block: tells the URL and serves until interrupted, then shuts down.
 
     Raises:
-        ValueError, StoreError, RuntimeError: as start does, before the endpoint says that it is ready.
+        UserError, StoreError, RuntimeError: as start does, before the endpoint says that it is ready.
     """
     check_host(host, env.API_TOKEN.get())
     num_gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
@@ -181,10 +182,10 @@ def serve_command(
 
 
 def check_host(host: str, token: str) -> None:
-    """Raises ValueError where others could reach the endpoint and no token keeps them out."""
+    """Raises UserError where others could reach the endpoint and no token keeps them out."""
     check_token(token)
     if not token and not is_loopback(host):
-        raise ValueError(
+        raise UserError(
             f"host {host!r} is open to other machines and {env.API_TOKEN.name} is not set: set it to a secret of "
             f"{MIN_TOKEN_CHARS} characters or more, or bind to 127.0.0.1"
         )
@@ -193,7 +194,7 @@ def check_host(host: str, token: str) -> None:
 def check_token(token: str) -> str:
     """The token itself, if it can go into a header and is not guessed at once. Never repeats it in an error."""
     if token and (len(token) < MIN_TOKEN_CHARS or not all("!" <= char <= "~" for char in token)):
-        raise ValueError(
+        raise UserError(
             f"{env.API_TOKEN.name} has {len(token)} characters or some that a header cannot hold: use at least "
             f"{MIN_TOKEN_CHARS} of ASCII without spaces, like `openssl rand -hex 24` prints"
         )
@@ -211,15 +212,15 @@ def is_loopback(host: str) -> bool:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ValueError if the port is no port or is taken: Serve's own proxy would try again for a minute."""
+    """Raises UserError if the port is no port or is taken: Serve's own proxy would try again for a minute."""
     if not 1 <= port <= 65535:
-        raise ValueError(f"port {port} is out of range: give one from 1 to 65535")
+        raise UserError(f"port {port} is out of range: give one from 1 to 65535")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"cannot listen on {host}:{port} ({error.strerror}): give another port or host") from error
+            raise UserError(f"cannot listen on {host}:{port} ({error.strerror}): give another port or host") from error
 
 
 def _wait_until_running(timeout_s: float) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from ray import serve
 
 from vce_ray.config import SamplingConfig
+from vce_ray.errors import UserError
 from vce_ray.serving.adapters import fetch_adapter
 from vce_ray.serving.batcher import Batcher, Busy
 from vce_ray.serving.schema import ApiError, check_prompt
@@ -87,7 +88,7 @@ class Engine:
         check_prompt(prompt, MAX_PROMPT_CHARS)
         try:
             self._model.check_prompts([prompt])  # a prompt of too many tokens would fail all that is underway
-        except ValueError as error:
+        except UserError as error:
             raise ApiError(400, f"{error}: shorten it", param="prompt", code="prompt_too_long") from error
         images = await self._batcher.submit([(prompt, seed) for seed in seeds])
         if isinstance(images, Busy):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from vce_ray.store import Store
+from vce_ray.storage.store import Store
 
 FOLDER = "checkpoints"
 LAST = f"{FOLDER}/last.json"

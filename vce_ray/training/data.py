@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vce_ray.config import TrainConfig
+from vce_ray.errors import UserError
 from vce_ray.training.step import AnchorBatch, KeepBatch, PairBatch
 
 KEEP_BLANK = 0.2
@@ -55,14 +56,14 @@ class TrainingData:
         """Joins pairs and reference log-probs by pair_id.
 
         Raises:
-            ValueError: a pair has no reference log-probs, or there are no pairs.
+            UserError: a pair has no reference log-probs, or there are no pairs.
         """
         if pairs.num_rows == 0:
-            raise ValueError("the pair set is empty: every pair was rejected; see rejects/ for the reasons")
+            raise UserError("the pair set is empty: every pair was rejected; see rejects/ for the reasons")
         rows = {pair_id: i for i, pair_id in enumerate(reference["pair_id"].to_pylist())}
         missing = [pair_id for pair_id in pairs["pair_id"].to_pylist() if pair_id not in rows]
         if missing:
-            raise ValueError(f"{len(missing)} pairs have no reference log-probs, the first is {missing[0]}")
+            raise UserError(f"{len(missing)} pairs have no reference log-probs, the first is {missing[0]}")
         reference = reference.take([rows[pair_id] for pair_id in pairs["pair_id"].to_pylist()])
         references = {
             mode: (

@@ -17,11 +17,12 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from vce_ray.config import RunConfig
+from vce_ray.errors import UserError
 from vce_ray.models.adapter import remove_lora, save_adapter
 from vce_ray.models.base import ImageModel
 from vce_ray.models.load import base_stamp, check_stamp, load_model
-from vce_ray.run import TRAINING
-from vce_ray.store import Store
+from vce_ray.pipeline.run import TRAINING
+from vce_ray.storage.store import Store
 from vce_ray.training import checkpoints
 from vce_ray.training.data import TrainingData
 from vce_ray.training.fsdp import (
@@ -48,7 +49,7 @@ def train_lane(queue: Any, lane: int) -> None:
         try:
             run, store = RunConfig.model_validate(settings["run"]), Store(settings["store"])
             data = read_data(run, store)
-        except ValueError as error:
+        except UserError as error:
             fault = error
         else:
             model = train_run(model, run, store, data, settings["facts"])
@@ -67,7 +68,7 @@ def _next(queue: Any, lane: int) -> dict[str, Any] | None:
 
 
 def read_data(run: RunConfig, store: Store) -> TrainingData:
-    """The published pairs of a run. Raises ValueError where they are not to be trained on."""
+    """The published pairs of a run. Raises UserError where they are not to be trained on."""
     manifest = store.stage("reference").manifest()
     assert manifest is not None, "training comes after its reference"
     check_stamp(manifest["facts"], base_stamp(run.base))

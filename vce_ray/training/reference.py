@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vce_ray.dataflow.rows import Outcome, Row
 from vce_ray.models.base import ImageModel
 from vce_ray.models.load import base_model
-from vce_ray.pairs.rows import Outcome, Row
 from vce_ray.training.step import pair_log_probs
 
 

@@ -13,7 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vce_ray.config import RunConfig, TrainConfig
-from vce_ray.store import Store
+from vce_ray.storage.store import Store
 from vce_ray.training.queue import MAX_FAULTS, TrainingQueue
 
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, T5EncoderModel
 
+from vce_ray.errors import UserError
 from vce_ray.models.llamagen import gpt, vq
 
 CONFIG, GPT_WEIGHTS, VQ_WEIGHTS, TEXT_ENCODER = "config.json", "gpt.safetensors", "vq.safetensors", "text_encoder"
@@ -63,20 +64,20 @@ def convert(gpt_path: Path, vq_path: Path, out: Path, image_size: int, text_enco
         text_encoder: the T5 whose features the GPT was trained on: a hub id, or a folder in transformers' format.
 
     Raises:
-        ValueError: a file is no checkpoint, a key is missing, unknown or of another shape, or the text encoder's
+        UserError: a file is no checkpoint, a key is missing, unknown or of another shape, or the text encoder's
             features are of another width.
     """
     gpt_config, gpt_state = convert_gpt(read_checkpoint(gpt_path), image_size, str(gpt_path))
     vq_weights = read_checkpoint(vq_path)
     vq_config = check_vq(vq_weights, str(vq_path))
     if vq_config.codebook_size != gpt_config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{vq_path} has {vq_config.codebook_size} codes, {gpt_path} draws {gpt_config.vocab_size}: "
             "give the tokenizer the GPT was trained with"
         )
     encoder: Any = T5EncoderModel.from_pretrained(text_encoder, dtype=getattr(torch, DTYPE))
     if encoder.config.d_model != gpt.CAPTION_WIDTH:
-        raise ValueError(
+        raise UserError(
             f"{text_encoder} gives features of width {encoder.config.d_model}, {gpt_path} reads {gpt.CAPTION_WIDTH}: "
             "give the T5 the GPT was trained with"
         )
@@ -98,14 +99,14 @@ def load_folder(
     """The GPT in `dtype`, and the tokenizer in float32, in which it is released and trained.
 
     Raises:
-        ValueError: the folder was not written by `convert`, or its weights do not fit its config.json.
+        UserError: the folder was not written by `convert`, or its weights do not fit its config.json.
     """
     absent = [name for name in (CONFIG, GPT_WEIGHTS, VQ_WEIGHTS, TEXT_ENCODER) if not (folder / name).exists()]
     if absent:
-        raise ValueError(f"{folder} is no converted LlamaGen: {', '.join(absent)} missing")
+        raise UserError(f"{folder} is no converted LlamaGen: {', '.join(absent)} missing")
     card = json.loads((folder / CONFIG).read_text())
     if card.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"{folder / CONFIG}: model_type is {card.get('model_type')!r}, expected {MODEL_TYPE!r}")
+        raise UserError(f"{folder / CONFIG}: model_type is {card.get('model_type')!r}, expected {MODEL_TYPE!r}")
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
         gpt_net, vq_net = gpt.LlamaGenGPT(gpt.GPTConfig(**card["gpt"])), vq.VQModel(vq.VQConfig(**card["vq"]))
     _fill(gpt_net, folder / GPT_WEIGHTS)
@@ -121,25 +122,25 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The weights of a released `.pt` file: under "model", "module" or "state_dict", or bare.
 
     Raises:
-        ValueError: the file is missing, holds something that is not data, or holds no named tensors.
+        UserError: the file is missing, holds something that is not data, or holds no named tensors.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist")
     try:
         # training saves its settings beside the weights: a Namespace is the one class they bring
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{path} is no checkpoint of plain tensors: {error}") from error
+        raise UserError(f"{path} is no checkpoint of plain tensors: {error}") from error
     for name in ("model", "module", "state_dict"):
         if isinstance(found, dict) and name in found:
             found = found[name]
             break
     if not isinstance(found, dict) or not found:
-        raise ValueError(f"{path} holds {type(found).__name__}, expected named tensors")
+        raise UserError(f"{path} holds {type(found).__name__}, expected named tensors")
     for key, value in found.items():
         if not isinstance(value, Tensor):
-            raise ValueError(f"{path}: {key} is of type {type(value).__name__}, expected a tensor")
+            raise UserError(f"{path}: {key} is of type {type(value).__name__}, expected a tensor")
     return dict(found)
 
 
@@ -153,7 +154,7 @@ def convert_gpt(weights: Mapping[str, Tensor], image_size: int, source: str) -> 
         source: what an error calls the weights.
 
     Raises:
-        ValueError: a key is missing, unknown or of another shape, or the size is none of LlamaGen's.
+        UserError: a key is missing, unknown or of another shape, or the size is none of LlamaGen's.
     """
     config = _gpt_config(weights, image_size, source)
     check(_without_table(weights, config, source), released_shapes(config), source)
@@ -200,13 +201,13 @@ def check_vq(weights: Mapping[str, Tensor], source: str) -> vq.VQConfig:
     """The shape that released weights of a tokenizer have; their names are ours.
 
     Raises:
-        ValueError: a key is missing, unknown or of another shape.
+        UserError: a key is missing, unknown or of another shape.
     """
     channels = _shape(weights, "encoder.conv_in.weight", 4, source)[0]
     latent_channels = _shape(weights, "encoder.conv_out.weight", 4, source)[0]
     codebook_size, code_width = _shape(weights, "quantize.embedding.weight", 2, source)
     if channels % vq.NORM_GROUPS:
-        raise ValueError(f"{source}: {channels} channels do not fall into {vq.NORM_GROUPS} groups")
+        raise UserError(f"{source}: {channels} channels do not fall into {vq.NORM_GROUPS} groups")
     config = vq.VQConfig(channels, latent_channels, codebook_size, code_width)
     with torch.device("meta"):
         expected = vq.VQModel(config).state_dict()
@@ -215,7 +216,7 @@ def check_vq(weights: Mapping[str, Tensor], source: str) -> vq.VQConfig:
 
 
 def check(weights: Mapping[str, Tensor], expected: Shapes, source: str) -> None:
-    """Raises ValueError unless `weights` has the keys and shapes of `expected`; names what does not fit."""
+    """Raises UserError unless `weights` has the keys and shapes of `expected`; names what does not fit."""
     faults = [f"{key} is missing, expected {list(shape)}" for key, shape in expected.items() if key not in weights]
     for key, tensor in weights.items():
         if key not in expected:
@@ -224,19 +225,19 @@ def check(weights: Mapping[str, Tensor], expected: Shapes, source: str) -> None:
             faults.append(f"{key} is {list(tensor.shape)}, expected {list(expected[key])}")
     if faults:
         rest = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise ValueError(f"{source} does not fit: {'; '.join(faults[:SHOWN])}{rest}")
+        raise UserError(f"{source} does not fit: {'; '.join(faults[:SHOWN])}{rest}")
 
 
 def _gpt_config(weights: Mapping[str, Tensor], image_size: int, source: str) -> gpt.GPTConfig:
     if image_size not in gpt.IMAGE_SIZES:
-        raise ValueError(f"image size {image_size}: expected one of {gpt.IMAGE_SIZES}")
+        raise UserError(f"image size {image_size}: expected one of {gpt.IMAGE_SIZES}")
     vocab_size, width = _shape(weights, "tok_embeddings.weight", 2, source)
     layers = len({match[1] for key in weights if (match := re.match(r"layers\.(\d+)\.", key))})
     for size_layers, heads, size_width in gpt.SIZES.values():
         if (layers, width) == (size_layers, size_width):
             return gpt.GPTConfig(layers, heads, width, vocab_size, image_size)
     known = ", ".join(f"{name}: {size[0]} of width {size[2]}" for name, size in gpt.SIZES.items())
-    raise ValueError(f"{source} has {layers} layers of width {width}, expected one of {known}")
+    raise UserError(f"{source} has {layers} layers of width {width}, expected one of {known}")
 
 
 def _without_table(weights: Mapping[str, Tensor], config: gpt.GPTConfig, source: str) -> Mapping[str, Tensor]:
@@ -250,16 +251,16 @@ def _without_table(weights: Mapping[str, Tensor], config: gpt.GPTConfig, source:
     found = weights[ROTARY_TABLE]
     check({ROTARY_TABLE: found}, {ROTARY_TABLE: tuple(ours.shape)}, source)
     if not torch.allclose(found.float(), ours, atol=0.01):  # it may be stored in half precision
-        raise ValueError(f"{source}: {ROTARY_TABLE} is not the rotary table of {config.image_size} px pictures")
+        raise UserError(f"{source}: {ROTARY_TABLE} is not the rotary table of {config.image_size} px pictures")
     return {key: tensor for key, tensor in weights.items() if key != ROTARY_TABLE}
 
 
 def _shape(weights: Mapping[str, Tensor], key: str, dims: int, source: str) -> list[int]:
     """The shape of a weight that the size is read from."""
     if key not in weights:
-        raise ValueError(f"{source} does not fit: {key} is missing; it starts with {', '.join(list(weights)[:3])}")
+        raise UserError(f"{source} does not fit: {key} is missing; it starts with {', '.join(list(weights)[:3])}")
     if weights[key].dim() != dims:
-        raise ValueError(f"{source} does not fit: {key} is {list(weights[key].shape)}, expected {dims} dimensions")
+        raise UserError(f"{source} does not fit: {key} is {list(weights[key].shape)}, expected {dims} dimensions")
     return list(weights[key].shape)
 
 
@@ -286,7 +287,7 @@ def main() -> None:
         parser.error(f"{args.gpt.name} does not end in _256.pt or _512.pt: give --image-size")
     try:
         convert(args.gpt, args.vq, args.out, image_size, args.text_encoder)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
+from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
 from vce_ray.models.llamagen.convert import TEXT_ENCODER, load_folder
 from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, LlamaGenGPT
@@ -38,7 +39,7 @@ class LlamaGen(ImageModel):
 
     @classmethod
     def from_folder(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LlamaGen:
-        """Loads a folder that `convert` wrote. Raises ValueError where it is not whole."""
+        """Loads a folder that `convert` wrote. Raises UserError where it is not whole."""
         net, image_tokenizer = load_folder(folder, device, dtype)
         encoder: Any = T5EncoderModel.from_pretrained(folder / TEXT_ENCODER, dtype=dtype, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder / TEXT_ENCODER)
@@ -52,7 +53,7 @@ class LlamaGen(ImageModel):
         its other rules (addresses, file names, HTML) are not taken over.
 
         Raises:
-            ValueError: a prompt is empty or longer than MAX_PROMPT_CHARS.
+            UserError: a prompt is empty or longer than MAX_PROMPT_CHARS.
         """
         check_prompts(prompts)
         tokens = self.text_tokenizer(
@@ -90,8 +91,8 @@ class LlamaGen(ImageModel):
         return self.image_tokenizer.encode_pixels(images)
 
     def caption(self, images: np.ndarray) -> list[str]:
-        """Raises ValueError: LlamaGen cannot read pictures."""
-        raise ValueError("LlamaGen cannot describe pictures: give a captioner that can, such as a Janus-Pro checkpoint")
+        """Raises UserError: LlamaGen cannot read pictures."""
+        raise UserError("LlamaGen cannot describe pictures: give a captioner that can, such as a Janus-Pro checkpoint")
 
 
 def encode_features(net: LlamaGenGPT, features_BPF: Tensor, mask_BP: Tensor) -> PromptBatch:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vce_ray.errors import UserError
 from vce_ray.models.pixels import decode_in_batches
 
 CHANNEL_MULTIPLES = (1, 1, 2, 2, 4)
@@ -56,11 +57,11 @@ class VQModel(nn.Module):
         """Image tokens, int64 [B, T], of pictures uint8 [B, H, W, 3].
 
         Raises:
-            ValueError: height or width is no multiple of 16.
+            UserError: height or width is no multiple of 16.
         """
         patch = 2 ** (len(CHANNEL_MULTIPLES) - 1)
         if images.shape[1] % patch or images.shape[2] % patch:
-            raise ValueError(f"pictures of {images.shape[1]} x {images.shape[2]} pixels: give multiples of {patch}")
+            raise UserError(f"pictures of {images.shape[1]} x {images.shape[2]} pixels: give multiples of {patch}")
         weight = self.quant_conv.weight
         parts = []
         for pixels in torch.from_numpy(images).split(BATCH):
@@ -73,11 +74,11 @@ class VQModel(nn.Module):
         """Pictures, uint8 [B, H, W, 3], of image tokens that fill a square grid.
 
         Raises:
-            ValueError: T is no square.
+            UserError: T is no square.
         """
         grid = math.isqrt(tokens_BT.shape[1])
         if grid**2 != tokens_BT.shape[1]:
-            raise ValueError(f"{tokens_BT.shape[1]} image tokens do not fill a square grid")
+            raise UserError(f"{tokens_BT.shape[1]} image tokens do not fill a square grid")
 
         def decode(tokens: Tensor) -> Tensor:
             codes = self.quantize.codes()[tokens].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)

@@ -1,0 +1,85 @@
+"""The command line as a user meets it: fast help, and messages that say what to mend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vce_ray.cli.app import main
+from vce_ray.config import TrainConfig
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from vce_ray.cli.app import main; main(['--help']); "
+        "print(sorted({'torch', 'ray', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+    for command in ("demo", "erase", "generate", "plan", "serve", "status", "retry-rejects", "doctor", "fleet"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["erase", "dear"], "unknown concept 'dear'"),
+        (["erase", "dear"], "deer"),
+        (["erase", "deer", "--base", "no/such/folder"], "unknown base model 'no/such/folder'"),
+        (["erase", "deer", "--store", "s3://"], "no bucket name"),
+        (["erase", "deer", "--steps", "0"], "--steps"),
+        (["erase", "deer", "--workers", "3"], "multiple of num_workers 3"),
+        (["erase"], "Missing argument"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_mistakes_end_in_one_message_and_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs").exists()  # nothing was begun
+
+
+def test_an_unreadable_store_is_named(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("VCE_RAY_STORE_DEADLINE_S", "2")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
+    uri = "s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http"
+    assert main(["erase", "deer", "--store", uri]) == 2
+    told = capsys.readouterr().err
+    assert "127.0.0.1:9" in told and "bucket" in told
+    assert "secret-of-the-test" not in told
+
+
+def test_an_empty_line_in_a_prompts_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a deer\n\na deer on a red background\n")
+    assert main(["erase", "deer", "--prompts", str(prompts), "--store", str(tmp_path / "runs")]) == 2
+    assert f"{prompts}, line 2: an empty line" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_preservation_wants_to_be_said() -> None:
+    with pytest.raises(ValueError, match="allow_no_preservation"):
+        TrainConfig(keep_weight=0)
+    assert not TrainConfig(keep_weight=0, allow_no_preservation=True).preserves
+    assert not TrainConfig(method="dpo").preserves
+
+
+def test_status_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from vce_ray.storage.store import Store
+
+    record = {"name": "deer-0", "status": "failed", "error": "ValueError: no pairs", "stages": {}}
+    record["stages"] = {"prompts": {"state": "done", "started": 1.0, "seconds": 0.5, "rows": 12}}
+    Store(tmp_path / "deer-0").write_json("run.json", record)
+    assert main(["status", str(tmp_path / "deer-0")]) == 0
+    printed = capsys.readouterr().out
+    assert "deer-0: failed (ValueError: no pairs)" in printed
+    assert "prompts    done" in printed and "rows 12" in printed

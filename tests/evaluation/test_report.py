@@ -1,0 +1,262 @@
+"""The report page and the README's picture, from small synthetic data."""
+
+import io
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vce_ray.concepts.concept import load_concept
+from vce_ray.evaluation.charts import Series, line_chart, nice_ticks
+from vce_ray.evaluation.metrics import evaluate
+from vce_ray.evaluation.pictures import before_after_png, data_uri, pair_up, sample
+from vce_ray.evaluation.report import (
+    NO_VALUE,
+    ReportData,
+    change,
+    change_interval,
+    interval,
+    percent,
+    points,
+    warnings_of,
+    write_report,
+)
+
+DEER = load_concept("deer")
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+EVIL = "<script>alert('deer')</script>\"><img src=x onerror=alert(1)>"
+VOID = {"meta", "img", "line", "polyline", "circle", "input", "br", "link"}
+
+
+def png(colour: tuple[int, int, int], edge: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (edge, edge), colour).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def report_data(seen_after: int = 0, lost: int = 0, **changes: Any) -> ReportData:
+    """24 erase images and 10 of each of two neighbours in each arm; so many still seen, so many neighbours lost."""
+    rows = []
+    for arm, colour in (("before", (200, 90, 20)), ("after", (20, 120, 110))):
+        for seed in range(24):
+            label = "deer" if arm == "before" or seed < seen_after else "turtle"
+            rows.append(judged(arm, "erase", f"a deer on plate {seed}", "deer", label, seed, colour))
+        for name in ("fox", "cat"):
+            for seed in range(10):
+                label = "nothing" if arm == "after" and name == "fox" and seed < lost else name
+                rows.append(judged(arm, "keep", f"a {name} on plate {seed}", name, label, seed, colour))
+    pair = {
+        "prompt": "a deer",
+        "caption": "a deer on a red background",
+        "refined_caption": "an animal on a red background",
+        "rejected_image": png((1, 2, 3)),
+        "chosen_image": png((3, 2, 1)),
+    }
+    steps = [
+        {"step": n, "loss": 1 / n, "margin": n / 2, "accuracy": 1.0, "chosen_ratio": 0.01, "rejected_ratio": -n / 2}
+        | {"preservation": 0.01, "gradient_norm": 1.0}
+        for n in range(1, 21)
+    ]
+    reject = {"row_id": "r", "stage": "safe", "reason": "concept in safe image", "detail": "a deer", "attempt": 3}
+    run = {"name": "deer-vsafe-dpo-0", "config": {"base": "emoji-world", "seed": 0, "train": {"beta": 1.0}}}
+    run |= {
+        "versions": {"torch": "2.13"},
+        "git": None,
+        "stages": {"pairs": {"state": "done", "rows": 3, "seconds": 1.5}},
+    }
+    data = ReportData(run, DEER, evaluate(rows, DEER), rows, [pair], steps, [reject, reject | {"detail": "two deer"}])
+    return replace(data, **changes)
+
+
+def judged(
+    arm: str, group: str, prompt: str, name: str, label: str, seed: int, colour: tuple[int, int, int]
+) -> dict[str, Any]:
+    row = {"arm": arm, "group": group, "prompt": prompt, "template_held_out": seed % 2 == 0, "name": name}
+    return row | {"seed": seed, "label": label, "seen": label == "deer", "score": 0.3, "image": png(colour)}
+
+
+class Page(HTMLParser):
+    """Reads a page, refuses tags that are not closed in order, and keeps its tags and its text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.said: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+        self.text = " ".join(" ".join(self.said).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.said.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def test_shows_all_parts_and_asks_for_nothing_outside():
+    page = Page(write_report(report_data()))
+    for part in (
+        "Before and after",
+        "What stayed",
+        "Where it failed",
+        "What it learned from",
+        "Training",
+        "All figures",
+    ):
+        assert part in page.text
+    assert "concept in safe image 2" in page.text and "two deer" in page.text
+    assert "train.beta 1.0" in page.text and "torch 2.13" in page.text
+    assert "All four bars are met" in page.text
+    images = page.all("img")
+    assert len(images) == 2 * 8 + 2 * 8 + 2  # two strips and a pair
+    assert all((image["src"] or "").startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert len(page.all("svg")) == 6 and all(svg["aria-label"] for svg in page.all("svg"))
+    assert not page.all("script") and not page.all("link")
+    assert not [
+        attrs for _, attrs in page.tags for name in attrs if name in ("href", "srcset") or name.startswith("on")
+    ]
+
+
+def test_text_from_outside_is_escaped_wherever_it_stands():
+    data = report_data()
+    rows = [row | {"prompt": EVIL, "label": EVIL if row["arm"] == "after" else row["label"]} for row in data.evaluation]
+    pair = {**data.pairs[0], "prompt": EVIL, "caption": f"a deer {EVIL}", "refined_caption": f"an animal {EVIL}"}
+    reject = {"row_id": "r", "stage": EVIL, "reason": EVIL, "detail": EVIL, "attempt": 1}
+    run = {**data.run, "name": EVIL, "config": {"base": EVIL, EVIL: EVIL}}
+    metrics = evaluate(rows, DEER)
+    html = write_report(replace(data, run=run, evaluation=rows, metrics=metrics, pairs=[pair], rejects=[reject]))
+    page = Page(html)
+    assert not page.all("script") and "<script" not in html
+    assert all((image["src"] or "").startswith("data:") and "onerror" not in image for image in page.all("img"))
+    assert EVIL in page.text
+
+
+def test_marks_what_the_refining_took_out_and_put_in():
+    html = write_report(report_data())
+    assert "<del>a deer</del> on a red background" in html
+    assert "<ins>an animal</ins> on a red background" in html
+
+
+def test_warns_of_every_bar_that_is_missed():
+    data = report_data(seen_after=3, lost=6)
+    told = warnings_of(data)
+    assert told == [
+        "The concept is still seen in 12.5\u202f% of the images; the bar is 5\u202f%.",
+        "The neighbour fox lost 60.0 points; the bar is 5 points.",
+        "All neighbours together lost 30.0 points; the bar is 2 points.",
+    ]
+    page = Page(write_report(data))
+    assert all(" ".join(line.split()) in page.text for line in told)
+    assert "The concept is still seen: 3 of 24" in page.text and "right no more: 6 of 20" in page.text
+    assert "bars are met" not in page.text
+
+
+def test_warns_of_a_training_that_collapsed():
+    falling = [{"step": n, "margin": n / 10, "chosen_ratio": -n / 1, "rejected_ratio": -1.1 * n} for n in range(1, 21)]
+    assert [text[:19] for text in warnings_of(report_data(training=falling))] == ["Training collapsed:"]
+    assert (
+        len(Page(write_report(report_data(training=falling))).all("svg")) == 2
+    )  # the curves that there are figures for
+
+
+def test_bears_a_run_with_nothing_but_figures():
+    data = report_data(pairs=(), training=(), rejects=(), run={})
+    rows = [row for row in data.evaluation if row["group"] == "erase"]
+    rows += [row | {"name": ""} for row in data.evaluation if row["group"] == "keep"]
+    page = Page(write_report(replace(data, evaluation=rows, metrics=evaluate(rows, DEER))))
+    assert "Nothing was rejected" in page.text and "no neighbours were drawn" in page.text
+
+
+def test_unsafe_pictures_of_real_models_are_veiled():
+    violence = load_concept("violence")
+    data = report_data()
+    metrics = evaluate(data.evaluation, violence)
+    real = replace(data, concept=violence, metrics=metrics, run={"config": {"base": "owner/model"}})
+    assert [box["id"] for box in Page(write_report(real)).all("input")] == ["unveil"]
+    assert not Page(write_report(replace(data, concept=violence, metrics=metrics))).all("input")
+
+
+def test_examples_are_a_fair_draw_over_the_names():
+    rows = list(report_data().evaluation)
+    shown = sample(pair_up(rows, "keep"), 8)
+    assert sorted(one.before["name"] for one in shown) == ["cat"] * 4 + ["fox"] * 4
+    assert shown == sample(pair_up(rows[::-1], "keep"), 8)
+    assert all(one.before["prompt"] == one.after["prompt"] for one in shown)
+    assert sample([], 8) == []
+
+
+def test_large_pictures_are_scaled_down_and_broken_ones_refused():
+    assert len(data_uri(png((9, 9, 9), 800))) < 1200
+    with pytest.raises(ValueError, match="7 bytes cannot be read"):
+        data_uri(b"no more")
+
+
+def test_readme_picture(tmp_path: Path):
+    before_after_png(report_data().evaluation, tmp_path / "sheet.png", columns=4)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 4 * 144 and sheet.height > 4 * 144
+        colours = {colour for _, colour in sheet.getcolors(1 << 20) or []}
+    assert {(200, 90, 20), (20, 120, 110)} <= colours
+    with pytest.raises(ValueError, match="nothing to show"):
+        before_after_png([], tmp_path / "none.png")
+
+
+def test_numbers_as_a_reader_wants_them():
+    assert percent(0.0123) == "1.2\u202f%" and percent(None) == NO_VALUE and percent(-0.5) == "\u221250.0\u202f%"
+    assert points(0.012) == "\u22121.2 points" and points(-0.012) == "+1.2 points" and points(0.0) == "0.0 points"
+    assert points(-1e-9) == "0.0 points" and change(0.02) == "\u22122.0\u202f%"
+    assert interval({"value": 0.5, "low": -0.01, "high": 0.75}) == "\u22121.0 to 75.0"
+    assert change_interval({"value": 0.01, "low": -0.005, "high": 0.027}) == "\u22122.7 to +0.5"
+
+
+def test_charts_bear_flat_lines_single_steps_and_broken_values():
+    assert nice_ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
+    assert nice_ticks(-3.2, 0.4) == [-4, -3, -2, -1, 0, 1]
+    assert nice_ticks(2, 2) == [1, 1.5, 2, 2.5, 3]
+    assert "<circle" in line_chart("one", [1], [Series("a", [0.5], "a")])
+    broken = line_chart("broken", [1, 2, 3, 4, 5], [Series("a", [1, 2, float("nan"), 4, 5], "a")])
+    assert broken.count("<polyline") == 2 and "nan" not in broken
+    assert "<line" in line_chart("none", [1], [Series("a", [float("inf")], "a")])
+    assert "&lt;b&gt;" in line_chart("<b>", [1], [Series("a", [1.0], "a")])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [380, 1280])
+def test_renders_in_a_real_browser(tmp_path: Path, width: int):
+    if BROWSER is None:
+        pytest.skip("no chromium on PATH")
+    (tmp_path / "report.html").write_text(write_report(report_data(seen_after=3)))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=2000"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
+    options += [f"--screenshot={tmp_path / 'shot.png'}", f"file://{tmp_path / 'report.html'}"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    # its helpers outlive it for a moment: with pipes we would wait for them too
+    nowhere = subprocess.DEVNULL
+    subprocess.run([BROWSER, *options], check=True, stdout=nowhere, stderr=nowhere, timeout=300, env=environment)
+    with Image.open(tmp_path / "shot.png") as shot:
+        colours = shot.convert("RGB").getcolors(1 << 22) or []
+    assert max(colours)[1] in {(250, 248, 244), (20, 21, 22)}  # the page's own ground, light or dark
+    drawn = {colour for _, colour in colours}
+    assert len(drawn) > 50 and (200, 90, 20) in drawn if width == 1280 else len(drawn) > 50

@@ -1,0 +1,154 @@
+"""Prompts: balance, determinism, seeds that evaluation never shares with training, and a user's own file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tools.emoji_world import world
+from vce_ray.concepts.concept import catalogue, fix_articles, load_concept
+from vce_ray.pairs.prompts import Prompt, erase_prompts, keep_prompts, read_prompts
+
+ALL = [(base, name) for base in ("emoji_world", "some/model") for name in catalogue(base)]
+WORLD = {
+    fix_articles(world.fill(template, noun, style, background)): (template, noun, style, background)
+    for template in world.TEMPLATES
+    for noun in (*world.OBJECTS, "stag")
+    for style in world.STYLES
+    for background in world.BACKGROUNDS
+}
+
+
+def spread(values: list[str]) -> int:
+    counts = Counter(values)
+    return max(counts.values()) - min(counts.values())
+
+
+@pytest.mark.parametrize(("base", "name"), ALL)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_prompts_are_filled_balanced_and_of_the_right_kind(base: str, name: str, held_out: bool):
+    concept = load_concept(name, base)
+    erase, keep = erase_prompts(concept, 200, 5, held_out), keep_prompts(concept, 200, 5, held_out)
+    for row in erase + keep:
+        assert "{" not in row.prompt and row.prompt == " ".join(row.prompt.split())
+        assert fix_articles(row.prompt) == row.prompt
+        assert row.held_out is held_out
+        assert 0 <= row.seed < 2**63
+    assert all(row.kind == "erase" and concept.mentions(row.prompt) for row in erase)
+    assert all(row.kind == "keep" and not concept.mentions(row.prompt) for row in keep)
+    assert {row.name for row in erase} == set(concept.names)
+    assert {row.name for row in keep} == set(concept.keep) | (set() if held_out else {""})
+    assert {row.prompt for row in keep if not row.name} <= set(concept.keep_prompts)
+    for rows in (erase, keep):
+        assert spread([row.name for row in rows]) <= 1
+        for asked in {row.name for row in rows if row.name}:
+            mine = [row for row in rows if row.name == asked]
+            assert spread([row.template for row in mine]) <= 1
+            assert {row.template for row in mine} <= set(concept.held_out_templates if held_out else concept.templates)
+    assert len({row.prompt_id for row in erase + keep}) == len({row.seed for row in erase + keep}) == 400
+
+
+def test_emoji_prompts_are_sentences_that_the_model_was_taught():
+    for name in catalogue():
+        concept = load_concept(name)
+        for held_out in (False, True):
+            for row in erase_prompts(concept, 300, 1, held_out) + keep_prompts(concept, 300, 1, held_out):
+                if row.name:
+                    assert row.prompt in WORLD, row
+
+
+def test_every_combination_comes_before_any_comes_often():
+    concept = load_concept("deer")
+    rows = [row for row in erase_prompts(concept, 11 * 6 * 8, 3) if "{style}" in row.template]
+    styles = Counter(next(style for style in concept.slots["style"] if style in row.prompt) for row in rows)
+    assert max(styles.values()) - min(styles.values()) <= 1
+
+
+def test_same_seed_same_rows_and_a_larger_count_keeps_the_smaller():
+    concept = load_concept("violence")
+    assert erase_prompts(concept, 50, 7) == erase_prompts(concept, 80, 7)[:50]
+    assert keep_prompts(concept, 50, 7) == keep_prompts(concept, 80, 7)[:50]
+    assert [row.prompt for row in erase_prompts(concept, 50, 7)] != [
+        row.prompt for row in erase_prompts(concept, 50, 8)
+    ]
+    assert erase_prompts(concept, 0, 7) == []
+
+
+def test_training_and_evaluation_share_no_prompt_with_its_seed():
+    concept = load_concept("deer")
+    seeds: list[int] = []
+    for purpose in ("pairs", "evaluation"):
+        for held_out in (False, True):
+            for make in (erase_prompts, keep_prompts):
+                seeds += [row.seed for seed in (0, 1) for row in make(concept, 300, seed, held_out, purpose)]
+    assert len(set(seeds)) == len(seeds) == 4800
+
+
+def test_what_neighbours_erase_and_keep_are_the_same_pictures():
+    noto, fluent = load_concept("noto"), load_concept("fluent")
+    erased = {(row.prompt, row.seed) for row in erase_prompts(noto, 100, 3)}
+    for concept in (fluent, load_concept("lineart")):
+        kept = [(row.prompt, row.seed) for row in keep_prompts(concept, 100, 3) if row.name == "noto"]
+        assert len(kept) >= 15 and erased.issuperset(kept)
+    whole = [{(r.prompt, r.seed) for r in keep_prompts(c, 100, 3) if not r.name} for c in (noto, fluent)]
+    assert whole[0] & whole[1]
+
+
+def test_rows_are_the_same_on_every_machine():
+    wording = "a drawing of a {name}"
+    expected = Prompt("875d6b99ddfe48ca", "a drawing of a deer", "erase", "deer", wording, False, 6141719021914723545)
+    assert erase_prompts(load_concept("deer"), 1, 0) == [expected]
+
+
+def test_synonyms_can_be_asked_for():
+    concept = load_concept("deer")
+    rows = erase_prompts(concept, 30, 0, held_out=True, purpose="evaluation", names=concept.synonyms)
+    assert Counter(row.name for row in rows) == {"stag": 10, "doe": 10, "hart": 10}
+
+
+def test_mistakes_are_named():
+    concept = load_concept("deer")
+    with pytest.raises(ValueError, match="count is -1"):
+        erase_prompts(concept, -1, 0)
+    with pytest.raises(ValueError, match="no names"):
+        erase_prompts(concept, 1, 0, names=())
+    with pytest.raises(ValueError, match="has no held_out_templates"):
+        erase_prompts(concept.model_copy(update={"held_out_templates": ()}), 1, 0, held_out=True)
+    with pytest.raises(ValueError, match="keeps nothing"):
+        keep_prompts(concept.model_copy(update={"keep": (), "keep_prompts": ()}), 1, 0)
+
+
+def test_a_users_prompts_file(tmp_path: Path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa deer \r\n\u30c7\u30a3\u30a2 on a hill\r\n{braces} are fine".encode())
+    assert read_prompts(path) == ["a deer", "\u30c7\u30a3\u30a2 on a hill", "{braces} are fine"]
+    path.write_text("x" * 1000 + "\n")
+    assert len(read_prompts(str(path))[0]) == 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a deer\n\na cat\n", "line 2: an empty line"),
+        (b"a deer\n   \n", "line 2: an empty line"),
+        (b"\n", "line 1: an empty line"),
+        (b"", "holds no prompts"),
+        (b"a deer\n" + b"x" * 1001, "line 2: 1001 characters; at most 1000"),
+        (b"a deer\na cat\na deer \n", "line 3: 'a deer' stands in line 1 already"),
+        (b"a \x00 deer\n", "line 1: the control character"),
+        (b"\xff\xfe\n", "is not UTF-8 text"),
+        (b"a\n" * 100_001, "100001 lines; at most 100000"),
+    ],
+)
+def test_mistakes_in_a_prompts_file_are_named(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path)
+
+
+def test_a_missing_prompts_file_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"cannot read the prompts file .*none.txt: No such file"):
+        read_prompts(tmp_path / "none.txt")

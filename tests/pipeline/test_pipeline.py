@@ -1,0 +1,227 @@
+"""Erasures on a real local Ray, through the command line: a fleet of two of which one fails, and one of its runs again,
+killed and resumed, on disk and on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from shutil import copytree
+
+import pyarrow as pa
+import pytest
+from tiny_runs import COMMAND, ENVIRONMENT
+
+from vce_ray.concepts.concept import load_concept
+from vce_ray.config import RunConfig, SamplingConfig
+from vce_ray.dataflow import schemas
+from vce_ray.dataflow.fanout import open_claims
+from vce_ray.pipeline.pair_flow import pair_steps, publish_prompts
+from vce_ray.pipeline.reuse import adopt_pairs
+from vce_ray.pipeline.run import STAGES, Run, Task
+from vce_ray.pipeline.status import retry_rejects, status_lines
+from vce_ray.storage.store import Store
+
+PAIRED = ("prompts", "unsafe", "captions", "safe", "pairs", "keep", "evaluation/before")
+
+
+def keys(run: Store) -> dict[str, list[str]]:
+    """The ids of the stages that do not depend on trained weights."""
+    found = {}
+    for name in PAIRED:
+        manifest = run.stage(name).manifest()
+        assert manifest is not None, f"{name} is not published"
+        found[name] = run.stage(name).read(columns=[manifest["key"]])[0].to_pylist()
+    return found
+
+
+def test_of_a_fleet_only_what_is_poisoned_fails(fleet: tuple[Store, str]) -> None:
+    store, printed = fleet
+    summary = store.read_json("fleets/test/fleet.json")
+    deer, orca, dear = summary["runs"]
+    assert deer["fault"] is None and 0 <= deer["figures"]["seen_after"] <= 1
+    assert "captions of orca-vsafe-dpo-0 rejected 6 of 6 rows" in orca["fault"]
+    assert "concept not in unsafe image (6)" in orca["fault"] and "unknown concept 'dear'" in dear["fault"]
+    record = store.read_json("orca-vsafe-dpo-0/run.json")
+    assert record["status"] == "failed" and record["error"].endswith(orca["fault"])
+    assert 0 < summary["drawn"] < summary["asked"]  # both keep foxes
+    page = store.read_bytes("fleets/test/index.html").decode()
+    assert "1 of 3 concepts erased" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
+    assert '<a href="../../deer-vsafe-dpo-0/report/index.html">' in page
+    assert "summary:" in printed and "orca  failed" in printed and "dear: left out" in printed
+
+
+def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
+    run = finished
+    record = run.read_json("run.json")
+    assert record["status"] == "done" and record["error"] is None
+    assert [name for name, stage in record["stages"].items() if stage["state"] == "done"] == list(STAGES)
+    assert record["versions"]["ray"] and record["config"]["concept"] == "deer"
+    pairs = run.stage("pairs").read()
+    assert 1 <= pairs.num_rows <= 6
+    for row in pairs.to_pylist():
+        assert "deer" not in row["refined_caption"] and "deer" not in row["check_caption"]
+        assert len(row["chosen"]) == len(row["rejected"]) == 64 and row["chosen"] != row["rejected"]
+    steps = run.read_json("training.json")
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert {"loss", "margin", "accuracy", "chosen_logp", "rejected_logp", "gradient_norm"} <= steps[0].keys()
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # an adapter that is new changes nothing
+    assert run.read_bytes("report/index.html").startswith(b"<!doctype html>")
+    figures = run.read_json("evaluation/metrics.json")
+    assert 0 <= figures["seen_after"] <= 1
+
+
+def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: Store, tmp_path: Path) -> None:
+    from vce_ray.models.adapter import CARD, read_card
+    from vce_ray.models.load import load_model
+
+    folder = finished.fetch("adapter", tmp_path / "adapter")
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    load_model(adapter=folder)
+    card = read_card(folder)
+    (folder / CARD).write_text(json.dumps(card | {"base_revision": "0123456789abcdef"}))
+    with pytest.raises(ValueError, match=f"0123456789abcdef, this base is {card['base_revision']}"):
+        load_model(adapter=folder)
+
+
+def test_the_same_command_again_does_no_work_twice(finished: Store) -> None:
+    run = finished
+    manifest = run.stage("pairs").manifest()
+    parent = run.root.rsplit("/", 1)[0]
+    no_cluster = ENVIRONMENT | {"RAY_ADDRESS": "127.0.0.1:1"}
+    again = subprocess.run([*COMMAND, "--store", parent], env=no_cluster, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("published before") == len(STAGES) and "report:" in again.stdout
+    assert run.stage("pairs").manifest() == manifest
+
+
+def test_other_settings_under_the_same_name_are_refused(finished: Store) -> None:
+    parent = finished.root.rsplit("/", 1)[0]
+    other = subprocess.run(
+        [*COMMAND, "--store", parent, "--steps", "5"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert other.returncode == 2
+    assert "other settings (train)" in other.stderr
+    assert finished.read_json("run.json")["status"] == "done"
+
+
+def begun(run: Store, stage: str) -> bool:
+    """Whether a stage is under way: a part of it is there, or the driver says so where it makes no parts."""
+    if stage in ("training", "evaluation"):
+        return run.exists("run.json") and run.read_json("run.json")["stages"].get(stage, {}).get("state") == "running"
+    return bool(run.stage(stage).parts())
+
+
+EVERY_STAGE = ("unsafe", "captions", "safe", "reference", "training", "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("stages", "options"),
+    [
+        pytest.param(("captions",), ["--pairs-only"], id="captions"),
+        pytest.param(EVERY_STAGE, [], id="every stage", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_driver_ends_with_the_same_ids(
+    finished: Store, s3_uri, stages: Sequence[str], options: list[str]
+) -> None:
+    """SIGKILL to the driver as soon as each stage has begun; the same command goes on, here on S3 over HTTP."""
+    uri = s3_uri(f"killed-{len(stages)}")
+    command = [*COMMAND, *options, "--store", uri]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # with what the fixture has set
+    run = Store(uri).child("deer-vsafe-dpo-0")
+    parts: dict[str, set[str]] = {}
+    for stage in stages:
+        driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and driver.poll() is None and not begun(run, stage):
+            time.sleep(0.1)
+        assert driver.poll() is None, f"the run ended before stage {stage} could be killed"
+        if stage in ("training", "evaluation"):
+            time.sleep(4)  # into its actors' work
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        assert run.read_json("run.json")["status"] == "running"  # it had no time to say otherwise
+        for made in ("unsafe", "captions", "safe", "reference"):
+            found = set(run.stage(made).parts())
+            assert found >= parts.get(made, set()), "what was made is kept"
+            parts[made] = found
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run.read_json("run.json")["status"] == ("stopped" if options else "done")
+    assert keys(run) == keys(finished)
+    theirs, ours = finished.stage("pairs").read(), run.stage("pairs").read()
+    assert ours.equals(theirs)
+    for made, found in parts.items():
+        rows = sum(run.stage(made).read_part(part).num_rows for part in run.stage(made).parts())
+        manifest = run.stage(made).manifest()
+        assert manifest is not None and manifest["rows"] == rows, f"a row of {made} was made twice"
+        assert found <= set(run.stage(made).parts())
+
+
+def test_pairs_of_other_runs_are_taken_without_what_contradicts_the_concept(finished: Store, tmp_path: Path) -> None:
+    copytree(finished.root, tmp_path / "deer-vsafe-dpo-0")
+    pairs, keep = finished.stage("pairs").read(), finished.stage("keep").read()
+    kept = next(name for name in keep["name"].to_pylist() if name)  # whole prompts have none
+    path = tmp_path / "both.yaml"
+    path.write_text(f"{{kind: object, names: [deer, {kept}], keep: [snail]}}")
+    config = RunConfig(concept=str(path), store=str(tmp_path), name="both", pairs_of=("deer-vsafe-dpo-0",))
+    run = Run(config)
+    publish_prompts(run.task)
+    adopt_pairs(run.task)
+    assert run.store.stage("prompts").read().num_rows == 0
+    assert run.store.stage("pairs").read()["pair_id"].to_pylist() == [
+        row["pair_id"]
+        for row in pairs.to_pylist()
+        if not re.search(rf"\b{kept}\b", row["refined_caption"] + " " + row["check_caption"])
+    ]
+    assert kept in keep["name"].to_pylist() and kept not in run.store.stage("keep").read()["name"].to_pylist()
+    assert run.store.stage("reference").read().equals(finished.stage("reference").read())
+    steps = pair_steps({"both": run.task})
+    assert all(open_claims(run.task, step).num_rows == 0 for step in steps.values())
+    other = Run(config.model_copy(update={"name": "other", "sampling": SamplingConfig()}))
+    with pytest.raises(ValueError, match="run deer-vsafe-dpo-0 has sampling"):
+        adopt_pairs(other.task)
+
+
+def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: Path) -> None:
+    copytree(finished.root, tmp_path / "run")
+    store = Store(tmp_path / "run")
+    whole = store.stage("safe").read()
+    store.delete_prefix("safe")
+    safe, rejects = store.stage("safe"), store.stage("rejects/safe")
+    safe.publish([safe.write_part(whole.slice(1))], key="pair_id")
+    rejected = {"row_id": whole["source_id"][0].as_py(), "stage": "safe", "reason": "fault", "detail": "", "attempt": 1}
+    store.delete_prefix("rejects/safe")
+    rejects.publish([rejects.write_part(pa.Table.from_pylist([rejected], schemas.REJECTS))], key="row_id")
+
+    assert retry_rejects(store) == {("safe", "fault"): 1}
+    assert not rejects.parts() and safe.inventory().num_rows == whole.num_rows - 1
+    for name in ("safe", "reference", "pairs", "keep", "evaluation/after"):
+        assert not store.stage(name).published(), name
+    assert store.stage("captions").published() and store.stage("evaluation/before").published()
+    assert not store.exists("training.json") and not store.list("adapter") and not store.list("checkpoints")
+    config = RunConfig.model_validate(store.read_json("run.json")["config"])
+    task = Task("deer-vsafe-dpo-0", config, load_concept("deer"), store)
+    (claim,) = open_claims(task, pair_steps({task.name: task})["safe"]).to_pylist()
+    assert claim["key"] == rejected["row_id"]
+    assert next(iter(status_lines(store))).startswith("deer-vsafe-dpo-0: stopped (its rejects are to be tried again)")
+    assert retry_rejects(store) == {}
+    store.write_json("run.json", store.read_json("run.json") | {"status": "running"})
+    with pytest.raises(ValueError, match="says that it is running"):
+        retry_rejects(store)
+
+
+def test_status_tells_of_runs_and_of_rows_that_are_under_way(fleet: tuple[Store, str], tmp_path: Path) -> None:
+    store, _ = fleet
+    deer, orca = status_lines(store)
+    assert deer == "deer-vsafe-dpo-0: done" and orca.startswith("orca-vsafe-dpo-0: failed (RejectedTooMuch: ")
+    lines = "\n".join(status_lines(store.child("orca-vsafe-dpo-0")))
+    assert "unsafe     failed   rows 14" in lines and "captions   failed   rows 0  rejected 6" in lines
+    with pytest.raises(ValueError, match="no run in"):
+        list(status_lines(Store(tmp_path)))

@@ -1,0 +1,1 @@
+"""The command line: a thin layer over the pipeline. Heavy libraries are imported inside the commands that need them."""
