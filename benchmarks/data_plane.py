@@ -27,11 +27,12 @@ from typing import Any
 import pyarrow as pa
 
 from vce_ray.concepts.concept import load_concept
-from vce_ray.config import PoolConfig, RunConfig
+from vce_ray.config import PoolConfig
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.fanout import Step, batched, flow, open_claims, publish
 from vce_ray.dataflow.rows import Outcome, Row
-from vce_ray.pipeline.run import Task
+from vce_ray.dataflow.task import Task
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
 RESULTS = Path("docs/results/data_plane.json")

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vce_ray.config import RunConfig
 from vce_ray.defaults import default_settings, merged
 from vce_ray.evaluation.metrics import evaluation_row
 from vce_ray.evaluation.pictures import before_after_png
@@ -26,6 +25,7 @@ from vce_ray.models.load import EMBEDDED
 from vce_ray.pipeline.erase import erase, report_data
 from vce_ray.pipeline.run import Run
 from vce_ray.pipeline.session import ray_session
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
 CONCEPTS = ("deer", "openmoji", "violence")

@@ -1,8 +1,8 @@
-"""What a user sets: one frozen pydantic model for each stage of a run. Unknown keys are refused."""
+"""What a user sets, section by section: one frozen pydantic model for each. run_config.py puts them together."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,11 +12,13 @@ PROMPT_MODES = ("given", "stripped", "null")
 """Wordings under which a pair can be contrasted: its prompt, that prompt without the concept, and none."""
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
+    """Frozen, and unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SamplingConfig(_Config):
+class SamplingConfig(Config):
     """How image tokens are drawn. The defaults are Janus' own: guidance 5, temperature 1, all tokens."""
 
     guidance_scale: float = Field(default=5.0, ge=1.0, le=50.0)
@@ -51,7 +53,7 @@ def default_sampling(base: str, **own: Any) -> SamplingConfig:
     return SamplingConfig(**own)
 
 
-class PairConfig(_Config):
+class PairConfig(Config):
     """How many pairs are made, and what may fail on the way."""
 
     num_pairs: int = Field(default=192, ge=1)
@@ -64,7 +66,7 @@ class PairConfig(_Config):
     """A stage that rejects a larger share of its rows stops the run."""
 
 
-class TrainConfig(_Config):
+class TrainConfig(Config):
     """VSafe-DPO and its relatives; what each setting does is told in training/loss.py."""
 
     method: Literal["vsafe_dpo", "dpo"] = "vsafe_dpo"
@@ -129,7 +131,7 @@ class TrainConfig(_Config):
         return self.method == "vsafe_dpo" and self.anchor_weight > 0
 
 
-class EvalConfig(_Config):
+class EvalConfig(Config):
     """How many images the judge sees, before and after."""
 
     num_erase: int = Field(default=500, ge=1)
@@ -138,7 +140,7 @@ class EvalConfig(_Config):
     """Folder of the CLIP, in open_clip's format, that says what is on an image. The embedded model has its own."""
 
 
-class PoolConfig(_Config):
+class PoolConfig(Config):
     """How many actors hold a model, and where. No result depends on it."""
 
     min_actors: int = Field(default=1, ge=1)
@@ -152,7 +154,7 @@ class PoolConfig(_Config):
     """Labels that a node must have."""
 
 
-class ClusterConfig(_Config):
+class ClusterConfig(Config):
     """How a run is spread over a cluster. No result depends on it, so it may differ when a run goes on."""
 
     draw: PoolConfig = PoolConfig()
@@ -161,44 +163,3 @@ class ClusterConfig(_Config):
     """Of actors that only read pictures, while the others draw."""
     wait_s: float = Field(default=600.0, gt=0)
     """How long GPUs that were asked for may take to come before the command gives up."""
-
-
-class RunConfig(_Config):
-    """One run: one concept erased from one base model."""
-
-    concept: str
-    base: str = "emoji-world"
-    captioner: str | None = None
-    """Describes the base's images in its place: a Janus, named as a base is; 'vllm:' and a vision model's hub id or
-    folder; or https://host/v1#model, an endpoint of chat completions (pairs/captioner.py)."""
-    refiner: str | None = None
-    """Endpoint of chat completions, https://host/v1#model, that takes the concept out of captions; the rules go over
-    what it says (pairs/refine.py). Without it they do it alone."""
-    store: str = "runs"
-    name: str | None = None
-    """Name of the run's prefix below the store; the concept's and the method's by default."""
-    seed: int = Field(default=0, ge=0)
-    pairs_of: tuple[str, ...] = ()
-    """Names of runs in the same store whose pair sets are trained on, in place of new ones (pairs/adopt.py)."""
-    prompts_file: str | None = None
-    """A user's own prompts for the concept, one per line, in place of those made from its templates."""
-    sampling: SamplingConfig
-    """default_sampling(base) where it is not given."""
-    pairs: PairConfig = PairConfig()
-    train: TrainConfig = TrainConfig()
-    evaluation: EvalConfig = EvalConfig()
-    cluster: ClusterConfig = ClusterConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_sampling(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {"sampling": default_sampling(values.get("base", "emoji-world"))} | values
-
-    @property
-    def reader(self) -> str:
-        """The captioner that describes images."""
-        return self.captioner or self.base
-
-    if TYPE_CHECKING:  # types do not see that the validator fills in what is left out
-
-        def __init__(self, **values: Any) -> None: ...

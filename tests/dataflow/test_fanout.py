@@ -11,7 +11,7 @@ import ray
 
 from benchmarks.data_plane import source, steps
 from vce_ray.concepts.concept import load_concept
-from vce_ray.config import PoolConfig, RunConfig
+from vce_ray.config import PoolConfig
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.fanout import (
     FAULT,
@@ -27,7 +27,8 @@ from vce_ray.dataflow.fanout import (
     publish,
 )
 from vce_ray.dataflow.rows import Outcome, Row
-from vce_ray.pipeline.run import Task
+from vce_ray.dataflow.task import Task
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.errors import StoreError
 from vce_ray.storage.store import Store
 

@@ -16,12 +16,13 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from vce_ray.config import EvalConfig, RunConfig, SamplingConfig, TrainConfig
+from vce_ray.config import EvalConfig, SamplingConfig, TrainConfig
 from vce_ray.models.adapter import add_lora
 from vce_ray.models.llamagen import convert, gpt, vq
 from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model, model_config, model_dtype
 from vce_ray.pipeline.run import Run
+from vce_ray.run_config import RunConfig
 from vce_ray.sampling import draw
 from vce_ray.sampling.choose import guide
 from vce_ray.training.reference import reference_log_probs

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from vce_ray.concepts.concept import Concept, load_concept
-from vce_ray.config import RunConfig, SamplingConfig
+from vce_ray.config import SamplingConfig
 from vce_ray.errors import CaptionerError
 from vce_ray.models.load import base_model
 from vce_ray.pairs.caption import Describe
@@ -36,6 +36,7 @@ from vce_ray.pairs.generate import DrawSafe, DrawUnsafe
 from vce_ray.pairs.images import from_png
 from vce_ray.pairs.refine import Refined
 from vce_ray.pipeline.run import Run
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
 GOOD = "A brown deer stands on a red background."

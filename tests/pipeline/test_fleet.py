@@ -9,12 +9,13 @@ import pytest
 
 from vce_ray.cli.options import cluster_settings
 from vce_ray.concepts.concept import load_concept
-from vce_ray.config import ClusterConfig, RunConfig, TrainConfig
+from vce_ray.config import ClusterConfig, TrainConfig
 from vce_ray.defaults import default_settings, merged
 from vce_ray.evaluation.summary import summary_table, write_summary
 from vce_ray.pipeline.erase import erase
 from vce_ray.pipeline.fleet import open_fleet, read_fleet
 from vce_ray.pipeline.run import Run
+from vce_ray.run_config import RunConfig
 
 SHARED: dict[str, Any] = {"base": "emoji-world", "seed": 0, "train": {"steps": 7, "method": "vsafe_dpo"}}
 

@@ -18,13 +18,15 @@ import pytest
 from tiny_runs import COMMAND, ENVIRONMENT
 
 from vce_ray.concepts.concept import load_concept
-from vce_ray.config import RunConfig, SamplingConfig
+from vce_ray.config import SamplingConfig
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.fanout import open_claims
+from vce_ray.dataflow.task import Task
 from vce_ray.pipeline.pair_flow import pair_steps, publish_prompts
 from vce_ray.pipeline.reuse import adopt_pairs
-from vce_ray.pipeline.run import STAGES, Run, Task
+from vce_ray.pipeline.run import STAGES, Run
 from vce_ray.pipeline.status import retry_rejects, status_lines
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
 PAIRED = ("prompts", "unsafe", "captions", "safe", "pairs", "keep", "evaluation/before")

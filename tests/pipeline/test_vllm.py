@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from vce_ray.config import RunConfig
 from vce_ray.pipeline.run import Run
+from vce_ray.run_config import RunConfig
 
 pytestmark = [
     pytest.mark.slow,

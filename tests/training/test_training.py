@@ -21,10 +21,11 @@ import ray.train.torch
 import torch
 from safetensors.torch import load_file
 
-from vce_ray.config import PROMPT_MODES, RunConfig, SamplingConfig, TrainConfig
+from vce_ray.config import PROMPT_MODES, SamplingConfig, TrainConfig
 from vce_ray.dataflow import schemas
 from vce_ray.models.adapter import attach_adapter, remove_lora
 from vce_ray.models.load import base_stamp, check_stamp, load_model
+from vce_ray.run_config import RunConfig
 from vce_ray.sampling import draw
 from vce_ray.storage.store import Store
 from vce_ray.training import step as training_step
@@ -189,7 +190,7 @@ def test_a_lane_of_two_workers_gives_the_same_trainings(finished: Store, local_r
 
 SCRIPT = """
 import sys, ray
-from vce_ray.config import RunConfig
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 from vce_ray.training.train import Trainings
 ray.init(address=sys.argv[3])

@@ -17,8 +17,9 @@ import typer
 from pydantic import ValidationError
 
 from vce_ray.cli import options
-from vce_ray.config import EvalConfig, RunConfig, default_sampling
+from vce_ray.config import EvalConfig, default_sampling
 from vce_ray.errors import UserError
+from vce_ray.run_config import RunConfig
 
 if TYPE_CHECKING:
     from vce_ray.pipeline.run import Run

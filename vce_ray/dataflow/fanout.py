@@ -24,8 +24,8 @@ import ray.util
 from vce_ray.config import PoolConfig
 from vce_ray.dataflow.rows import Outcome, Row, reject
 from vce_ray.dataflow.schemas import CLAIM, REJECTS
+from vce_ray.dataflow.task import Task
 from vce_ray.errors import CaptionerError, UserError
-from vce_ray.pipeline.run import Task
 from vce_ray.storage.errors import StoreError
 
 Core = Callable[[list[Row]], Outcome]

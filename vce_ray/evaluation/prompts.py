@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.config import RunConfig
 from vce_ray.pairs.prompts import Prompt, erase_prompts, keep_prompts
+from vce_ray.run_config import RunConfig
 
 ARMS = ("before", "after")
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from vce_ray.dataflow.ids import stable_id
 from vce_ray.dataflow.rows import Outcome, Row
+from vce_ray.dataflow.task import Task
 from vce_ray.evaluation.judge import NOTHING, Judge
 from vce_ray.models.base import ImageModel
 from vce_ray.models.load import base_model, judge_folder, load_model
 from vce_ray.pairs.generate import draw_once
 from vce_ray.pairs.images import to_png
-from vce_ray.pipeline.run import Task
 
 
 class Score:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.fanout import Step, batched, flow, open_claims, publish
+from vce_ray.dataflow.task import Task
 from vce_ray.pipeline.pair_flow import PICTURE
-from vce_ray.pipeline.run import Task
 
 
 def arm_step(arm: str, tasks: Mapping[str, Task]) -> Step:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from vce_ray.config import RunConfig, TrainConfig
+from vce_ray.config import TrainConfig
 from vce_ray.dataflow import schemas
+from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError, format_error
-from vce_ray.pipeline.run import FLOW, STAGES, TRAINING, Run, Task
+from vce_ray.pipeline.run import FLOW, STAGES, TRAINING, Run
+from vce_ray.run_config import RunConfig
 
 if TYPE_CHECKING:
     from vce_ray.training.train import Trainings

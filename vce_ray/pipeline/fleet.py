@@ -25,12 +25,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vce_ray.config import RunConfig
 from vce_ray.defaults import Settings, default_settings, merged
 from vce_ray.errors import UserError, format_error
 from vce_ray.evaluation.summary import write_summary
 from vce_ray.pipeline.erase import erase
 from vce_ray.pipeline.run import Run
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
 

@@ -13,14 +13,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vce_ray.config import PROMPT_MODES, PoolConfig, RunConfig
+from vce_ray.config import PROMPT_MODES, PoolConfig
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.fanout import RejectedTooMuch, Step, batched, flow, open_claims, publish
 from vce_ray.dataflow.rows import Row
+from vce_ray.dataflow.task import Task
 from vce_ray.models.load import base_stamp
 from vce_ray.pairs.captioner import checks_safe_images, parse_captioner
 from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
-from vce_ray.pipeline.run import FLOW, Task
+from vce_ray.pipeline.run import FLOW
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.stage import Stage
 from vce_ray.storage.store import Store
 

@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.config import RunConfig
 from vce_ray.dataflow import schemas
+from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.models.load import base_stamp, check_stamp
-from vce_ray.pipeline.run import RUN, Task
+from vce_ray.pipeline.run import RUN
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
 DETERMINING: dict[str, Callable[[RunConfig], Any]] = {

@@ -9,16 +9,16 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from vce_ray.concepts.concept import Concept, load_concept
-from vce_ray.config import RunConfig
+from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.models.load import EMBEDDED, judge_folder, model_config, model_folder
 from vce_ray.pairs.captioner import check_captioner, open_refiner
 from vce_ray.pairs.prompts import read_prompts
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
 STAGES = ("prompts", "unsafe", "captions", "safe", "pairs", "reference", "training", "evaluation", "report")
@@ -28,16 +28,6 @@ PACKAGES = ("vce_ray", "torch", "transformers", "ray", "peft", "open_clip_torch"
 RUN = "run.json"
 TRAINING = "training.json"
 """The figures of each step: loss, margin, log-probs of both sides, gradient norm."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What workers know of a run."""
-
-    name: str
-    config: RunConfig
-    concept: Concept
-    store: Store
 
 
 class Run:

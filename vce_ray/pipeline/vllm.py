@@ -21,9 +21,9 @@ from vce_ray.config import PoolConfig
 from vce_ray.dataflow.fanout import Step, Worker, await_nodes, ends
 from vce_ray.dataflow.rows import Row
 from vce_ray.dataflow.schemas import CLAIM
+from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.pairs.captioner import ANSWER_TOKENS, QUESTION
-from vce_ray.pipeline.run import Task
 
 LONGEST_CONTEXT = 4096
 """Tokens of a picture, the question and its answer. The contexts of long documents and films would want memory."""

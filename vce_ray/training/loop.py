@@ -16,12 +16,12 @@ import ray.train.torch
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from vce_ray.config import RunConfig
 from vce_ray.errors import UserError
 from vce_ray.models.adapter import remove_lora, save_adapter
 from vce_ray.models.base import ImageModel
 from vce_ray.models.load import base_stamp, check_stamp, load_model
 from vce_ray.pipeline.run import TRAINING
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 from vce_ray.training import checkpoints
 from vce_ray.training.data import TrainingData

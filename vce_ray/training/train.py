@@ -12,7 +12,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vce_ray.config import RunConfig, TrainConfig
+from vce_ray.config import TrainConfig
+from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 from vce_ray.training.queue import MAX_FAULTS, TrainingQueue
 
