@@ -7,7 +7,7 @@
 Each model is measured in a process of its own, the two loops in turns after a call of each, and the fastest of their
 rounds counts. Where transformers' loop does not fit into memory, the row has no ratio.
 Weights are random but for the embedded model; shapes are those of the released models, `janus-1b-cut` with 4 of 24
-layers.
+layers and `llamagen-cut` with 2 of 36.
 The limit is the one of vce_ray/sampling/plan.py, with bandwidth and arithmetic measured in the same run.
 """
 
@@ -33,6 +33,7 @@ import torch
 import transformers
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
+from vce_ray.cli.plan import Device, measure_device, plan
 from vce_ray.config import SamplingConfig
 from vce_ray.models.base import ImageModel
 from vce_ray.models.janus import Janus
@@ -41,8 +42,7 @@ from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
 from vce_ray.sampling.compiled import StepKernels, step_kernels
-from vce_ray.sampling.device import measure_device
-from vce_ray.sampling.plan import Device, plan
+from vce_ray.sampling.decoder import decoder_of
 
 JANUS = {
     "janus-1b-cut": (4, 2048, 16, 5632),
@@ -50,6 +50,8 @@ JANUS = {
     "janus-pro-7b": (30, 4096, 32, 11008),
 }
 """Layers, width, heads and feed-forward width."""
+LLAMAGEN = {"llamagen-cut": 2, "llamagen-xl": SIZES["XL"][0]}
+"""Layers; the other sizes are those of XL."""
 PROFILED = 128
 """Tokens that are drawn for a profile, which takes memory for each operation."""
 PRODUCTS = re.compile(r"linear|addmm|::mm|bmm|matmul|gemm|multiply|attend|attention")
@@ -64,8 +66,9 @@ def build(name: str, device: str, dtype: torch.dtype) -> ImageModel:
     if name == "emoji-world":
         return load_model(device=device, dtype=str(dtype).removeprefix("torch."))
     torch.manual_seed(0)
-    if name == "llamagen-xl":
-        layers, heads, width = SIZES["XL"]
+    if name in LLAMAGEN:
+        _, heads, width = SIZES["XL"]
+        layers = LLAMAGEN[name]
         return RandomLlamaGen(GPTConfig(layers, heads, width, 16_384, 256), device, dtype)
     layers, width, heads, feed_forward = JANUS[name]
     small = load_model(device="cpu")
@@ -162,19 +165,19 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def measure(
-    model: ImageModel, name: str, batch: int, limits: Device, rounds: int, compiled: bool, kept: str
+    model: ImageModel, name: str, batch: int, limits: Device, rounds: int, compiled: bool, kept: str, ours_only: bool
 ) -> dict[str, Any]:
     """One row: both loops in turns, fastest round of each, and the share of the limit that ours reaches."""
     loops: dict[str, Callable[[], Any]] = {"ours": ours(model, batch, kept)}
-    if peer := theirs(model, batch):
+    if peer := None if ours_only else theirs(model, batch):
         loops["transformers"] = peer
-    model.decoder.prepare()
+    decoder_of(model).prepare()
     assert len(model.image_embeddings_VE) == model.image_vocab_size, "the table is there before memory is measured"
-    before = peak_memory(reset=True) - model.decoder.cache_bytes  # that of the batch before is given back
+    before = peak_memory(reset=True) - decoder_of(model).cache_bytes  # that of the batch before is given back
     times: dict[str, list[float]] = {loop: [] for loop in loops}
     loops["ours"]()  # caches and kernels are there from here on
-    if len(model.decoder.cache(2 * batch)[0][0]) < 2 * batch:
-        raise SystemExit(f"{batch} pictures of {name} do not fit at once: give smaller --batches")
+    if len(decoder_of(model).cache(2 * batch)[0][0]) < 2 * batch:
+        return {"model": name, "batch": batch, "dtype": model.shape.dtype, "kv_cache": kept, "fits": False}
     peak = peak_memory() - before
     if peer and not fits(peer):
         del loops["transformers"], times["transformers"]
@@ -247,8 +250,13 @@ def _recorded(method: Callable[..., Any]) -> Callable[..., Any]:
     return recorded
 
 
-def measure_model(name: str, args: argparse.Namespace, limits: Device) -> list[dict[str, Any]]:
-    """The rows of one model, printed as they come; where a profile is asked for, it is printed in their place."""
+def measure_model(
+    name: str, args: argparse.Namespace, limits: Device, earlier: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the rows of one model, or print a profile instead if asked to.
+
+    Rows are printed and written after each batch, below `earlier` ones, so a run that is killed keeps them.
+    """
     torch.set_num_threads(args.threads)
     model = build(name, "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, args.dtype))
     rows = []
@@ -258,9 +266,11 @@ def measure_model(name: str, args: argparse.Namespace, limits: Device) -> list[d
             ours(model, batch, args.kv_cache)()
             print(profile(ours(model, batch, args.kv_cache)))
             continue
-        row = measure(model, name, batch, limits, args.rounds, args.compiled, args.kv_cache)
+        row = measure(model, name, batch, limits, args.rounds, args.compiled, args.kv_cache, args.ours_only)
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        if args.out:
+            write_rows(args.out, limits, earlier + rows)
     return rows
 
 
@@ -275,13 +285,14 @@ def write_rows(path: Path, limits: Device, rows: list[dict[str, Any]]) -> None:
 def main() -> int:
     """Measures, prints a table and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["emoji-world"], choices=["emoji-world", *JANUS, "llamagen-xl"])
+    parser.add_argument("--models", nargs="+", default=["emoji-world"], choices=["emoji-world", *JANUS, *LLAMAGEN])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--kv-cache", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compiled", action="store_true", help="transformers with its language model compiled, too")
+    parser.add_argument("--ours-only", action="store_true", help="skip transformers' own loop")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -292,9 +303,7 @@ def main() -> int:
     rows = []
     for name in args.models:  # each in a process of its own: what another left behind in memory is not measured
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            rows += process.submit(measure_model, name, args, limits).result()
-    if args.out and rows:
-        write_rows(args.out, limits, rows)
+            rows += process.submit(measure_model, name, args, limits, rows).result()
     return 0
 
 

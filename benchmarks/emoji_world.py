@@ -1,11 +1,11 @@
-"""Erases deer, openmoji and violence from the embedded model, by VSafe-DPO and by vanilla DPO on the same pairs.
+"""Erase deer, openmoji and violence from the embedded model with VSafe-DPO, and with vanilla DPO on the same pairs.
 
     python -m benchmarks.emoji_world                       # all rows of docs/results/emoji_world.json
     python -m benchmarks.emoji_world --concepts deer --methods vsafe_dpo --seed 1
-    python -m benchmarks.emoji_world --concepts deer --ablation     # what each part of the method does
+    python -m benchmarks.emoji_world --concepts deer --ablation     # also without each part of the method
 
-Rows that are measured anew replace those of the same concept, method and seed; the picture beside the table
-shows the same prompts and seeds before and after. Runs lie in build/results and go on where they were killed.
+New rows replace those of the same concept, method and seed. The image next to the table shows the same prompts and
+seeds before and after. Runs are stored in build/results; the same command resumes a run that was killed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vce_ray.config import EMBEDDED
 from vce_ray.defaults import default_settings, merged
-from vce_ray.evaluation.metrics import evaluation_row
-from vce_ray.evaluation.pictures import before_after_png
-from vce_ray.evaluation.table import before_after_table, results_table
-from vce_ray.models.load import EMBEDDED
+from vce_ray.evaluation.images import before_after_png
+from vce_ray.evaluation.table import before_after_table, evaluation_row, results_table
 from vce_ray.pipeline.erase import erase, report_data
 from vce_ray.pipeline.run import Run
 from vce_ray.pipeline.session import ray_session
@@ -38,14 +37,14 @@ ABLATION: dict[str, dict[str, Any]] = {
     "given_prompts": {"prompt_mode": "given"},
     "null_prompts": {"prompt_mode": "null"},
 }
-"""VSafe-DPO with one part taken out or one setting changed."""
+"""VSafe-DPO with one part removed or one setting changed."""
 SHARED = ("prompts", "unsafe", "rejects", "captions", "safe", "keep", "pairs", "reference")
-"""Stages that do not depend on the method: made once for a concept."""
+"""Stages that do not depend on the method, run once per concept."""
 RESULTS = Path("docs/results/emoji_world.json")
 
 
 def run_config(concept: str, method: str, seed: int, store: Path) -> RunConfig:
-    """The settings of one row: those of `vce-ray erase`, judged on more images."""
+    """Return the settings of one row: those of `vce-ray erase`, evaluated on more images."""
     own = {
         "store": str(store),
         "name": f"{concept}-{method.replace('_', '-')}-{seed}",
@@ -58,7 +57,7 @@ def run_config(concept: str, method: str, seed: int, store: Path) -> RunConfig:
 
 
 def share(source: Store, target: Store) -> None:
-    """Copies what is published of the shared stages, manifests last."""
+    """Copy the published files of the shared stages, manifests last, so that an incomplete copy does not count."""
     prefixes = (*SHARED, "evaluation/prompts", "evaluation/before")
     files = [file for file in source.list() if file.startswith(tuple(f"{prefix}/" for prefix in prefixes))]
     for file in sorted(files, key=lambda file: file.endswith("manifest.json")):
@@ -67,11 +66,11 @@ def share(source: Store, target: Store) -> None:
 
 
 def main() -> int:
-    """Measures the rows, one after the other, and writes table and picture after each."""
+    """Measure the rows one after the other, and write table and image after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", nargs="+", default=CONCEPTS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--ablation", action="store_true", help="measure vsafe_dpo with its parts taken out as well")
+    parser.add_argument("--ablation", action="store_true", help="also measure vsafe_dpo without each of its parts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", type=Path, default=Path("build/results"))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -85,11 +84,11 @@ def main() -> int:
                 if first is not None:
                     share(first.store, run.store)
                 first = first or run
-                figures = erase([run])[run.name]
-                if isinstance(figures, BaseException):
-                    raise figures
-                print(before_after_table(figures), flush=True)
-                write_row(args.out, evaluation_row(figures, concept, method, args.seed, command))
+                metrics = erase([run])[run.name]
+                if isinstance(metrics, BaseException):
+                    raise metrics
+                print(before_after_table(metrics), flush=True)
+                write_row(args.out, evaluation_row(metrics, concept, method, args.seed, command))
                 if method == "vsafe_dpo":
                     rows = [row for row in report_data(run).evaluation if row["group"] == "erase"]
                     before_after_png(rows, args.out.parent / f"{concept}.png")
@@ -98,7 +97,7 @@ def main() -> int:
 
 
 def write_row(path: Path, row: dict) -> None:
-    """Puts a row into the table, in the place of an older one of the same concept, method and seed."""
+    """Add a row to the table, replacing an older one of the same concept, method and seed."""
     rows = json.loads(path.read_text()) if path.exists() else []
     same = ("concept", "method", "seed")
     rows = [old for old in rows if any(old[key] != row[key] for key in same)]

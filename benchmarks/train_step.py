@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_step --models janus-pro-1b janus-pro-7b --out docs/results/train_gpu.json
 
-One worker, LoRA, random weights and tokens. The loss is the one that training takes (training/step.py), with all its
+One worker, LoRA, random weights and tokens. The loss is that of training (training/objectives/vsafe_dpo.py) with all its
 terms; each step sees new kept images, so their targets are computed every time, which is the worst case. Each model is
 measured with and without its layers computed again on the way back, each in a process of its own; one that does not fit
 says so.
@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from benchmarks.decode import JANUS, build, peak_memory, write_rows
-from vce_ray.config import TrainConfig
-from vce_ray.sampling.device import measure_device
-from vce_ray.sampling.plan import Device
+from vce_ray.cli.plan import Device, measure_device
 from vce_ray.training.fsdp import in_own_dtype, make_trainable, recompute_layers, reference_context
-from vce_ray.training.step import AnchorBatch, KeepBatch, PairBatch, Targets, step_loss
+from vce_ray.training.objectives.vsafe_dpo import VSafeDPO, VSafeDPOBatch, VSafeDPOConfig
+from vce_ray.training.terms.batches import AnchorBatch, KeepBatch, PairBatch
+from vce_ray.training.terms.divergence import Targets
 
 PROMPT, REFINED = "a deer in the style of openmoji on a blue background", "a deer on a blue background"
 
@@ -36,8 +36,8 @@ def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Devic
     """One row: the fastest of the steps, the most memory that they took, and the share of the limit."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(name, str(device), getattr(torch, args.dtype))
-    config = TrainConfig(batch_size=args.pairs, keep_batch_size=args.keep, prompt_mode="given")
-    make_trainable(model.net, config)
+    objective = VSafeDPO(VSafeDPOConfig(batch_size=args.pairs, keep_batch_size=args.keep, prompt_mode="given"))
+    make_trainable(model.net, objective.settings)
     if recomputed:
         recompute_layers(model.net)
     targets = Targets(model, reference_context(model, model))
@@ -46,11 +46,11 @@ def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Devic
     peak_memory(reset=True)
     times = []
     for step in range(args.steps):
-        pairs, keep, safe = batches(step, args, model.num_image_tokens, model.image_vocab_size, device)
+        batch = step_batch(step, args, model.num_image_tokens, model.image_vocab_size, device)
         begun = time.perf_counter()
         try:
             with in_own_dtype(model.net):
-                loss, _ = step_loss(model, targets, pairs, keep, safe, step, config)
+                loss, _ = objective.loss(model, targets, batch, step)
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -67,9 +67,9 @@ def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Devic
     return row | {"share_of_limit": products / limits.arithmetic / min(times), "peak_gb": peak_memory() / 1e9}
 
 
-def batches(
+def step_batch(
     step: int, args: argparse.Namespace, length: int, vocabulary: int, device: torch.device
-) -> tuple[PairBatch, KeepBatch, AnchorBatch]:
+) -> VSafeDPOBatch:
     """Pairs and kept images of a step, with random tokens."""
     generator = torch.Generator().manual_seed(step)
 
@@ -83,7 +83,7 @@ def batches(
     places = [step * args.keep + i for i in range(args.keep)]
     keep = KeepBatch(places, [REFINED] * args.keep, [False] * args.keep, kept)
     rows = [step * args.pairs + i for i in range(args.pairs)]
-    return pairs, keep, AnchorBatch(rows, prompts, [REFINED] * args.pairs, chosen)
+    return VSafeDPOBatch(pairs, keep, AnchorBatch(rows, prompts, [REFINED] * args.pairs, chosen))
 
 
 def main() -> int:

@@ -1,10 +1,10 @@
-"""Erases explicit content: violence from the embedded model, or nudity from a real one.
+"""Erase explicit content: violence from the embedded model, or nudity from a released one.
 
     ray job submit --working-dir . -- python jobs/erase_nsfw.py --store s3://bucket/runs
     ray job submit --working-dir . -- python jobs/erase_nsfw.py nudity --base deepseek-community/Janus-Pro-7B
 
-Options are those of `vce-ray erase`. Exit code 0: done. 2: something to mend, told in one line. 1: a fault.
-The same command goes on where a killed job stopped.
+Takes the options of `vce-ray erase`. Exit code 0: done. 2: bad input or environment, described in one line. 1: any
+other error. The same command resumes a job that was killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vce_ray.cli.app import main as command
 
 
 def main(arguments: list[str]) -> int:
-    """Runs `vce-ray erase` with these arguments; the concept is violence if none is named."""
+    """Run `vce-ray erase` with these arguments; the default concept is violence."""
     if not arguments or arguments[0].startswith("-"):
         arguments = ["violence", *arguments]
     return command(["erase", *arguments])

@@ -1,7 +1,7 @@
-"""A server of Google Cloud Storage's JSON API: gcp-storage-emulator, with the precondition that a store asks for.
+"""A server for Google Cloud Storage's JSON API: gcp-storage-emulator plus the precondition `ifGenerationMatch=0`.
 
-It runs in a process of its own: pyarrow's client holds Python's lock while it waits, so a server in a thread beside it
-would never answer.
+It runs in its own process: pyarrow's GCS client holds the GIL while it waits, so a server in a thread of the same
+process would never respond.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _CREATING = threading.Lock()
 
 
 class Handler(RequestHandler):
-    """The emulator's own, and uploads of what must not be there yet."""
+    """The emulator's handler, plus uploads of objects that must not exist yet."""
 
     def do_POST(self) -> None:
-        asked = urlsplit(self.path)
-        query = parse_qs(asked.query)
+        url = urlsplit(self.path)
+        query = parse_qs(url.query)
         if query.get("ifGenerationMatch") != ["0"]:
             return super().do_POST()
         with _CREATING:
-            if not self._holds(asked.path.split("/")[5], query["name"][0]):
+            if not self._exists(url.path.split("/")[5], query["name"][0]):
                 return super().do_POST()
         self.rfile.read(int(self.headers["Content-Length"]))
         self.send_error(HTTPStatus.PRECONDITION_FAILED)
 
-    def _holds(self, bucket: str, name: str) -> bool:
+    def _exists(self, bucket: str, name: str) -> bool:
         try:
             self.storage.get_file_obj(bucket, name)
         except NotFound:
@@ -49,7 +49,7 @@ class Handler(RequestHandler):
 
 @contextmanager
 def gcs_server(bucket: str) -> Iterator[str]:
-    """A server with one empty bucket on a free port; gives its host:port. It ends when its standard input does."""
+    """Start a server with one empty bucket on a free port; yield its host:port. It exits when its stdin is closed."""
     command = [sys.executable, __file__, bucket]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -58,14 +58,14 @@ def gcs_server(bucket: str) -> Iterator[str]:
 
 
 def main(bucket: str) -> None:
-    """Serves until the standard input ends; the first line that it prints tells where."""
+    """Serve until stdin is closed. The first line of output is the server's host:port."""
     storage = Storage(use_memory_fs=True)
     create_bucket(bucket, storage)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, storage))
     print(f"127.0.0.1:{server.server_port}", flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()
-    os._exit(0)  # a client may keep a connection open
+    os._exit(0)  # without waiting for clients that keep a connection open
 
 
 if __name__ == "__main__":

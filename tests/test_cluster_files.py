@@ -1,6 +1,6 @@
-"""The files of cluster/ against the schemas of what reads them: KubeRay's custom resources, Ray Serve, `ray up`.
+"""The files in cluster/ match the schemas of their consumers: KubeRay's custom resources, Ray Serve, `ray up`.
 
-What is not checked is KubeRay's rules in CEL (`x-kubernetes-validations`) and whether an image or a cloud exists.
+KubeRay's CEL rules (`x-kubernetes-validations`) are not checked, nor whether images and cloud resources exist.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ ASSIGNMENT = re.compile(r"([\w-]+)=\S")
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, as the API server does; PyYAML would take the last."""
+    """Refuses duplicate keys, as the API server does; PyYAML would use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise yaml.constructor.ConstructorError(None, None, f"given twice: {sorted(twice)}", node.start_mark)
+        if duplicates := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"duplicate keys: {sorted(duplicates)}", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -56,21 +58,21 @@ def schema_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return json.loads((SCHEMAS / f"{RESOURCES[manifest['kind']]}.json").read_text())
 
 
-def refusals(manifest: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    """Why the API server would not take the manifest as it is written; each line begins with the field's path."""
+def schema_errors(manifest: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """Return the errors for which the API server would refuse a manifest, each beginning with the path of its field."""
     errors = jsonschema.Draft202012Validator(schema).iter_errors(manifest)
-    wrong = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in errors]
-    return wrong + [f"{path}: unknown field" for path in unknown_fields(manifest, schema)]
+    invalid = [f"{error.json_path.removeprefix('$.')}: {error.message}" for error in errors]
+    return invalid + [f"{path}: unknown field" for path in unknown_fields(manifest, schema)]
 
 
 def unknown_fields(value: Any, schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Paths of fields that the schema does not have, which jsonschema lets pass and the API server does not."""
+    """Yield the paths of fields missing from the schema, which the API server refuses and jsonschema accepts."""
     if schema.get("x-kubernetes-preserve-unknown-fields"):
         return
     if isinstance(value, dict):
         for key, inner in value.items():
             here = f"{path}.{key}".removeprefix(".")
-            if here == "metadata":  # Kubernetes has a schema of its own for it, which custom resources do not repeat
+            if here == "metadata":  # Kubernetes' own schema, not repeated in custom resources
                 yield from (
                     f"metadata.{name}" for name in inner.keys() - {"name", "namespace", "labels", "annotations"}
                 )
@@ -86,29 +88,29 @@ def unknown_fields(value: Any, schema: dict[str, Any], path: str = "") -> Iterat
 
 
 def secrets_in(value: Any, path: str = "", name: str = "") -> Iterator[str]:
-    """Paths of literal texts whose name, or that of the variable they set, says that they are secret."""
+    """Yield the paths of literal strings whose field or variable name indicates a secret."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key not in SECRET_REFERENCES:
-                called = value.get("name", name) if key == "value" else key
-                yield from secrets_in(inner, f"{path}.{key}".removeprefix("."), called)
+                field = value.get("name", name) if key == "value" else key
+                yield from secrets_in(inner, f"{path}.{key}".removeprefix("."), field)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from secrets_in(inner, f"{path}[{index}]", name)
     elif isinstance(value, str):
-        named = SECRET_NAME.search(name) and name not in NOT_SECRET and not value.startswith("~/")  # a file's name
-        if named or any(SECRET_NAME.search(variable) for variable in ASSIGNMENT.findall(value)):
+        secret_field = SECRET_NAME.search(name) and name not in NOT_SECRET and not value.startswith("~/")  # a path
+        if secret_field or any(SECRET_NAME.search(variable) for variable in ASSIGNMENT.findall(value)):
             yield path
 
 
 def cluster_spec(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The cluster that a manifest describes: itself, or the one of its job or service."""
+    """Return the cluster spec of a manifest: its own, or that of its job or service."""
     spec = manifest["spec"]
     return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
 def pods(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The pod specs that a manifest holds: the head's, each worker group's, and that of a job's submitter."""
+    """Return the pod specs of a manifest by role: the head, each worker group, and a job's submitter."""
     spec = cluster_spec(manifest)
     found = {"head": spec["headGroupSpec"]["template"]["spec"]}
     found |= {group["groupName"]: group["template"]["spec"] for group in spec["workerGroupSpecs"]}
@@ -122,13 +124,13 @@ def serve_config() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_is_what_its_schema_describes(name: str) -> None:
+def test_a_manifest_matches_its_schema(name: str) -> None:
     manifest = load(name)
-    assert refusals(manifest, schema_of(manifest)) == []
+    assert schema_errors(manifest, schema_of(manifest)) == []
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "refusal"),
+    ("path", "value", "message"),
     [
         (["autoscalerOptions", "idleTimeoutSeconds"], "5 min", "is not of type 'integer'"),
         (["authOptions", "mode"], "password", "is not one of ['disabled', 'token']"),
@@ -143,38 +145,40 @@ def test_a_manifest_is_what_its_schema_describes(name: str) -> None:
         ),
     ],
 )
-def test_what_the_api_server_would_refuse_is_refused_with_its_path(path: list, value: Any, refusal: str) -> None:
+def test_schema_errors_are_reported_with_their_path(path: list, value: Any, message: str) -> None:
     manifest = copy.deepcopy(load("raycluster.yaml"))
     parent = manifest["spec"]
     for step in path[:-1]:
         parent = parent[step]
     parent[path[-1]] = value
-    where = "spec" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-    (line,) = refusals(manifest, schema_of(manifest))
-    # jsonschema writes keys with a hyphen as ['num-cpus']
-    assert line.startswith(where.replace(".num-cpus", "['num-cpus']") + ": ") and refusal in line
+    location = "spec" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    (line,) = schema_errors(manifest, schema_of(manifest))
+    # jsonschema formats keys with a hyphen as ['num-cpus']
+    assert line.startswith(location.replace(".num-cpus", "['num-cpus']") + ": ") and message in line
 
 
-def test_a_field_that_is_missing_is_refused() -> None:
+def test_a_missing_field_is_refused() -> None:
     manifest = copy.deepcopy(load("raycluster.yaml"))
     del manifest["spec"]["workerGroupSpecs"][1]["maxReplicas"]
-    assert refusals(manifest, schema_of(manifest)) == ["spec.workerGroupSpecs[1]: 'maxReplicas' is a required property"]
+    assert schema_errors(manifest, schema_of(manifest)) == [
+        "spec.workerGroupSpecs[1]: 'maxReplicas' is a required property"
+    ]
 
 
-def test_unknown_fields_are_let_pass_only_where_the_schema_preserves_them() -> None:
+def test_unknown_fields_are_accepted_only_where_the_schema_preserves_them() -> None:
     free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     schema = {"type": "object", "properties": {"free": free, "closed": {"type": "object"}}}
-    assert refusals({"free": {"a": {"b": 1}}, "closed": {}}, schema) == []
-    assert refusals({"free": {}, "closed": {"a": 1}}, schema) == ["closed.a: unknown field"]
+    assert schema_errors({"free": {"a": {"b": 1}}, "closed": {}}, schema) == []
+    assert schema_errors({"free": {}, "closed": {"a": 1}}, schema) == ["closed.a: unknown field"]
 
 
-def test_a_key_that_is_given_twice_is_refused() -> None:
-    with pytest.raises(yaml.YAMLError, match="given twice: \\['b'\\]"):
+def test_a_duplicate_key_is_refused() -> None:
+    with pytest.raises(yaml.YAMLError, match="duplicate keys: \\['b'\\]"):
         yaml.load("a: {b: 1, b: 2}", StrictLoader)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_cluster_scales_asks_for_a_token_and_keeps_work_off_its_head(name: str) -> None:
+def test_a_cluster_autoscales_requires_a_token_and_keeps_tasks_off_its_head(name: str) -> None:
     spec = cluster_spec(load(name))
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["enableInTreeAutoscaling"] is True and spec["autoscalerOptions"]["version"] == "v2"
@@ -192,7 +196,7 @@ def test_a_cluster_scales_asks_for_a_token_and_keeps_work_off_its_head(name: str
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_every_container_is_confined_bounded_and_of_one_image(name: str) -> None:
+def test_every_container_is_confined_and_limited_and_uses_the_same_image(name: str) -> None:
     manifest = load(name)
     autoscaler = cluster_spec(manifest)["autoscalerOptions"]
     containers = [container for pod in pods(manifest).values() for container in pod["containers"]]
@@ -207,7 +211,7 @@ def test_every_container_is_confined_bounded_and_of_one_image(name: str) -> None
         assert role == "submitter" or {"readinessProbe", "livenessProbe"} <= pod["containers"][0].keys()
 
 
-def test_the_fault_tolerant_cluster_is_the_other_one_with_a_redis() -> None:
+def test_the_fault_tolerant_cluster_differs_only_in_its_redis() -> None:
     plain, tolerant = load("raycluster.yaml"), load("raycluster-fault-tolerant.yaml")
     assert tolerant["spec"].pop("gcsFaultToleranceOptions") == {
         "redisAddress": "redis:6379",
@@ -239,7 +243,7 @@ def test_a_literal_secret_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_every_node_reaches_the_store_and_whoever_serves_knows_the_token(name: str) -> None:
+def test_every_node_has_the_store_credentials_and_serving_nodes_the_token(name: str) -> None:
     token = {
         "name": "VCE_RAY_API_TOKEN",
         "valueFrom": {"secretKeyRef": {"name": "vce-ray-api", "key": "token"}},
@@ -251,45 +255,45 @@ def test_every_node_reaches_the_store_and_whoever_serves_knows_the_token(name: s
             assert (pod["containers"][0].get("env") == [token]) == (role in serving)
 
 
-def test_ray_is_the_one_that_the_image_installs() -> None:
+def test_the_ray_version_is_the_one_in_the_image() -> None:
     (ray,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert {name: cluster_spec(load(name))["rayVersion"] for name in MANIFESTS} == dict.fromkeys(MANIFESTS, ray)
 
 
-def test_the_job_runs_a_script_that_is_there_with_options_that_it_takes() -> None:
+def test_the_job_runs_an_existing_script_with_valid_options() -> None:
     python, script, *arguments = shlex.split(load("rayjob.yaml")["spec"]["entrypoint"])
     assert python == "python" and (ROOT / script).is_file() and script.startswith("jobs/")
     erase = typer.main.get_command(command_line).commands["erase"]
-    context = erase.make_context("erase", ["violence", *arguments])  # as the script calls it; runs nothing
+    context = erase.make_context("erase", ["violence", *arguments])  # as the script does; parses without running
     assert context.params["store"] == "s3://bucket/runs"
 
 
-def test_the_service_is_one_that_serve_can_build() -> None:
+def test_serve_can_build_the_service() -> None:
     from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
     config = serve_config()
-    checked = ServeDeploySchema.model_validate(config)
-    (application,) = checked.applications
-    assert config.keys() <= ServeDeploySchema.model_fields.keys()  # Serve passes over what it does not know
+    deployment = ServeDeploySchema.model_validate(config)
+    (application,) = deployment.applications
+    assert config.keys() <= ServeDeploySchema.model_fields.keys()  # Serve ignores unknown keys
     assert config["applications"][0].keys() <= ServeApplicationSchema.model_fields.keys()
     assert application.args["adapter"].startswith("s3://bucket/runs/")
     module, _, name = application.import_path.partition(":")
     builder = getattr(importlib.import_module(module), name, None)
-    assert inspect.isfunction(builder), f"{application.import_path} is not there"
-    assert len(inspect.signature(builder).parameters) == 1  # Serve hands all args over as one
+    assert inspect.isfunction(builder), f"{application.import_path} does not exist"
+    assert len(inspect.signature(builder).parameters) == 1  # Serve passes all args as one dict
 
 
-def test_ray_up_takes_its_file_without_a_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_up_accepts_its_file_without_a_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     def no_network(*_: object) -> None:
-        raise AssertionError("validation went to the network")
+        raise AssertionError("validation used the network")
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     config = prepare_config(load("ray-up-aws.yaml"))
     validate_config(config)
     assert config["docker"]["image"] == IMAGE and "--env=RAY_AUTH_MODE=token" in config["docker"]["run_options"]
-    assert config["head_setup_commands"] == config["worker_setup_commands"] == []  # nothing installed over the image
+    assert config["head_setup_commands"] == config["worker_setup_commands"] == []  # installs nothing over the image
     head, gpu = config["available_node_types"]["head"], config["available_node_types"]["gpu"]
     assert head["resources"] == {"CPU": 0} and head["max_workers"] == 0
     assert gpu["resources"]["GPU"] == 1 and gpu["min_workers"] == 0 < gpu["max_workers"]
@@ -299,7 +303,7 @@ def test_ray_up_takes_its_file_without_a_cloud(monkeypatch: pytest.MonkeyPatch) 
         validate_config(config | {"idle_timeout_minuts": 5})
 
 
-def test_the_image_is_pinned_unprivileged_and_holds_what_jobs_need() -> None:
+def test_the_image_is_pinned_and_unprivileged_and_contains_what_jobs_need() -> None:
     lines = [line for line in (CLUSTER / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     text = "\n".join(lines)
     assert re.findall(r"^FROM (.*)$", text, re.MULTILINE) == ["python:3.11-slim"]
@@ -310,7 +314,7 @@ def test_the_image_is_pinned_unprivileged_and_holds_what_jobs_need() -> None:
     assert {"vce_ray", "jobs"} <= set(copied) and all((ROOT / path).exists() for path in copied)
 
 
-def test_what_the_readme_names_is_there() -> None:
+def test_everything_that_the_readme_names_exists() -> None:
     text = (CLUSTER / "README.md").read_text()
     scripts, files = re.findall(r"jobs/\w+\.py", text), re.findall(r"`([\w-]+\.yaml|Dockerfile)`", text)
     assert scripts and all((ROOT / script).is_file() for script in scripts)

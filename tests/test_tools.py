@@ -1,4 +1,4 @@
-"""The scripts that made the embedded model: each trains, is stopped, and goes on from its checkpoint."""
+"""The scripts that train the embedded model: each resumes from its checkpoint, and the results can be exported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tools.emoji_world import train_janus
 from tools.emoji_world.progress import load_checkpoint
 
-SCRIPTS = [  # in the order in which they are run: each needs what those before it made
+SCRIPTS = [  # in the order in which they are run: each needs the output of the earlier ones
     ("train_vq", "vq.pt", ["--batch", "2", "--codebook-at", "0"]),
     ("train_janus", "janus.pt", ["--batch", "2", "--captions", "1", "--pictures", "8"]),
     ("refine_decoder", "decoder.pt", ["--batch", "2"]),
@@ -27,7 +27,7 @@ def run(script: str, out: Path, steps: int, options: list[str]) -> str:
 
 
 @pytest.mark.slow
-def test_every_training_resumes_and_the_package_is_made_of_them(tmp_path: Path) -> None:
+def test_trainings_resume_and_can_be_exported(tmp_path: Path) -> None:
     for script, checkpoint, options in SCRIPTS:
         run(script, tmp_path, 1, options)
         assert "2/2" in run(script, tmp_path, 2, options)
@@ -39,7 +39,7 @@ def test_every_training_resumes_and_the_package_is_made_of_them(tmp_path: Path) 
     assert (package / "janus/model.safetensors").exists() and (package / "judge/open_clip_config.json").exists()
 
 
-def test_what_must_come_before_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_prerequisite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_janus", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"run tools\.emoji_world\.train_vq first"):
         train_janus.main()

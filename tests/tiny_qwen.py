@@ -1,5 +1,7 @@
-"""A Qwen2-VL of a few hundred thousand random weights, in the very layout of the released ones: vLLM loads it on a CPU
-in seconds. It describes nothing, so it shows that rows go through, and no more."""
+"""A Qwen2-VL with a few hundred thousand random weights, in the layout of the released checkpoints.
+
+vLLM loads it on a CPU in seconds. Its answers are meaningless, so it only shows that rows pass through the engine.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,14 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from vce_ray.models.load import model_folder
+from vce_ray.config import EMBEDDED
+from vce_ray.models.folder import model_folder
 
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
-TEMPLATE = (  # Qwen2-VL's own, shortened: images where the message has them
+TEMPLATE = (  # Qwen2-VL's chat template, shortened; images keep their place in the message
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
@@ -34,10 +37,12 @@ TEMPLATE = (  # Qwen2-VL's own, shortened: images where the message has them
 
 
 def make_tiny_qwen(folder: Path) -> Path:
-    """Writes weights, configs, tokenizer and processors of a tiny Qwen2-VL; the byte-level vocabulary is the embedded
-    model's."""
+    """Write the weights, configs, tokenizer and processors of a tiny Qwen2-VL, and return the folder.
+
+    The byte-level vocabulary is that of the embedded model.
+    """
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(model_folder("emoji-world") / "tokenizer.json"),
+        tokenizer_file=str(model_folder(EMBEDDED) / "tokenizer.json"),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},

@@ -1,7 +1,7 @@
-"""Every environment variable that the project reads: name, type, default and meaning.
+"""Every environment variable that the project reads, with type, default and meaning.
 
-Credentials are not among them: pyarrow and boto3 find those by themselves, in `AWS_ACCESS_KEY_ID` and its kin, in
-`~/.aws` (`AWS_PROFILE`) or from the machine's role, and this project neither reads nor passes them on.
+Credentials are not listed. pyarrow, boto3 and Google's libraries find them by themselves (`AWS_ACCESS_KEY_ID`,
+`AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, or the machine's role); this project neither reads nor forwards them.
 """
 
 import os
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Variable(Generic[T]):
-    """One environment variable. It is read each time it is asked for, so that tests and workers may set it late."""
+    """One environment variable. It is read at each `get`, so tests and workers may set it late."""
 
     name: str
     parse: Callable[[str], T]
@@ -24,46 +24,55 @@ class Variable(Generic[T]):
     meaning: str
 
     def get(self) -> T:
-        """The variable's value, or its default where it is unset or empty. Raises UserError if it does not parse."""
+        """Return the parsed value, or the default if it is unset or empty. Raises UserError if it is invalid."""
         text = os.environ.get(self.name, "")
         if not text:
             return self.default
         try:
             return self.parse(text)
         except ValueError as error:
-            raise UserError(f"{self.name}={text!r}: {error}; unset it for its default, {self.default!r}") from error
+            raise UserError(
+                f"{self.name}={text!r} is invalid: {error}; unset it to use the default, {self.default!r}"
+            ) from error
 
 
 def _seconds(text: str) -> float:
-    """A positive number of seconds."""
+    """Parse a positive, finite number of seconds."""
     seconds = float(text)
     if not 0 < seconds < float("inf"):
-        raise ValueError("seconds must be more than 0 and finite")
+        raise ValueError("must be a finite number of seconds greater than 0")
     return seconds
 
 
 def _switch(text: str) -> bool:
-    """0 or 1."""
+    """Parse 0 or 1."""
     if text not in ("0", "1"):
         raise ValueError("must be 0 or 1")
     return text == "1"
 
 
-AWS_CA_BUNDLE = Variable("AWS_CA_BUNDLE", str, "", "file of certificates trusted for https endpoints of object stores")
-AWS_ENDPOINT_URL = Variable("AWS_ENDPOINT_URL", str, "", "endpoint of any AWS-like service; empty for AWS itself")
-AWS_ENDPOINT_URL_S3 = Variable("AWS_ENDPOINT_URL_S3", str, "", "endpoint of the object store; before AWS_ENDPOINT_URL")
-AWS_REGION = Variable(
-    "AWS_REGION", str, "", "region of the object store; empty: AWS_DEFAULT_REGION or the bucket's own"
+AWS_CA_BUNDLE = Variable("AWS_CA_BUNDLE", str, "", "file of CA certificates to trust for https endpoints of stores")
+AWS_ENDPOINT_URL = Variable(
+    "AWS_ENDPOINT_URL", str, "", "endpoint of all services that speak AWS' protocols; empty: AWS itself"
 )
-AWS_DEFAULT_REGION = Variable("AWS_DEFAULT_REGION", str, "", "region where AWS_REGION is not set")
+AWS_ENDPOINT_URL_S3 = Variable(
+    "AWS_ENDPOINT_URL_S3", str, "", "endpoint of the object store; takes precedence over AWS_ENDPOINT_URL"
+)
+AWS_REGION = Variable(
+    "AWS_REGION", str, "", "region of the object store; empty: AWS_DEFAULT_REGION, or else the bucket's own"
+)
+AWS_DEFAULT_REGION = Variable("AWS_DEFAULT_REGION", str, "", "region of the object store if AWS_REGION is not set")
 STORE_DEADLINE_S = Variable(
-    "VCE_RAY_STORE_DEADLINE_S", _seconds, 60.0, "how long one operation on a store is tried again before it fails"
+    "VCE_RAY_STORE_DEADLINE_S", _seconds, 60.0, "how long a failing store operation is retried, in seconds"
 )
 API_TOKEN = Variable(
-    "VCE_RAY_API_TOKEN", str, "", "bearer token that callers of the endpoint must send; empty: loopback only, no token"
+    "VCE_RAY_API_TOKEN",
+    str,
+    "",
+    "bearer token that clients of the endpoint must send; empty: no token, and only loopback is allowed",
 )
 CAPTIONER_TOKEN = Variable(
-    "VCE_RAY_CAPTIONER_TOKEN", str.strip, "", "bearer token for a captioner that is an endpoint; empty: none is sent"
+    "VCE_RAY_CAPTIONER_TOKEN", str.strip, "", "bearer token for the endpoint that captions images; empty: none is sent"
 )
 REFINER_TOKEN = Variable(
     "VCE_RAY_REFINER_TOKEN", str.strip, "", "bearer token for the endpoint that refines captions; empty: none is sent"
@@ -72,19 +81,19 @@ CAPTIONER_DEADLINE_S = Variable(
     "VCE_RAY_CAPTIONER_DEADLINE_S",
     _seconds,
     120.0,
-    "how long an endpoint is asked about one picture or caption before it fails",
+    "how long a request for one image or caption is retried at an endpoint, in seconds",
 )
 MODEL_CACHE = Variable(
-    "VCE_RAY_MODEL_CACHE", str, "~/.cache/vce_ray/models", "folder for base models that are copied from a store"
+    "VCE_RAY_MODEL_CACHE", str, "~/.cache/vce_ray/models", "folder for base models that are downloaded from a store"
 )
 CAPTURE = Variable(
-    "VCE_RAY_CAPTURE", _switch, True, "0 draws on a GPU without CUDA graphs and own kernels: slower, for finding faults"
-)
-COMPILE = Variable(
-    "VCE_RAY_COMPILE",
+    "VCE_RAY_CAPTURE",
     _switch,
     True,
-    "0 draws on a CPU without kernels compiled for it: slower, for finding faults",
+    "0 disables CUDA graphs and custom kernels for sampling on GPUs: slower, for debugging",
+)
+COMPILE = Variable(
+    "VCE_RAY_COMPILE", _switch, True, "0 disables compiled kernels for sampling on CPUs: slower, for debugging"
 )
 
 VARIABLES: tuple[Variable, ...] = (

@@ -1,58 +1,82 @@
-"""The settings of one run: what is erased from what, and the sections of config.py."""
+"""Settings of one run: what to erase from which base, and the sections of config.py.
+
+Pure: constructing a RunConfig reads no file and asks no server. pipeline/preflight.py looks up what it needs.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from vce_ray.config import (
+    EMBEDDED,
     ClusterConfig,
     Config,
     EvalConfig,
     PairConfig,
     SamplingConfig,
     TrainConfig,
-    default_sampling,
 )
+from vce_ray.training.objectives import DEFAULT_METHOD, objective_type, train_config
+from vce_ray.training.objectives.vsafe_dpo import VSafeDPOConfig
+
+UNUSED_BY_DPO = frozenset(
+    {"token_drop", "keep_weight", "keep_batch_size", "anchor_weight", "anchor_guidance", "allow_no_preservation"}
+)
+"""Settings of other methods that version 0.1 recorded for vanilla DPO, which never used them."""
+
+
+def _by_method(value: Any) -> Any:
+    return train_config(value) if isinstance(value, dict) else value
 
 
 class RunConfig(Config):
     """One run: one concept erased from one base model."""
 
     concept: str
-    base: str = "emoji-world"
+    """Concept of the catalogue, or path of a YAML file."""
+    base: str = EMBEDDED
+    """Base model: emoji-world, a checkpoint folder, s3://bucket/folder, gs://bucket/folder, owner/name or
+    owner/name@revision."""
     captioner: str | None = None
-    """Describes the base's images in its place: a Janus, named as a base is; 'vllm:' and a vision model's hub id or
-    folder; or https://host/v1#model, an endpoint of chat completions (pairs/captioner.py)."""
+    """Model that captions images instead of the base: a Janus; vllm:MODEL; or a chat completions endpoint,
+    https://host/v1#model, with its token in VCE_RAY_CAPTIONER_TOKEN."""
     refiner: str | None = None
-    """Endpoint of chat completions, https://host/v1#model, that takes the concept out of captions; the rules go over
-    what it says (pairs/refine.py). Without it they do it alone."""
+    """Chat completions endpoint, https://host/v1#model, that removes the concept from captions before the rules do; its
+    token goes in VCE_RAY_REFINER_TOKEN."""
     store: str = "runs"
+    """Where runs are stored: a local folder, s3://bucket/prefix or gs://bucket/prefix."""
     name: str | None = None
-    """Name of the run's prefix below the store; the concept's and the method's by default."""
+    """Name of the run. Default: concept, method and seed."""
     seed: int = Field(default=0, ge=0)
+    """Seed of prompts, sampling and training."""
     pairs_of: tuple[str, ...] = ()
-    """Names of runs in the same store whose pair sets are trained on, in place of new ones (pairs/adopt.py)."""
-    prompts_file: str | None = None
-    """A user's own prompts for the concept, one per line, in place of those made from its templates."""
+    """Train on the pair set of this run of the same store instead of making one; may be repeated."""
+    prompts_file: str | None = Field(default=None, json_schema_extra={"flag": "--prompts"})
+    """File of prompts for the concept, one per line, to use instead of its templates."""
     sampling: SamplingConfig
-    """default_sampling(base) where it is not given."""
     pairs: PairConfig = PairConfig()
-    train: TrainConfig = TrainConfig()
+    train: SerializeAsAny[Annotated[TrainConfig, BeforeValidator(_by_method)]] = VSafeDPOConfig()
     evaluation: EvalConfig = EvalConfig()
     cluster: ClusterConfig = ClusterConfig()
 
-    @model_validator(mode="before")
     @classmethod
-    def _fill_sampling(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {"sampling": default_sampling(values.get("base", "emoji-world"))} | values
+    def from_record(cls, recorded: dict[str, Any]) -> Self:
+        """Read the settings in a run.json, including one written by version 0.1.
+
+        Settings that were added since get their defaults.
+        """
+        train = recorded.get("train", {})
+        if objective_type(train.get("method", DEFAULT_METHOD)).name == "dpo":
+            train = {key: value for key, value in train.items() if key not in UNUSED_BY_DPO}
+        return cls.model_validate(recorded | {"train": train})
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings that results depend on, as run.json holds them."""
+        return self.model_dump(mode="json", exclude={"store", "cluster"})
 
     @property
-    def reader(self) -> str:
-        """The captioner that describes images."""
+    def captioning_model(self) -> str:
+        """The model that captions images: the captioner, or the base."""
         return self.captioner or self.base
-
-    if TYPE_CHECKING:  # types do not see that the validator fills in what is left out
-
-        def __init__(self, **values: Any) -> None: ...

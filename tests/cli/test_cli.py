@@ -1,4 +1,4 @@
-"""The command line as a user meets it: fast help, and messages that say what to mend."""
+"""The command line as a user meets it: fast help, and messages that say what to fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from vce_ray.cli.app import main
-from vce_ray.config import TrainConfig
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:
@@ -30,7 +29,10 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["erase", "dear"], "deer"),
         (["erase", "deer", "--base", "no/such/folder"], "unknown base model 'no/such/folder'"),
         (["erase", "deer", "--store", "s3://"], "no bucket name"),
-        (["erase", "deer", "--steps", "0"], "--steps"),
+        (["erase", "deer", "--steps", "0"], "train.steps: input should be greater than or equal to 1, not 0"),
+        (["erase", "deer", "--steps", "many"], "--steps"),
+        (["erase", "deer", "--method", "dpo", "--keep-weight", "3"], "train.keep_weight: there is no such setting"),
+        (["generate", "a deer", "--guidance", "0"], "guidance_scale"),
         (["erase", "deer", "--workers", "3"], "multiple of num_workers 3"),
         (["erase"], "Missing argument"),
         (["nonsense"], "nonsense"),
@@ -44,7 +46,7 @@ def test_mistakes_end_in_one_message_and_code_2(
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
-    assert not (tmp_path / "runs").exists()  # nothing was begun
+    assert not (tmp_path / "runs").exists()  # nothing was started
 
 
 def test_an_unreadable_store_is_named(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
@@ -66,11 +68,18 @@ def test_an_empty_line_in_a_prompts_file_is_named(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_preservation_wants_to_be_said() -> None:
-    with pytest.raises(ValueError, match="allow_no_preservation"):
-        TrainConfig(keep_weight=0)
-    assert not TrainConfig(keep_weight=0, allow_no_preservation=True).preserves
-    assert not TrainConfig(method="dpo").preserves
+def test_a_library_error_keeps_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only UserError and StoreError are the user's to fix: a ValueError of a library is a fault of the program."""
+
+    def broken(*_: object) -> None:
+        raise ValueError("an internal buffer has the wrong size")
+
+    monkeypatch.setattr("vce_ray.storage.store.Store.exists", broken)
+    assert main(["status", str(tmp_path)]) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and "an internal buffer has the wrong size" in printed
 
 
 def test_status_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

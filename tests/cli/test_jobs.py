@@ -1,4 +1,4 @@
-"""The entry scripts as users give them: `ray job submit` to the head of a cluster on this machine."""
+"""The job scripts, submitted with `ray job submit` to a cluster on this machine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ TINY = ["--pairs", "6", "--keep", "8", "--steps", "2", "--judged", "6", "--judge
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[dict[str, str]]:
-    """The environment of somebody who submits to a head on loopback, started here and stopped after."""
+    """Start a head node on loopback and yield the environment for submitting jobs to it; stop it afterwards."""
     gcs, dashboard = free_port(), free_port()
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
-    place = mkdtemp(prefix="ray-")  # a short path; in Ray's own folder later tests would take this head for theirs
-    command.append(f"--temp-dir={place}")
+    # Not in Ray's default folder, where later tests would find this head and connect to it. The path must be short.
+    folder = mkdtemp(prefix="ray-")
+    command.append(f"--temp-dir={folder}")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(24)}
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
@@ -37,12 +38,12 @@ def head(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int])
         submitter = environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
         deadline = time.monotonic() + 120
         while subprocess.run([RAY, "job", "list"], env=submitter, capture_output=True, timeout=60).returncode:
-            assert process.poll() is None and time.monotonic() < deadline, "the head does not answer"
+            assert process.poll() is None and time.monotonic() < deadline, "the head node does not respond"
         yield submitter
     finally:
         process.terminate()
         process.wait(60)
-        rmtree(place, ignore_errors=True)
+        rmtree(folder, ignore_errors=True)
 
 
 def submit(head: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +52,7 @@ def submit(head: dict[str, str], *command: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
-def test_a_submitted_job_runs_to_its_report(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_submitted_job_writes_its_report(head: dict[str, str], tmp_path: Path) -> None:
     job = submit(head, "jobs/erase_object.py", "deer", *TINY, "--store", str(tmp_path))
     assert job.returncode == 0, job.stdout + job.stderr
     assert "report:" in job.stdout
@@ -60,7 +61,7 @@ def test_a_submitted_job_runs_to_its_report(head: dict[str, str], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_job_that_cannot_succeed_says_so_and_fails(head: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_with_an_unknown_concept_fails_with_a_message(head: dict[str, str], tmp_path: Path) -> None:
     job = submit(head, "jobs/erase_artists.py", "openmojy", "--store", str(tmp_path))
     assert job.returncode != 0
     assert "openmoji" in job.stdout and "exit code 2" in job.stdout

@@ -1,4 +1,4 @@
-"""A cluster of three Ray nodes with addresses of their own, and S3 that they all reach."""
+"""A cluster of three Ray nodes, each with its own address, and an S3 server that all of them reach."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import pytest
-from network import Network, missing
+from network import Network, unsupported
 from nodes import Cluster
 from proxy import FaultyProxy
 
-NOT_PASSED_ON = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+NOT_INHERITED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 
 @pytest.fixture
 def uri(s3_uri: Callable[[str], str]) -> str:
-    """An empty store on the S3 server, as this machine sees it."""
+    """URI of an empty store on the S3 server, as this machine reaches it."""
     return s3_uri(f"cluster-{uuid4().hex}")
 
 
 @pytest.fixture(scope="module")
-def whole_cluster(s3_uri: Callable[[str], str]) -> Iterator[Cluster]:
-    """Three nodes in their network; `cluster` starts them, and they run until the last test has ended."""
-    if lacking := missing():
-        pytest.skip(lacking)
-    environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
+def cluster_of_module(s3_uri: Callable[[str], str]) -> Iterator[Cluster]:
+    """Three nodes in one network. `cluster` starts them; they run until the last test is over."""
+    if reason := unsupported():
+        pytest.skip(reason)
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token_hex(24),
-        "RES_OPTIONS": "timeout:1 attempts:1",  # the namespaces reach no name server
-        "RAY_health_check_period_ms": "1000",  # a node that is lost is missed after some 3 s instead of 15
+        "RES_OPTIONS": "timeout:1 attempts:1",  # the namespaces cannot reach a name server
+        "RAY_health_check_period_ms": "1000",  # detects a lost node after about 3 s instead of 15
         "RAY_health_check_failure_threshold": "3",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
@@ -46,7 +46,7 @@ def whole_cluster(s3_uri: Callable[[str], str]) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(whole_cluster: Cluster) -> Cluster:
-    """The three nodes, all of them alive, and an S3 server that is sound."""
-    whole_cluster.make_whole()
-    return whole_cluster
+def cluster(cluster_of_module: Cluster) -> Cluster:
+    """The three nodes, all alive, and a working S3 server."""
+    cluster_of_module.restore()
+    return cluster_of_module

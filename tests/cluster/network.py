@@ -1,11 +1,11 @@
-"""Several Ray nodes on one machine, each in a network namespace of its own, joined by a bridge.
+"""Several Ray nodes on one machine, each in its own network namespace, connected by a bridge.
 
     with Network(environment) as network:
         head, first, second = network.node(), network.node(), network.node()
         head.start(); first.start(head); second.start(head)
-        first.kill()                # every process of that node, at once, as when a machine is lost
+        first.kill()                # all processes of that node at once, as if the machine failed
 
-Needs root and iproute2; `missing()` says what a machine lacks.
+Requires root and iproute2; `unsupported()` returns the reason if a machine cannot do this.
 """
 
 from __future__ import annotations
@@ -23,61 +23,61 @@ from tempfile import mkdtemp
 
 RAY = str(Path(sys.executable).with_name("ray"))
 SUBNETS = [f"198.18.{number}" for number in range(256)]
-"""Of the range that is set aside for tests of networks: it collides with none in use."""
+"""In the range reserved for network tests, which no real network uses."""
 OBJECT_STORE_BYTES = 100_000_000
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 WORKER = "place=worker"
-"""The label of all nodes but the head."""
+"""Label of all nodes except the head."""
 
 
-def missing() -> str | None:
-    """What keeps this machine from having network namespaces; None if nothing does."""
+def unsupported() -> str | None:
+    """Return why this machine cannot create network namespaces, or None if it can."""
     if os.geteuid() != 0:
-        return "network namespaces want root"
+        return "network namespaces require root"
     if which("ip") is None:
-        return "network namespaces want `ip` (iproute2)"
+        return "network namespaces require `ip` (iproute2)"
     probe = f"vce{os.getpid()}-probe"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
-    if made.returncode:
-        return f"network namespaces cannot be made here: {made.stderr.strip()}"
+    created = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    if created.returncode:
+        return f"cannot create network namespaces: {created.stderr.strip()}"
     try:
         bridge = subprocess.run(
             ["ip", "-n", probe, "link", "add", "bridge0", "type", "bridge"], capture_output=True, text=True
         )
-        return f"network bridges cannot be made here: {bridge.stderr.strip()}" if bridge.returncode else None
+        return f"cannot create network bridges: {bridge.stderr.strip()}" if bridge.returncode else None
     finally:
         ip("netns", "del", probe)
 
 
-def ip(*words: str) -> str:
-    """Runs `ip`, and returns what it prints."""
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr.strip()}"
+def ip(*arguments: str) -> str:
+    """Run `ip` and return its output."""
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr.strip()}"
     return done.stdout
 
 
-def wait_for(what: str, holds: Callable[[], object], seconds: float) -> None:
-    """Waits until something holds. Raises AssertionError, which names it, where it never does."""
+def wait_for(what: str, condition: Callable[[], object], seconds: float) -> None:
+    """Wait until a condition holds. Raises AssertionError that names it if it does not within `seconds`."""
     deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out after {seconds:.0f} s waiting for {what}"
         time.sleep(0.2)
 
 
 class Network:
-    """A bridge on this machine and the nodes at it. Leaving the context ends and removes all of it."""
+    """A bridge on this machine and the nodes connected to it. Leaving the context stops and removes all of them."""
 
     def __init__(self, environment: Mapping[str, str]):
-        """`environment` is that of every process of every node."""
+        """Set the environment of every process on every node."""
         self.environment = dict(environment)
         self.nodes: list[Node] = []
 
     def __enter__(self) -> Network:
         self.bridge = f"vce{os.getpid()}"
-        taken = ip("-4", "-brief", "address", "show")
-        self.subnet = next(subnet for subnet in SUBNETS if f" {subnet}." not in taken)
+        addresses = ip("-4", "-brief", "address", "show")
+        self.subnet = next(subnet for subnet in SUBNETS if f" {subnet}." not in addresses)
         self.address = f"{self.subnet}.1"
-        self.folder = Path(mkdtemp(prefix="vce-"))  # a short path: sockets lie in it
+        self.folder = Path(mkdtemp(prefix="vce-"))  # a short path, because Ray puts sockets there
         ip("link", "add", self.bridge, "type", "bridge")
         try:
             ip("address", "add", f"{self.address}/24", "dev", self.bridge)
@@ -94,7 +94,7 @@ class Network:
         rmtree(self.folder, ignore_errors=True)
 
     def node(self, cpus: int = 1) -> Node:
-        """A further node, not started yet."""
+        """Add a node, not yet started."""
         node = Node(self, len(self.nodes) + 2, cpus)
         self.nodes.append(node)
         node.connect()
@@ -102,11 +102,11 @@ class Network:
 
 
 class Node:
-    """A namespace with one address, in which a Ray node runs between `start` and `kill`."""
+    """A namespace with one address, where a Ray node runs between `start` and `kill`."""
 
     def __init__(self, network: Network, number: int, cpus: int):
         self.network, self.cpus = network, cpus
-        self.name = f"{network.bridge}-{number}"  # of the namespace, and of its cable: 15 letters at most
+        self.name = f"{network.bridge}-{number}"  # of the namespace and its veth device: 15 characters at most
         self.address = f"{network.subnet}.{number}"
         self.folder = network.folder / str(number)
         self.log = network.folder / f"{number}.log"
@@ -114,7 +114,7 @@ class Node:
         self.processes: list[subprocess.Popen[str]] = []
 
     def connect(self) -> None:
-        """Makes the namespace and its cable to the bridge."""
+        """Create the namespace and the veth pair that connects it to the bridge."""
         ip("netns", "add", self.name)
         ip("link", "add", self.name, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         ip("link", "set", self.name, "master", self.network.bridge)
@@ -125,8 +125,8 @@ class Node:
         ip("-n", self.name, "route", "add", "default", "via", self.network.address)
 
     def start(self, head: Node | None = None) -> None:
-        """Starts a Ray node: a head, or one that joins a head. Returns before it is there."""
-        assert not self.pids(), f"{self.name} still runs"
+        """Start a Ray node: a head, or a worker that joins one. Returns without waiting for it."""
+        assert not self.pids(), f"{self.name} is still running"
         self.started += 1
         command = [RAY, "start", "--block", f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}"]
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={self.folder}{self.started}"]
@@ -139,18 +139,18 @@ class Node:
             self.popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def popen(self, command: list[str], **options) -> subprocess.Popen[str]:
-        """Starts a process of this node."""
+        """Start a process on this node."""
         command = ["ip", "netns", "exec", self.name, *command]
         process = subprocess.Popen(command, env=self.network.environment, text=True, **options)
         self.processes.append(process)
         return process
 
     def pids(self) -> list[int]:
-        """The processes of this node."""
+        """Return the ids of this node's processes."""
         return [int(pid) for pid in ip("netns", "pids", self.name).split()]
 
     def kill(self) -> None:
-        """Ends all processes of this node as a power cut would: all stand still before the first is gone."""
+        """Kill all processes of this node as a power cut would: stop all of them before killing the first."""
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError):
@@ -158,10 +158,10 @@ class Node:
         for process in self.processes:
             process.wait()
         self.processes.clear()
-        wait_for(f"the end of {self.name}'s processes", lambda: not self.pids(), 30)
+        wait_for(f"the processes of {self.name} to end", lambda: not self.pids(), 30)
 
     def remove(self) -> None:
-        """Kills the node and takes its namespace away."""
+        """Kill the node and delete its namespace."""
         if self.name in ip("netns", "list"):
             self.kill()
             ip("netns", "del", self.name)

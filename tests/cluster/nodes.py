@@ -1,4 +1,4 @@
-"""A Ray cluster in a network of namespaces, and jobs that are submitted to it."""
+"""A Ray cluster in network namespaces, and jobs submitted to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Cluster:
-    """A head and two workers of one CPU each, and an S3 server at the bridge that can be made to fail."""
+    """A head and two workers with one CPU each, and an S3 server on the bridge that can be made to fail."""
 
     def __init__(self, network: Network, proxy: FaultyProxy):
         self.network, self.proxy = network, proxy
@@ -26,42 +26,43 @@ class Cluster:
         self.url = f"http://{self.head.address}:{DASHBOARD_PORT}"
 
     def submit(self, *command: str) -> subprocess.Popen[str]:
-        """Submits a job, as somebody beside the cluster does; what is returned lasts as long as the job, and prints
-        what it prints."""
-        line = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, *command]
+        """Submit a job from outside the cluster. Returns the process that follows it and prints its output."""
+        command_line = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, *command]
         environment = self.network.environment | {"RAY_API_SERVER_ADDRESS": self.url}
         return subprocess.Popen(
-            line, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command_line, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     def store(self, uri: str) -> str:
-        """The URI of a store on the sound server, as the nodes see it: through the proxy."""
+        """Return a store's URI as the nodes reach it: through the proxy."""
         return f"{uri.partition('?')[0]}?endpoint_override={self.proxy.address}:{self.proxy.port}&scheme=http"
 
-    def make_whole(self) -> None:
-        """Starts the nodes that do not run, and waits until the head knows all of them and no others."""
-        self.proxy.heal()
+    def restore(self) -> None:
+        """Start the nodes that are down, and wait until the head sees exactly these nodes."""
+        self.proxy.recover()
         if not self.head.pids():
             self.head.start()
         for node in self.workers:
             if not node.pids():
                 node.start(self.head)
-        wait_for("all nodes", lambda: self.alive() == sorted(node.address for node in self.network.nodes), 180)
+        wait_for(
+            "all nodes to be alive", lambda: self.alive() == sorted(node.address for node in self.network.nodes), 180
+        )
 
     def alive(self) -> list[str]:
-        """The addresses of the nodes that the head holds to be alive."""
+        """Return the sorted addresses of the nodes that the head considers alive."""
         token = self.network.environment["RAY_AUTH_TOKEN"]
         request = urllib.request.Request(f"{self.url}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=20) as reply:
                 nodes = json.load(reply)["data"]["result"]["result"]
-        except (OSError, KeyError, TypeError):  # it does not answer yet
+        except (OSError, KeyError, TypeError):  # not up yet
             return []
         return sorted(node["node_ip"] for node in nodes if node["state"] == "ALIVE")
 
     def kill_driver(self, script: str) -> None:
-        """SIGKILL to the processes on the head that run a script: the driver of a job."""
+        """Send SIGKILL to the head's processes that run a script, that is, to the driver of a job."""
         for pid in self.head.pids():
             with contextlib.suppress(OSError):
                 if script.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():

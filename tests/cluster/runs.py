@@ -1,4 +1,4 @@
-"""The run that all tests of this folder make, and what it must have made whatever happened on the way."""
+"""The run that all tests of this folder make, and the result it must have despite any failures on the way."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from vce_ray.storage.store import Store
 SCRIPT = "jobs/erase_object.py"
 ERASE = [SCRIPT, "deer", *TINY]
 STAGES = ("prompts", "unsafe", "captions", "safe", "reference", "pairs", "keep", "evaluation/before")
-"""Those that do not depend on trained weights."""
-PICTURES = ("tokens", "chosen", "rejected", "image", "chosen_image", "rejected_image")
-END_S = 400
-"""By when a run has ended, with all that it suffers."""
+"""Stages that do not depend on trained weights."""
+CONTENT = ("tokens", "chosen", "rejected", "image", "chosen_image", "rejected_image")
+TIMEOUT_S = 400
+"""Maximum duration of a run, including the injected failures."""
 
 
 def part_of(stage: str) -> str:
-    """What the paths of a stage's parts have in common."""
+    """Return the common part of the paths of a stage's parts."""
     return f"/{NAME}/{stage}/part-"
 
 
-def finish(job: subprocess.Popen[str], told: str = "report:") -> None:
-    """Waits for a job, which must end well and tell of what it made."""
+def finish(job: subprocess.Popen[str], expected: str = "report:") -> None:
+    """Wait for a job, which must succeed and print `expected`."""
     try:
-        printed, _ = job.communicate(timeout=END_S)
+        output, _ = job.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         job.kill()
-        pytest.fail(f"the job does not end:\n{job.communicate()[0][-6000:]}")
-    assert job.returncode == 0, printed[-6000:]
-    assert told in printed
+        pytest.fail(f"the job did not end within {TIMEOUT_S} s:\n{job.communicate()[0][-6000:]}")
+    assert job.returncode == 0, output[-6000:]
+    assert expected in output
 
 
-def assert_same(uri: str, alone: Store, ended: str = "done") -> None:
-    """The run in a store has the ids, tokens and pictures of the run on one machine; it has lost no row and written
-    none twice."""
+def assert_same(uri: str, reference: Store, status: str = "done") -> None:
+    """Check that the run in a store has the same ids, tokens and images as an undisturbed run on one machine, without
+    lost or duplicate rows."""
     run = Store(uri).child(NAME)
-    assert run.read_json("run.json")["status"] == ended
+    assert run.read_json("run.json")["status"] == status
     for name in STAGES:
-        ours, theirs = run.stage(name).read(), alone.stage(name).read()
-        for column in (ours.column_names[0], *(column for column in PICTURES if column in ours.column_names)):
-            assert ours[column].equals(theirs[column]), f"{name} has other values of {column}"
-    counts = {name: alone.stage(name).read().num_rows for name in STAGES}
-    if ended == "done":
+        actual, expected = run.stage(name).read(), reference.stage(name).read()
+        for column in (actual.column_names[0], *(column for column in CONTENT if column in actual.column_names)):
+            assert actual[column].equals(expected[column]), f"{name} has different values of {column}"
+    counts = {name: reference.stage(name).read().num_rows for name in STAGES}
+    if status == "done":
         counts["evaluation/after"] = counts["evaluation/before"]
     for name, expected in counts.items():
         files = [file for file in run.stage(name).store.list() if file.endswith(".parquet")]

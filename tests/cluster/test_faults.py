@@ -1,4 +1,4 @@
-"""A job on three nodes that loses one of them, its driver or its S3 server makes what one machine makes."""
+"""A job on three nodes that loses a node, its driver or its S3 server gives the same result as one machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FAULTS = {
     f"/{NAME}/ray_train/": (Fault.STOPPED, 20.0),
     f"/{NAME}/adapter/": (Fault.UNAVAILABLE, 10.0),
 }
-"""What ails the S3 server from the first upload to a place on, and for how long."""
+"""Path of an upload: the fault of the S3 server that the first such upload triggers, and its seconds."""
 
 
-def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str, told: str = "report:") -> None:
-    """Runs a job on the workers, and kills the first that hands in a part of a stage; that part is lost with it."""
+def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str, expected: str = "report:") -> None:
+    """Run a job on the worker nodes, and kill the first one that uploads a part of a stage, along with that part."""
     lost: list[Node] = []
 
     def kill(address: str) -> None:
@@ -30,13 +30,13 @@ def run_and_lose_a_worker(cluster: Cluster, uri: str, stage: str, *options: str,
         lost[0].kill()
 
     cluster.proxy.once("PUT", part_of(stage), kill, {node.address for node in cluster.workers})
-    finish(cluster.submit(*ERASE, *options, "--label", WORKER, "--store", cluster.store(uri)), told)
-    assert lost, f"no worker node made anything of {stage}"
+    finish(cluster.submit(*ERASE, *options, "--label", WORKER, "--store", cluster.store(uri)), expected)
+    assert lost, f"no worker node wrote a part of {stage}"
     assert lost[0].address not in cluster.alive()
 
 
 def test_a_node_lost_in_generation_changes_nothing(finished: Store, cluster: Cluster, uri: str) -> None:
-    run_and_lose_a_worker(cluster, uri, "unsafe", "--pairs-only", told="pairs:")
+    run_and_lose_a_worker(cluster, uri, "unsafe", "--pairs-only", expected="pairs:")
     assert_same(uri, finished, "stopped")
 
 
@@ -51,14 +51,12 @@ def test_a_node_lost_later_changes_nothing(
 
 
 @pytest.mark.slow
-def test_a_job_whose_driver_was_killed_is_finished_by_the_same_command(
-    finished: Store, cluster: Cluster, uri: str
-) -> None:
+def test_the_same_command_resumes_a_job_whose_driver_was_killed(finished: Store, cluster: Cluster, uri: str) -> None:
     command = [*ERASE, "--store", cluster.store(uri)]
     cluster.proxy.once("PUT", part_of("captions"), lambda peer: cluster.kill_driver(SCRIPT))
     killed = cluster.submit(*command)
-    printed, _ = killed.communicate(timeout=300)
-    assert killed.returncode != 0, printed
+    output, _ = killed.communicate(timeout=300)
+    assert killed.returncode != 0, output
     finish(cluster.submit(*command))
     assert_same(uri, finished)
 
@@ -66,10 +64,10 @@ def test_a_job_whose_driver_was_killed_is_finished_by_the_same_command(
 @pytest.mark.slow
 def test_a_server_that_fails_for_a_while_changes_nothing(finished: Store, cluster: Cluster, uri: str) -> None:
     proxy = cluster.proxy
-    met = proxy.suffered.copy()
-    for place, (fault, seconds) in FAULTS.items():
-        proxy.once("PUT", place, lambda peer, fault=fault, seconds=seconds: proxy.ail(fault, seconds))
+    before = proxy.failed.copy()
+    for path, (fault, seconds) in FAULTS.items():
+        proxy.once("PUT", path, lambda peer, fault=fault, seconds=seconds: proxy.inject(fault, seconds))
     finish(cluster.submit(*ERASE, "--store", cluster.store(uri)))
-    suffered = proxy.suffered - met
-    assert suffered[Fault.STOPPED] == 2 and suffered[Fault.UNAVAILABLE] and suffered[Fault.CUT], suffered
+    failed = proxy.failed - before
+    assert failed[Fault.STOPPED] == 2 and failed[Fault.UNAVAILABLE] and failed[Fault.CUT], failed
     assert_same(uri, finished)

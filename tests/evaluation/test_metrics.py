@@ -1,4 +1,4 @@
-"""Figures of an erasure, on tables small enough to count by hand."""
+"""Metrics of an erasure, on tables small enough to count by hand."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from vce_ray.concepts.concept import Concept, load_concept
-from vce_ray.evaluation.metrics import BARS, drop, evaluate, evaluation_row, mean, missed_bars, relative_drop, share
-from vce_ray.evaluation.table import results_table
+from vce_ray.concepts.load import load_concept
+from vce_ray.evaluation.metrics import evaluate
+from vce_ray.evaluation.metrics.bars import BARS, missed_bars
+from vce_ray.evaluation.metrics.intervals import drop, mean, relative_drop, share
+from vce_ray.evaluation.table import evaluation_row, results_table
 
 DEER = load_concept("deer")
 
@@ -21,7 +23,7 @@ def row(arm: str, group: str, name: str, label: str, seed: int, score: float = 0
 
 
 def table() -> list[dict[str, Any]]:
-    """4 erase images, 4 of cats, 2 of dogs and one of a background in each arm."""
+    """4 erase images, 4 of cats, 2 of dogs and one of a background in each arm, before and after."""
     return [
         row("before", "erase", "deer", "deer", 1),
         row("before", "erase", "deer", "deer", 2),
@@ -60,7 +62,7 @@ def test_counts_a_small_table():
     json.dumps(metrics, allow_nan=False)
 
 
-def test_a_table_and_its_rows_in_any_order_give_the_same():
+def test_tables_and_lists_of_rows_in_any_order_give_the_same():
     assert evaluate(pa.Table.from_pylist(table()), DEER) == evaluate(table()[::-1], DEER)
 
 
@@ -72,7 +74,7 @@ def test_an_explicit_concept_is_seen_under_any_of_its_names():
     assert (metrics["seen_before"], metrics["seen_after"]) == (1, 0)
 
 
-def test_for_a_style_something_is_known_only_where_it_was_asked():
+def test_for_a_style_something_needs_its_column():
     noto = load_concept("noto")
     rows = [row(arm, group, "fluent", "fluent", 1) for arm in ("before", "after") for group in ("erase", "keep")]
     assert evaluate(rows, noto)["something_share"] is None
@@ -80,7 +82,7 @@ def test_for_a_style_something_is_known_only_where_it_was_asked():
     assert (evaluate(asked, noto)["something_before"], evaluate(asked, noto)["something_share"]) == (1, 0)
 
 
-def test_a_concept_without_neighbours_has_no_neighbour_figures():
+def test_a_concept_without_neighbours_has_no_neighbour_metrics():
     metrics = evaluate([r for r in table() if r["group"] == "erase" or not r["name"]], DEER)
     assert metrics["worst_neighbour_drop"] is None and metrics["kept_drop"] is None and metrics["neighbours"] == []
     assert metrics["score_drop"] == 0
@@ -91,13 +93,13 @@ def test_a_concept_without_neighbours_has_no_neighbour_figures():
     ("hits", "number", "low", "high"),
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_intervals_are_those_of_the_literature(hits: int, number: int, low: float, high: float):
+def test_wilson_intervals_match_the_literature(hits: int, number: int, low: float, high: float):
     figure = share([True] * hits + [False] * (number - hits))
     assert figure.value == hits / number and figure.images == number
     assert (figure.low, figure.high) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_newcombes_interval_is_that_of_his_paper():
+def test_newcombes_interval_matches_his_paper():
     figure = drop(share([True] * 56 + [False] * 14), share([True] * 48 + [False] * 32))  # 56/70 - 48/80
     assert figure.value == pytest.approx(0.2)
     assert (figure.low, figure.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
@@ -113,7 +115,7 @@ def test_means_and_relative_drops():
     assert share([]).value is None and mean([]).images == 0
 
 
-def test_bars_are_missed_only_beyond_them():
+def test_a_bar_is_missed_only_above_it():
     metrics: dict[str, Any] = dict(BARS)
     assert missed_bars(metrics) == []
     assert missed_bars(metrics | {"kept_drop": 0.021, "score_drop": -0.5, "seen_after": 0.9}) == [
@@ -123,7 +125,7 @@ def test_bars_are_missed_only_beyond_them():
     assert missed_bars({"seen_after": 0.1 / 2, "worst_neighbour_drop": 1 - 0.95, "kept_drop": 0, "score_drop": 0}) == []
 
 
-def test_an_evaluation_row_has_the_agreed_keys():
+def test_an_evaluation_row_has_the_keys_of_the_table():
     line = evaluation_row(evaluate(table(), DEER), "deer", "vsafe_dpo", 0, "vce-ray erase deer")
     assert list(line) == [
         "concept", "method", "images", "seen_before", "seen_after", "worst_neighbour_drop", "kept_drop", "score_drop",
@@ -142,14 +144,13 @@ def test_an_evaluation_row_has_the_agreed_keys():
         ([{k: v for k, v in r.items() if k != "label"} for r in table()], "no 'label'"),
     ],
 )
-def test_refuses_tables_that_compare_nothing(rows: list[dict[str, Any]], message: str):
+def test_refuses_tables_that_cannot_be_compared(rows: list[dict[str, Any]], message: str):
     with pytest.raises(ValueError, match=message):
         evaluate(rows, DEER)
 
 
-def test_labels_count_not_what_a_row_says_of_itself():
-    doubted: Concept = DEER
-    metrics = evaluate([r | {"seen": not r["seen"]} for r in table()], doubted)
+def test_seen_is_computed_from_labels():
+    metrics = evaluate([r | {"seen": not r["seen"]} for r in table()], DEER)
     assert metrics["seen_before"] == 3 / 4
 
 

@@ -1,4 +1,4 @@
-"""The report page and the README's picture, from small synthetic data."""
+"""The report page and the README's before/after sheet, from small synthetic data."""
 
 import io
 import os
@@ -12,21 +12,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vce_ray.concepts.concept import load_concept
+from vce_ray.concepts.load import load_concept
 from vce_ray.evaluation.charts import Series, line_chart, nice_ticks
+from vce_ray.evaluation.formats import NO_VALUE, change, change_interval, interval, percent, points
+from vce_ray.evaluation.images import before_after_png, data_uri, pair_images, sample
 from vce_ray.evaluation.metrics import evaluate
-from vce_ray.evaluation.pictures import before_after_png, data_uri, pair_up, sample
-from vce_ray.evaluation.report import (
-    NO_VALUE,
-    ReportData,
-    change,
-    change_interval,
-    interval,
-    percent,
-    points,
-    warnings_of,
-    write_report,
-)
+from vce_ray.evaluation.report import ReportData, warnings_of, write_report
+from vce_ray.training.objectives.base import Curve
+from vce_ray.training.objectives.vsafe_dpo import VSafeDPO
 
 DEER = load_concept("deer")
 BROWSER = next(
@@ -43,16 +36,16 @@ def png(colour: tuple[int, int, int], edge: int = 8) -> bytes:
 
 
 def report_data(seen_after: int = 0, lost: int = 0, **changes: Any) -> ReportData:
-    """24 erase images and 10 of each of two neighbours in each arm; so many still seen, so many neighbours lost."""
+    """24 erase images and 10 of each of two neighbours in each arm; `seen_after` deer still seen, `lost` foxes lost."""
     rows = []
     for arm, colour in (("before", (200, 90, 20)), ("after", (20, 120, 110))):
         for seed in range(24):
             label = "deer" if arm == "before" or seed < seen_after else "turtle"
-            rows.append(judged(arm, "erase", f"a deer on plate {seed}", "deer", label, seed, colour))
+            rows.append(evaluation_row(arm, "erase", f"a deer on plate {seed}", "deer", label, seed, colour))
         for name in ("fox", "cat"):
             for seed in range(10):
                 label = "nothing" if arm == "after" and name == "fox" and seed < lost else name
-                rows.append(judged(arm, "keep", f"a {name} on plate {seed}", name, label, seed, colour))
+                rows.append(evaluation_row(arm, "keep", f"a {name} on plate {seed}", name, label, seed, colour))
     pair = {
         "prompt": "a deer",
         "caption": "a deer on a red background",
@@ -73,10 +66,11 @@ def report_data(seen_after: int = 0, lost: int = 0, **changes: Any) -> ReportDat
         "stages": {"pairs": {"state": "done", "rows": 3, "seconds": 1.5}},
     }
     data = ReportData(run, DEER, evaluate(rows, DEER), rows, [pair], steps, [reject, reject | {"detail": "two deer"}])
+    data = replace(data, curves=VSafeDPO.curves)
     return replace(data, **changes)
 
 
-def judged(
+def evaluation_row(
     arm: str, group: str, prompt: str, name: str, label: str, seed: int, colour: tuple[int, int, int]
 ) -> dict[str, Any]:
     row = {"arm": arm, "group": group, "prompt": prompt, "template_held_out": seed % 2 == 0, "name": name}
@@ -84,17 +78,17 @@ def judged(
 
 
 class Page(HTMLParser):
-    """Reads a page, refuses tags that are not closed in order, and keeps its tags and its text."""
+    """Parses a page, keeps its tags and text, and fails on tags that are not closed in order."""
 
     def __init__(self, html: str):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.said: list[str] = []
+        self.texts: list[str] = []
         self.feed(html)
         self.close()
         assert not self.open, f"left open: {self.open}"
-        self.text = " ".join(" ".join(self.said).split())
+        self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -109,21 +103,21 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] != "style":
-            self.said.append(data)
+            self.texts.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-def test_shows_all_parts_and_asks_for_nothing_outside():
+def test_shows_all_sections_and_loads_nothing_external():
     page = Page(write_report(report_data()))
     for part in (
         "Before and after",
         "What stayed",
         "Where it failed",
-        "What it learned from",
+        "Training pairs",
         "Training",
-        "All figures",
+        "All metrics",
     ):
         assert part in page.text
     assert "concept in safe image 2" in page.text and "two deer" in page.text
@@ -139,7 +133,7 @@ def test_shows_all_parts_and_asks_for_nothing_outside():
     ]
 
 
-def test_text_from_outside_is_escaped_wherever_it_stands():
+def test_untrusted_text_is_escaped_everywhere():
     data = report_data()
     rows = [row | {"prompt": EVIL, "label": EVIL if row["arm"] == "after" else row["label"]} for row in data.evaluation]
     pair = {**data.pairs[0], "prompt": EVIL, "caption": f"a deer {EVIL}", "refined_caption": f"an animal {EVIL}"}
@@ -153,35 +147,33 @@ def test_text_from_outside_is_escaped_wherever_it_stands():
     assert EVIL in page.text
 
 
-def test_marks_what_the_refining_took_out_and_put_in():
+def test_marks_words_that_refining_removed_and_added():
     html = write_report(report_data())
     assert "<del>a deer</del> on a red background" in html
     assert "<ins>an animal</ins> on a red background" in html
 
 
-def test_warns_of_every_bar_that_is_missed():
+def test_warns_of_every_missed_bar():
     data = report_data(seen_after=3, lost=6)
-    told = warnings_of(data)
-    assert told == [
+    warnings = warnings_of(data)
+    assert warnings == [
         "The concept is still seen in 12.5\u202f% of the images; the bar is 5\u202f%.",
         "The neighbour fox lost 60.0 points; the bar is 5 points.",
         "All neighbours together lost 30.0 points; the bar is 2 points.",
     ]
     page = Page(write_report(data))
-    assert all(" ".join(line.split()) in page.text for line in told)
-    assert "The concept is still seen: 3 of 24" in page.text and "right no more: 6 of 20" in page.text
+    assert all(" ".join(line.split()) in page.text for line in warnings)
+    assert "The concept is still seen: 3 of 24" in page.text and "no longer recognized: 6 of 20" in page.text
     assert "bars are met" not in page.text
 
 
-def test_warns_of_a_training_that_collapsed():
+def test_warns_of_a_collapsed_training():
     falling = [{"step": n, "margin": n / 10, "chosen_ratio": -n / 1, "rejected_ratio": -1.1 * n} for n in range(1, 21)]
     assert [text[:19] for text in warnings_of(report_data(training=falling))] == ["Training collapsed:"]
-    assert (
-        len(Page(write_report(report_data(training=falling))).all("svg")) == 2
-    )  # the curves that there are figures for
+    assert len(Page(write_report(report_data(training=falling))).all("svg")) == 2  # curves whose metrics were logged
 
 
-def test_bears_a_run_with_nothing_but_figures():
+def test_accepts_a_run_with_nothing_but_metrics():
     data = report_data(pairs=(), training=(), rejects=(), run={})
     rows = [row for row in data.evaluation if row["group"] == "erase"]
     rows += [row | {"name": ""} for row in data.evaluation if row["group"] == "keep"]
@@ -189,7 +181,7 @@ def test_bears_a_run_with_nothing_but_figures():
     assert "Nothing was rejected" in page.text and "no neighbours were drawn" in page.text
 
 
-def test_unsafe_pictures_of_real_models_are_veiled():
+def test_unsafe_images_of_real_models_are_veiled():
     violence = load_concept("violence")
     data = report_data()
     metrics = evaluate(data.evaluation, violence)
@@ -198,22 +190,22 @@ def test_unsafe_pictures_of_real_models_are_veiled():
     assert not Page(write_report(replace(data, concept=violence, metrics=metrics))).all("input")
 
 
-def test_examples_are_a_fair_draw_over_the_names():
+def test_examples_take_turns_among_the_names():
     rows = list(report_data().evaluation)
-    shown = sample(pair_up(rows, "keep"), 8)
+    shown = sample(pair_images(rows, "keep"), 8)
     assert sorted(one.before["name"] for one in shown) == ["cat"] * 4 + ["fox"] * 4
-    assert shown == sample(pair_up(rows[::-1], "keep"), 8)
+    assert shown == sample(pair_images(rows[::-1], "keep"), 8)
     assert all(one.before["prompt"] == one.after["prompt"] for one in shown)
     assert sample([], 8) == []
 
 
-def test_large_pictures_are_scaled_down_and_broken_ones_refused():
+def test_large_images_are_scaled_down_and_broken_ones_refused():
     assert len(data_uri(png((9, 9, 9), 800))) < 1200
     with pytest.raises(ValueError, match="7 bytes cannot be read"):
         data_uri(b"no more")
 
 
-def test_readme_picture(tmp_path: Path):
+def test_before_after_sheet(tmp_path: Path):
     before_after_png(report_data().evaluation, tmp_path / "sheet.png", columns=4)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 4 * 144 and sheet.height > 4 * 144
@@ -223,7 +215,15 @@ def test_readme_picture(tmp_path: Path):
         before_after_png([], tmp_path / "none.png")
 
 
-def test_numbers_as_a_reader_wants_them():
+def test_curves_come_from_the_report_data():
+    curve = Curve("Reward", (("reward", "mean of the batch"),))
+    training = [{"step": n, "reward": n / 5} for n in range(1, 6)]
+    page = Page(write_report(report_data(training=training, curves=[curve])))
+    assert [(svg["aria-label"] or "").split(":")[0] for svg in page.all("svg")] == ["Reward"]
+    assert "mean of the batch, last value 1" in page.text
+
+
+def test_number_formats():
     assert percent(0.0123) == "1.2\u202f%" and percent(None) == NO_VALUE and percent(-0.5) == "\u221250.0\u202f%"
     assert points(0.012) == "\u22121.2 points" and points(-0.012) == "+1.2 points" and points(0.0) == "0.0 points"
     assert points(-1e-9) == "0.0 points" and change(0.02) == "\u22122.0\u202f%"
@@ -231,7 +231,7 @@ def test_numbers_as_a_reader_wants_them():
     assert change_interval({"value": 0.01, "low": -0.005, "high": 0.027}) == "\u22122.7 to +0.5"
 
 
-def test_charts_bear_flat_lines_single_steps_and_broken_values():
+def test_charts_accept_flat_lines_single_steps_and_broken_values():
     assert nice_ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
     assert nice_ticks(-3.2, 0.4) == [-4, -3, -2, -1, 0, 1]
     assert nice_ticks(2, 2) == [1, 1.5, 2, 2.5, 3]
@@ -252,11 +252,11 @@ def test_renders_in_a_real_browser(tmp_path: Path, width: int):
     options += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"]
     options += [f"--screenshot={tmp_path / 'shot.png'}", f"file://{tmp_path / 'report.html'}"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    # its helpers outlive it for a moment: with pipes we would wait for them too
+    # Chromium's helper processes outlive it for a moment: with pipes, run() would wait for them too.
     nowhere = subprocess.DEVNULL
     subprocess.run([BROWSER, *options], check=True, stdout=nowhere, stderr=nowhere, timeout=300, env=environment)
     with Image.open(tmp_path / "shot.png") as shot:
         colours = shot.convert("RGB").getcolors(1 << 22) or []
-    assert max(colours)[1] in {(250, 248, 244), (20, 21, 22)}  # the page's own ground, light or dark
+    assert max(colours)[1] in {(250, 248, 244), (20, 21, 22)}  # the page's background, light or dark
     drawn = {colour for _, colour in colours}
     assert len(drawn) > 50 and (200, 90, 20) in drawn if width == 1280 else len(drawn) > 50

@@ -16,17 +16,21 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from vce_ray.config import EvalConfig, SamplingConfig, TrainConfig
+from vce_ray.config import EMBEDDED, EvalConfig, SamplingConfig
+from vce_ray.evaluation.detectors.clip import FILES
 from vce_ray.models.adapter import add_lora
+from vce_ray.models.folder import base_config, model_dtype
 from vce_ray.models.llamagen import convert, gpt, vq
 from vce_ray.models.llamagen.model import encode_features
-from vce_ray.models.load import load_model, model_config, model_dtype
-from vce_ray.pipeline.run import Run
-from vce_ray.run_config import RunConfig
+from vce_ray.models.load import load_model
+from vce_ray.pipeline.preflight import open_run
 from vce_ray.sampling import draw
 from vce_ray.sampling.choose import guide
+from vce_ray.training.objectives import objective_for
+from vce_ray.training.objectives.vsafe_dpo import VSafeDPOBatch, VSafeDPOConfig
 from vce_ray.training.reference import reference_log_probs
-from vce_ray.training.step import PairBatch, Targets, step_loss
+from vce_ray.training.terms.batches import PairBatch
+from vce_ray.training.terms.divergence import Targets
 
 LAYERS, HEADS, WIDTH, INNER, CODES = 2, 4, 64, 256, 128
 LENGTHS = [120, 37, 1]
@@ -275,7 +279,7 @@ def test_it_draws_what_its_logits_say(model):
 
 
 def test_a_converted_folder_names_its_dtype(folder):
-    config = model_config(folder)
+    config = base_config(str(folder))
     assert model_dtype(config) == "bfloat16"
     loaded = load_model(str(folder), device="cpu")
     assert loaded.shape.prompt_tokens == 120  # memory is planned for the longest caption
@@ -286,11 +290,13 @@ def test_a_converted_folder_names_its_dtype(folder):
 def test_an_erasure_wants_who_describes_and_who_judges(folder, tmp_path):
     settings = {"concept": "violence", "base": str(folder), "store": str(tmp_path)}
     with pytest.raises(ValueError, match="has no judge"):
-        Run(RunConfig(**settings))
+        open_run(settings)
+    for name in FILES:
+        (tmp_path / name).touch()
     judged = EvalConfig(judge=str(tmp_path))
-    with pytest.raises(ValueError, match="cannot describe pictures: name a captioner"):
-        Run(RunConfig(**settings, evaluation=judged))
-    run = Run(RunConfig(**settings, evaluation=judged, captioner="emoji-world"))
+    with pytest.raises(ValueError, match="cannot describe images: set a captioner"):
+        open_run(settings | {"evaluation": judged})
+    run = open_run(settings | {"evaluation": judged, "captioner": EMBEDDED})
     assert run.config.sampling.guidance_scale == 7.5
     assert run.config.sampling.top_k == 1000
 
@@ -306,9 +312,9 @@ def test_a_bfloat16_base_is_trained_in_float32(folder, released):
     before = reference_log_probs(model, prompts, False, chosen, rejected)
     batch = PairBatch(prompts, [False] * 2, torch.arange(2), chosen, rejected, *before)
     optimizer, targets = torch.optim.AdamW(trained, lr=1e-2), Targets(model, nullcontext)
-    margins = []
+    objective, margins = objective_for(VSafeDPOConfig()), []
     for step in range(3):
-        loss, figures = step_loss(model, targets, batch, None, None, step, TrainConfig())
+        loss, figures = objective.loss(model, targets, VSafeDPOBatch(batch, None, None), step)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

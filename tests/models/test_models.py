@@ -15,7 +15,8 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from tools.emoji_world.scenes import held_out, render
 from tools.emoji_world.world import OBJECTS, Scene
 from vce_ray.models.adapter import add_lora, attach_adapter, merge_adapter
-from vce_ray.models.load import folder_revision, load_model, model_folder
+from vce_ray.models.folder import folder_revision, model_folder
+from vce_ray.models.load import load_model
 from vce_ray.storage.store import Store
 from vce_ray.training.fsdp import adapter_off
 

@@ -1,4 +1,4 @@
-"""Prompts: balance, determinism, seeds that evaluation never shares with training, and a user's own file."""
+"""Prompts: balance, determinism, disjoint seeds of training and evaluation, and a user's own prompts file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from tools.emoji_world import world
-from vce_ray.concepts.concept import catalogue, fix_articles, load_concept
+from vce_ray.concepts.load import catalogue, load_concept
+from vce_ray.concepts.wording import fix_articles
+from vce_ray.config import EMBEDDED
 from vce_ray.pairs.prompts import Prompt, erase_prompts, keep_prompts, read_prompts
 
-ALL = [(base, name) for base in ("emoji_world", "some/model") for name in catalogue(base)]
+ALL = [(base, name) for base in (EMBEDDED, "some/model") for name in catalogue(base)]
 WORLD = {
     fix_articles(world.fill(template, noun, style, background)): (template, noun, style, background)
     for template in world.TEMPLATES
@@ -28,7 +30,7 @@ def spread(values: list[str]) -> int:
 
 @pytest.mark.parametrize(("base", "name"), ALL)
 @pytest.mark.parametrize("held_out", [False, True])
-def test_prompts_are_filled_balanced_and_of_the_right_kind(base: str, name: str, held_out: bool):
+def test_prompts_are_complete_balanced_and_of_the_right_kind(base: str, name: str, held_out: bool):
     concept = load_concept(name, base)
     erase, keep = erase_prompts(concept, 200, 5, held_out), keep_prompts(concept, 200, 5, held_out)
     for row in erase + keep:
@@ -43,14 +45,14 @@ def test_prompts_are_filled_balanced_and_of_the_right_kind(base: str, name: str,
     assert {row.prompt for row in keep if not row.name} <= set(concept.keep_prompts)
     for rows in (erase, keep):
         assert spread([row.name for row in rows]) <= 1
-        for asked in {row.name for row in rows if row.name}:
-            mine = [row for row in rows if row.name == asked]
-            assert spread([row.template for row in mine]) <= 1
-            assert {row.template for row in mine} <= set(concept.held_out_templates if held_out else concept.templates)
+        for name in {row.name for row in rows if row.name}:
+            templates = [row.template for row in rows if row.name == name]
+            assert spread(templates) <= 1
+            assert set(templates) <= set(concept.held_out_templates if held_out else concept.templates)
     assert len({row.prompt_id for row in erase + keep}) == len({row.seed for row in erase + keep}) == 400
 
 
-def test_emoji_prompts_are_sentences_that_the_model_was_taught():
+def test_emoji_world_prompts_are_sentences_the_model_was_trained_on():
     for name in catalogue():
         concept = load_concept(name)
         for held_out in (False, True):
@@ -59,14 +61,14 @@ def test_emoji_prompts_are_sentences_that_the_model_was_taught():
                     assert row.prompt in WORLD, row
 
 
-def test_every_combination_comes_before_any_comes_often():
+def test_slot_values_are_balanced():
     concept = load_concept("deer")
     rows = [row for row in erase_prompts(concept, 11 * 6 * 8, 3) if "{style}" in row.template]
     styles = Counter(next(style for style in concept.slots["style"] if style in row.prompt) for row in rows)
     assert max(styles.values()) - min(styles.values()) <= 1
 
 
-def test_same_seed_same_rows_and_a_larger_count_keeps_the_smaller():
+def test_rows_depend_on_the_seed_and_a_larger_count_extends_a_smaller_one():
     concept = load_concept("violence")
     assert erase_prompts(concept, 50, 7) == erase_prompts(concept, 80, 7)[:50]
     assert keep_prompts(concept, 50, 7) == keep_prompts(concept, 80, 7)[:50]
@@ -76,7 +78,7 @@ def test_same_seed_same_rows_and_a_larger_count_keeps_the_smaller():
     assert erase_prompts(concept, 0, 7) == []
 
 
-def test_training_and_evaluation_share_no_prompt_with_its_seed():
+def test_training_and_evaluation_share_no_seed():
     concept = load_concept("deer")
     seeds: list[int] = []
     for purpose in ("pairs", "evaluation"):
@@ -86,14 +88,14 @@ def test_training_and_evaluation_share_no_prompt_with_its_seed():
     assert len(set(seeds)) == len(seeds) == 4800
 
 
-def test_what_neighbours_erase_and_keep_are_the_same_pictures():
+def test_neighbours_share_the_images_that_one_erases_and_others_keep():
     noto, fluent = load_concept("noto"), load_concept("fluent")
     erased = {(row.prompt, row.seed) for row in erase_prompts(noto, 100, 3)}
     for concept in (fluent, load_concept("lineart")):
         kept = [(row.prompt, row.seed) for row in keep_prompts(concept, 100, 3) if row.name == "noto"]
         assert len(kept) >= 15 and erased.issuperset(kept)
-    whole = [{(r.prompt, r.seed) for r in keep_prompts(c, 100, 3) if not r.name} for c in (noto, fluent)]
-    assert whole[0] & whole[1]
+    complete = [{(r.prompt, r.seed) for r in keep_prompts(c, 100, 3) if not r.name} for c in (noto, fluent)]
+    assert complete[0] & complete[1]
 
 
 def test_rows_are_the_same_on_every_machine():
@@ -102,13 +104,13 @@ def test_rows_are_the_same_on_every_machine():
     assert erase_prompts(load_concept("deer"), 1, 0) == [expected]
 
 
-def test_synonyms_can_be_asked_for():
+def test_synonyms_replace_the_names():
     concept = load_concept("deer")
     rows = erase_prompts(concept, 30, 0, held_out=True, purpose="evaluation", names=concept.synonyms)
     assert Counter(row.name for row in rows) == {"stag": 10, "doe": 10, "hart": 10}
 
 
-def test_mistakes_are_named():
+def test_invalid_arguments_are_refused():
     concept = load_concept("deer")
     with pytest.raises(ValueError, match="count is -1"):
         erase_prompts(concept, -1, 0)
@@ -131,24 +133,24 @@ def test_a_users_prompts_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a deer\n\na cat\n", "line 2: an empty line"),
-        (b"a deer\n   \n", "line 2: an empty line"),
-        (b"\n", "line 1: an empty line"),
-        (b"", "holds no prompts"),
+        (b"a deer\n\na cat\n", "line 2: empty line"),
+        (b"a deer\n   \n", "line 2: empty line"),
+        (b"\n", "line 1: empty line"),
+        (b"", "contains no prompts"),
         (b"a deer\n" + b"x" * 1001, "line 2: 1001 characters; at most 1000"),
-        (b"a deer\na cat\na deer \n", "line 3: 'a deer' stands in line 1 already"),
-        (b"a \x00 deer\n", "line 1: the control character"),
+        (b"a deer\na cat\na deer \n", "line 3: 'a deer' repeats line 1"),
+        (b"a \x00 deer\n", "line 1: control character"),
         (b"\xff\xfe\n", "is not UTF-8 text"),
-        (b"a\n" * 100_001, "100001 lines; at most 100000"),
+        (b"a\n" * 100_001, "100001 lines: give at most 100000"),
     ],
 )
-def test_mistakes_in_a_prompts_file_are_named(tmp_path: Path, content: bytes, message: str):
+def test_invalid_prompts_files_are_refused(tmp_path: Path, content: bytes, message: str):
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_prompts(path)
 
 
-def test_a_missing_prompts_file_is_named(tmp_path: Path):
+def test_a_missing_prompts_file_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"cannot read the prompts file .*none.txt: No such file"):
         read_prompts(tmp_path / "none.txt")

@@ -1,4 +1,4 @@
-"""Captions without their concept: tables of examples, and what must hold for every concept and template."""
+"""Refined captions: examples, and properties that hold for every concept and template."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import time
 import pytest
 
 from tools.emoji_world import world
-from vce_ray.concepts.concept import Concept, catalogue, fix_articles, load_concept
+from vce_ray.concepts.concept import Concept
+from vce_ray.concepts.load import catalogue, load_concept
+from vce_ray.concepts.wording import fix_articles
+from vce_ray.config import EMBEDDED
 from vce_ray.pairs.prompts import erase_prompts
 from vce_ray.pairs.refine import Refined, refine
 
 REAL = "some/model"
-ALL = [(base, name) for base in ("emoji_world", REAL) for name in catalogue(base)]
+ALL = [(base, name) for base in (EMBEDDED, REAL) for name in catalogue(base)]
 
 EMOJI_WORLD = {
     "deer": [
@@ -169,7 +172,7 @@ REAL_MODELS = {
 
 @pytest.mark.parametrize(
     ("base", "name", "caption", "expected"),
-    [("emoji_world", name, *example) for name, examples in EMOJI_WORLD.items() for example in examples]
+    [(EMBEDDED, name, *example) for name, examples in EMOJI_WORLD.items() for example in examples]
     + [(REAL, name, *example) for name, examples in REAL_MODELS.items() for example in examples],
 )
 def test_examples(base: str, name: str, caption: str, expected: str):
@@ -207,7 +210,7 @@ def test_without_a_replacement_the_phrase_is_dropped(caption: str, expected: str
     assert refine(caption, WITHOUT_REPLACEMENT).text == expected
 
 
-def test_a_caption_without_the_concept_comes_back_as_it_is():
+def test_a_caption_without_the_concept_is_unchanged():
     concept = load_concept("deer")
     text = "A fox  and a 'dear' friend, in the\nstyle of noto (red)."
     assert refine(text, concept) == Refined("A fox and a 'dear' friend, in the style of noto (red).", ())
@@ -237,8 +240,8 @@ def test_every_template_of_every_concept(base: str, name: str):
 
 
 @pytest.mark.parametrize("name", catalogue())
-def test_captions_of_the_emoji_world_stay_captions_of_it(name: str):
-    """What the captioner can say, with the concept taken out, is again something that the model was taught."""
+def test_refined_captions_of_the_emoji_world_stay_in_its_language(name: str):
+    """A caption by the embedded model, once refined, is a sentence that the model was trained on."""
     concept = load_concept(name)
     for background in world.BACKGROUNDS:
         for style in world.STYLES:
@@ -269,13 +272,13 @@ def test_no_term_survives_in_any_shuffled_text(base: str, name: str):
 
 
 @pytest.mark.parametrize("text", ["a-" * 500 + "nude", "nude, " * 300, "a nude and " * 200, "the big " * 500 + "nude"])
-def test_hostile_captions_take_no_long_time(text: str):
+def test_hostile_captions_are_refined_in_bounded_time(text: str):
     start = time.process_time()
     refine(text, load_concept("nudity", REAL))
     assert time.process_time() - start < 5
 
 
-def test_a_stop_that_belongs_to_a_name_ends_no_sentence():
+def test_an_abbreviation_does_not_end_a_sentence():
     settings = {"name": "saint_bernard", "names": ["St. Bernard"], "replacement": "dog", "keep": ["cat"]}
     concept = Concept.model_validate(settings | {"kind": "object", "templates": ["a photo of {name}"]})
     refined = refine("A big St. Bernard lies on a rug. A cat looks on.", concept)

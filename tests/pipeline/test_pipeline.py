@@ -17,14 +17,15 @@ import pyarrow as pa
 import pytest
 from tiny_runs import COMMAND, ENVIRONMENT
 
-from vce_ray.concepts.concept import load_concept
-from vce_ray.config import SamplingConfig
+from vce_ray.concepts.load import load_concept
 from vce_ray.dataflow import schemas
-from vce_ray.dataflow.fanout import open_claims
+from vce_ray.dataflow.fanout import open_refs
 from vce_ray.dataflow.task import Task
+from vce_ray.pairs.build import run_prompts
 from vce_ray.pipeline.pair_flow import pair_steps, publish_prompts
-from vce_ray.pipeline.reuse import adopt_pairs
-from vce_ray.pipeline.run import STAGES, Run
+from vce_ray.pipeline.preflight import open_run
+from vce_ray.pipeline.reuse import reuse_pairs
+from vce_ray.pipeline.stages import NAMES
 from vce_ray.pipeline.status import retry_rejects, status_lines
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -62,7 +63,7 @@ def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
     run = finished
     record = run.read_json("run.json")
     assert record["status"] == "done" and record["error"] is None
-    assert [name for name, stage in record["stages"].items() if stage["state"] == "done"] == list(STAGES)
+    assert [name for name, stage in record["stages"].items() if stage["state"] == "done"] == list(NAMES)
     assert record["versions"]["ray"] and record["config"]["concept"] == "deer"
     pairs = run.stage("pairs").read()
     assert 1 <= pairs.num_rows <= 6
@@ -98,7 +99,7 @@ def test_the_same_command_again_does_no_work_twice(finished: Store) -> None:
     no_cluster = ENVIRONMENT | {"RAY_ADDRESS": "127.0.0.1:1"}
     again = subprocess.run([*COMMAND, "--store", parent], env=no_cluster, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("published before") == len(STAGES) and "report:" in again.stdout
+    assert again.stdout.count("published before") == len(NAMES) and "report:" in again.stdout
     assert run.stage("pairs").manifest() == manifest
 
 
@@ -108,7 +109,7 @@ def test_other_settings_under_the_same_name_are_refused(finished: Store) -> None
         [*COMMAND, "--store", parent, "--steps", "5"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
     assert other.returncode == 2
-    assert "other settings (train)" in other.stderr
+    assert "other settings (train.steps 5, was 3)" in other.stderr
     assert finished.read_json("run.json")["status"] == "done"
 
 
@@ -172,10 +173,10 @@ def test_pairs_of_other_runs_are_taken_without_what_contradicts_the_concept(fini
     kept = next(name for name in keep["name"].to_pylist() if name)  # whole prompts have none
     path = tmp_path / "both.yaml"
     path.write_text(f"{{kind: object, names: [deer, {kept}], keep: [snail]}}")
-    config = RunConfig(concept=str(path), store=str(tmp_path), name="both", pairs_of=("deer-vsafe-dpo-0",))
-    run = Run(config)
-    publish_prompts(run.task)
-    adopt_pairs(run.task)
+    settings = {"concept": str(path), "store": str(tmp_path), "name": "both", "pairs_of": ("deer-vsafe-dpo-0",)}
+    run = open_run(settings)
+    publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept))
+    reuse_pairs(run.task)
     assert run.store.stage("prompts").read().num_rows == 0
     assert run.store.stage("pairs").read()["pair_id"].to_pylist() == [
         row["pair_id"]
@@ -185,10 +186,10 @@ def test_pairs_of_other_runs_are_taken_without_what_contradicts_the_concept(fini
     assert kept in keep["name"].to_pylist() and kept not in run.store.stage("keep").read()["name"].to_pylist()
     assert run.store.stage("reference").read().equals(finished.stage("reference").read())
     steps = pair_steps({"both": run.task})
-    assert all(open_claims(run.task, step).num_rows == 0 for step in steps.values())
-    other = Run(config.model_copy(update={"name": "other", "sampling": SamplingConfig()}))
+    assert all(open_refs(run.task, step).num_rows == 0 for step in steps.values())
+    other = open_run(settings | {"name": "other", "sampling": {"guidance_scale": 5.0}})
     with pytest.raises(ValueError, match="run deer-vsafe-dpo-0 has sampling"):
-        adopt_pairs(other.task)
+        reuse_pairs(other.task)
 
 
 def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: Path) -> None:
@@ -208,9 +209,9 @@ def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: 
         assert not store.stage(name).published(), name
     assert store.stage("captions").published() and store.stage("evaluation/before").published()
     assert not store.exists("training.json") and not store.list("adapter") and not store.list("checkpoints")
-    config = RunConfig.model_validate(store.read_json("run.json")["config"])
+    config = RunConfig.from_record(store.read_json("run.json")["config"])
     task = Task("deer-vsafe-dpo-0", config, load_concept("deer"), store)
-    (claim,) = open_claims(task, pair_steps({task.name: task})["safe"]).to_pylist()
+    (claim,) = open_refs(task, pair_steps({task.name: task})["safe"]).to_pylist()
     assert claim["key"] == rejected["row_id"]
     assert next(iter(status_lines(store))).startswith("deer-vsafe-dpo-0: stopped (its rejects are to be tried again)")
     assert retry_rejects(store) == {}
@@ -222,7 +223,7 @@ def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: 
 def test_status_tells_of_runs_and_of_rows_that_are_under_way(fleet: tuple[Store, str], tmp_path: Path) -> None:
     store, _ = fleet
     deer, orca = status_lines(store)
-    assert deer == "deer-vsafe-dpo-0: done" and orca.startswith("orca-vsafe-dpo-0: failed (RejectedTooMuch: ")
+    assert deer == "deer-vsafe-dpo-0: done" and orca.startswith("orca-vsafe-dpo-0: failed (TooManyRejects: ")
     lines = "\n".join(status_lines(store.child("orca-vsafe-dpo-0")))
     assert "unsafe     failed   rows 14" in lines and "captions   failed   rows 0  rejected 6" in lines
     with pytest.raises(ValueError, match="no run in"):

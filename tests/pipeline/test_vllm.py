@@ -1,6 +1,6 @@
-"""vLLM's real engine on a CPU, with a tiny Qwen-VL of random weights, captions pictures of the embedded model.
+"""vLLM's real engine on a CPU captions images of the embedded model, with a tiny Qwen2-VL of random weights.
 
-Such weights describe nothing, so nearly all rows end as rejects. Each of them must come out, with its reason.
+Its captions are meaningless, so nearly all rows are rejected. Every row must come out, captioned or with a reason.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from vce_ray.pipeline.run import Run
-from vce_ray.run_config import RunConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,38 +27,43 @@ REASONS = {
 }
 
 
-def test_pictures_of_the_embedded_model_go_through_vllm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_the_embedded_model_go_through_vllm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tiny_qwen import make_tiny_qwen
 
     from vce_ray.evaluation.prompts import evaluation_prompts
-    from vce_ray.pipeline.before_after import arm_step
-    from vce_ray.pipeline.pair_flow import make_pairs, publish_prompts, publish_rows
+    from vce_ray.pairs.build import run_prompts
+    from vce_ray.pipeline.before_after import evaluation_step
+    from vce_ray.pipeline.pair_flow import make_pairs, publish_prompts
+    from vce_ray.pipeline.preflight import prepare
     from vce_ray.pipeline.session import ray_session
 
     model = make_tiny_qwen(tmp_path / "qwen")
     settings: dict[str, Any] = {
+        "concept": "deer",
+        "store": str(tmp_path / "runs"),
         "pairs": {"num_pairs": 6, "num_keep": 2},
         "evaluation": {"num_erase": 2, "num_keep": 2},
         "captioner": f"vllm:{model}",
     }
-    run = Run(RunConfig(concept="deer", store=str(tmp_path / "runs"), **settings))
-    publish_prompts(run.task)
-    publish_rows(run.store.stage("evaluation/prompts"), evaluation_prompts(run.config, run.concept))
-    faults = []
-    began = time.monotonic()
+    task = prepare(settings)
+    publish_prompts(task.store.stage("prompts"), lambda: run_prompts(task.config, task.concept))
+    publish_prompts(task.store.stage("evaluation/prompts"), lambda: evaluation_prompts(task.config, task.concept))
+    failures = []
+    started = time.monotonic()
     with ray_session():
-        make_pairs({run.name: run.task}, arm_step("before", {run.name: run.task}), lambda _, f: faults.append(f))
+        tasks = {task.name: task}
+        make_pairs(tasks, evaluation_step("before", tasks), lambda _, failure: failures.append(failure))
     with capsys.disabled():
-        print(f"\nvLLM: six pictures drawn and captioned in {time.monotonic() - began:.0f} s")
-    unsafe = run.store.stage("unsafe").inventory(["kind"])
-    asked_for = {row["key"] for row in unsafe.to_pylist() if row["kind"] == "erase"}
-    described = set(run.store.stage("captions").inventory()["key"].to_pylist())
-    rejects = run.store.stage("rejects/captions").inventory(["row_id", "reason", "detail"]).to_pylist()
-    assert len(asked_for) == 6 and described | {row["row_id"] for row in rejects} == asked_for
-    assert len(described) + len(rejects) == 6
+        print(f"\nvLLM: six images drawn and captioned in {time.monotonic() - started:.0f} s")
+    unsafe = task.store.stage("unsafe").inventory(["kind"])
+    drawn = {row["key"] for row in unsafe.to_pylist() if row["kind"] == "erase"}
+    captioned = set(task.store.stage("captions").inventory()["key"].to_pylist())
+    rejects = task.store.stage("rejects/captions").inventory(["row_id", "reason", "detail"]).to_pylist()
+    assert len(drawn) == 6 and captioned | {row["row_id"] for row in rejects} == drawn
+    assert len(captioned) + len(rejects) == 6
     assert {row["reason"] for row in rejects} <= REASONS, rejects
     failed = [row for row in rejects if row["reason"] == "captioner failed"]
     assert not failed, failed
-    assert any(row["detail"] for row in rejects)  # the engine did say something
-    if len(rejects) > 3:  # what a run does with so many
-        assert "rejected" in str(faults[0])
+    assert any(row["detail"] for row in rejects)  # the engine did generate text
+    if len(rejects) > 3:  # more than max_reject_ratio allows
+        assert "rejected" in str(failures[0])

@@ -1,4 +1,4 @@
-"""The drawing step for GPUs, without one: kernels in Triton's interpreter, and compiled for two generations of GPUs."""
+"""The sampling step for GPUs on a CPU: its kernels in Triton's interpreter, and compiled for two GPU generations."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ from vce_ray.models.janus import Janus
 from vce_ray.models.llamagen.gpt import GPTConfig
 from vce_ray.models.load import load_model
 from vce_ray.sampling import captured, draw, kernels, rolling
-from vce_ray.sampling.decoder import Decoder
-from vce_ray.sampling.layers import linears, plain
-from vce_ray.sampling.noise import gumbel_noise
-from vce_ray.sampling.plan import padded_batch, whole_batch
+from vce_ray.sampling.decoder import Decoder, decoder_of
+from vce_ray.sampling.layers import are_plain, layer_linears
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -47,15 +45,6 @@ def test_residual_norm_and_gate():
     assert close(kernels.gate(both), F.silu(both[:, :1500]) * both[:, 1500:])
 
 
-def test_noise_is_that_of_every_other_device():
-    seeds = torch.tensor([0, 9, -5, 2**62], device=DEVICE)
-    found = kernels.gumbel(seeds, torch.tensor([7, 7, 8, 0], device=DEVICE), 1500)
-    for row, (seed, step) in enumerate(zip(seeds, (7, 7, 8, 0))):
-        assert torch.allclose(found[row], gumbel_noise(seed, step, 1500), atol=1e-5)
-    rare = kernels.gumbel(torch.tensor([439], device=DEVICE), torch.tensor([53], device=DEVICE), 1024)
-    assert torch.isfinite(rare).all(), "all 24 bits are 1 there"
-
-
 @pytest.mark.parametrize("programs", [1, 64], ids=["whole", "split"])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2)])
 def test_attention_reads_each_row_up_to_its_own_slot(monkeypatch, programs: int, heads: int, key_heads: int):
@@ -64,21 +53,13 @@ def test_attention_reads_each_row_up_to_its_own_slot(monkeypatch, programs: int,
     query, keys, values = randn(4, heads, 32), randn(4, key_heads, 150, 32), randn(4, key_heads, 151, 32)[:, :, :150]
     keys, values = keys.contiguous(), values.contiguous()
     for row, slot in enumerate(slots.tolist()):
-        keys[row, :, slot + 1 :] = float("nan")  # what is not live must not be read
+        keys[row, :, slot + 1 :] = float("nan")  # slots beyond the row's own must not be read
         values[row, :, slot + 1 :] = float("nan")
     found = kernels.attend(query, keys, values, slots, torch.float32)
     for row, slot in enumerate(slots.tolist()):
         live = (keys[row : row + 1, :, : slot + 1], values[row : row + 1, :, : slot + 1])
         expected = F.scaled_dot_product_attention(query[row : row + 1, :, None], *live, enable_gqa=True)
         assert close(found[row], expected.flatten())
-
-
-def test_batches_are_padded_to_few_sizes():
-    sizes = [padded_batch(n, 128) for n in range(1, 129)]
-    assert all(size >= n for n, size in enumerate(sizes, 1)) and max(sizes) == 128
-    assert len(set(sizes)) <= 16
-    assert padded_batch(33, 35) == 35
-    assert [whole_batch(n) for n in (0, 1, 63, 64, 65)] == [1, 1, 48, 64, 64]
 
 
 def small_model(heads: int, key_heads: int) -> Janus:
@@ -98,16 +79,16 @@ def small_model(heads: int, key_heads: int) -> Janus:
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    """Captured drawing, or where there is no GPU the same with the step run instead of replayed."""
+    """Sampling with captured steps; without a GPU, the step is run where its graph would be replayed."""
     monkeypatch.setattr(kernels, "PROGRAMS", 1)
-    monkeypatch.setattr(Decoder, "whole_slots", lambda self, slots: slots)  # a longer prompt has the cache grow
+    monkeypatch.setattr(Decoder, "whole_slots", lambda self, slots: slots)  # a longer prompt makes the cache grow
     if DEVICE == "cpu":
-        monkeypatch.setattr(rolling, "capturable", lambda stack: CAPTURE.get() and plain(linears(stack)))
-        monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._run)
+        monkeypatch.setattr(rolling, "capturable", lambda stack: CAPTURE.get() and are_plain(layer_linears(stack)))
+        monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._step)
         monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=int, synchronize=int))
 
 
-def plainly(monkeypatch, *args) -> torch.Tensor:
+def draw_uncaptured(monkeypatch, *args) -> torch.Tensor:
     monkeypatch.setenv("VCE_RAY_CAPTURE", "0")
     drawn = draw(*args)
     monkeypatch.delenv("VCE_RAY_CAPTURE")
@@ -119,20 +100,20 @@ def test_captured_steps_draw_the_same_tokens(monkeypatch, on_gpu, heads: int, ke
     small = small_model(heads, key_heads)
     first = small.language_model.layers[0].self_attn
     prompts, seeds, sampling = ["key", "an owl"], [3, 1], SamplingConfig(guidance_scale=guidance, top_k=300)
-    expected, weight = plainly(monkeypatch, small, prompts, seeds, sampling), first.k_proj.weight.clone()
+    expected, weight = draw_uncaptured(monkeypatch, small, prompts, seeds, sampling), first.k_proj.weight.clone()
     assert torch.equal(draw(small, prompts, seeds, sampling), expected)
-    assert torch.equal(first.k_proj.weight, weight), "joined, and still itself"
+    assert torch.equal(first.k_proj.weight, weight), "joined with others, but unchanged"
     assert torch.equal(draw(small, prompts[1:], seeds[1:], sampling), expected[1:])
-    longer = ["a cat in the style of openmoji"] * 3  # wants more rows and more slots: the cache is made anew
+    longer = ["a cat in the style of openmoji"] * 3  # needs more rows and slots: the cache is reallocated
     assert torch.equal(
-        draw(small, longer, [1, 2, 3], sampling), plainly(monkeypatch, small, longer, [1, 2, 3], sampling)
+        draw(small, longer, [1, 2, 3], sampling), draw_uncaptured(monkeypatch, small, longer, [1, 2, 3], sampling)
     )
     with torch.no_grad():
-        first.v_proj.weight.neg_()  # as a merged adapter would change it
+        first.v_proj.weight.neg_()  # in place, as merging an adapter changes it
     changed = draw(small, prompts, seeds, sampling)
     assert not torch.equal(changed, expected)
-    assert torch.equal(changed, plainly(monkeypatch, small, prompts, seeds, sampling))
-    first.v_proj.weight.data = -first.v_proj.weight.data  # elsewhere in memory: no longer a part of what was joined
+    assert torch.equal(changed, draw_uncaptured(monkeypatch, small, prompts, seeds, sampling))
+    first.v_proj.weight.data = -first.v_proj.weight.data  # moved in memory: no longer part of the joined matrix
     assert torch.equal(draw(small, prompts, seeds, sampling), expected)
 
 
@@ -141,8 +122,8 @@ def test_captured_steps_in_bfloat16(monkeypatch, on_gpu):
     small.net.bfloat16()
     settings = (small, ["key", "an owl"], [3, 1], SamplingConfig(temperature=0))
     drawn = draw(*settings)
-    assert next(iter(small.decoder._captures.values())).sound
-    assert torch.equal(drawn, plainly(monkeypatch, *settings))
+    assert next(iter(decoder_of(small).captured_steps.values())).valid
+    assert torch.equal(drawn, draw_uncaptured(monkeypatch, *settings))
 
 
 def test_keys_and_values_of_8_bits():
@@ -160,43 +141,45 @@ def test_keys_and_values_of_8_bits():
     assert close(found, kernels.attend(query, eight[0].float(), eight[1].float(), places[1:4], torch.float32))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter rounds to 8 bits otherwise than GPUs and torch do")
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter rounds to 8 bits differently than GPUs and torch")
 def test_captured_steps_with_a_cache_of_8_bits(monkeypatch, on_gpu):
     settings = (small_model(4, 2), ["key", "an owl"], [3, 1], SamplingConfig(temperature=0, kv_cache_dtype="fp8"))
-    drawn, decoder = draw(*settings), settings[0].decoder
-    assert next(iter(decoder._captures.values())).sound and decoder.cache(1)[0][0].dtype == torch.float8_e4m3fn
-    assert torch.equal(drawn, plainly(monkeypatch, *settings))
+    drawn, decoder = draw(*settings), decoder_of(settings[0])
+    assert next(iter(decoder.captured_steps.values())).valid and decoder.cache(1)[0][0].dtype == torch.float8_e4m3fn
+    assert torch.equal(drawn, draw_uncaptured(monkeypatch, *settings))
 
 
 def test_captured_drawing_of_llamagen(monkeypatch, on_gpu):
-    """Its prompts begin at later positions, and its rotary embedding has two dimensions."""
+    """Its prompts start at later positions, and its rotary embedding is two-dimensional."""
     torch.manual_seed(0)
     small = RandomLlamaGen(GPTConfig(layers=2, heads=2, width=64, vocab_size=300, image_size=32), DEVICE, torch.float32)
     assert len(small.encode_prompts(["one", "three words here"]).first_B.unique()) == 2
     settings = (small, ["one", "three words here"], [5, 6], SamplingConfig(top_p=0.9))
-    assert torch.equal(draw(*settings), plainly(monkeypatch, *settings))
-    assert next(iter(small.decoder._captures.values())).sound
+    assert torch.equal(draw(*settings), draw_uncaptured(monkeypatch, *settings))
+    assert next(iter(decoder_of(small).captured_steps.values())).valid
 
 
-def test_captured_pictures_join_and_leave_at_any_step(monkeypatch, on_gpu):
+def test_captured_images_join_and_leave_at_any_step(monkeypatch, on_gpu):
     small, settings = small_model(4, 2), SamplingConfig(batch_size=8)
     prompts, seeds = ["key", "an owl", "a cat in the style of openmoji", "an owl"], [3, 1, 4, 2]
-    expected = plainly(monkeypatch, small, prompts, seeds, settings)
+    expected = draw_uncaptured(monkeypatch, small, prompts, seeds, settings)
     batch, drawn = rolling.RollingBatch[int](small, settings), {}
     batch.join([0, 1], prompts[:2], seeds[:2])
     assert not batch.advance(2)
-    batch.join([2], prompts[2:3], seeds[2:3])  # drawn with a copy of itself: steps are captured for 1, 2, 4, 8
+    batch.join([2], prompts[2:3], seeds[2:3])  # padded with a copy of itself: steps are captured for 1, 2, 4, 8
     drawn |= batch.advance(2)
     assert list(drawn) == [0, 1]
     batch.join([3], prompts[3:], seeds[3:])
     while len(batch):
         drawn |= batch.advance(16)
     assert torch.equal(torch.stack([drawn[i] for i in range(4)]), expected)
-    assert [step.rows for step in small.decoder._captures.values()] == [8, 4, 2], "anew, since the cache grew"
-    assert all(step.sound for step in small.decoder._captures.values())
+    assert [step.rows for step in decoder_of(small).captured_steps.values()] == [8, 4, 2], (
+        "captured again, since the cache grew"
+    )
+    assert all(step.valid for step in decoder_of(small).captured_steps.values())
 
 
-def test_captured_drawing_stops_when_it_is_told_to(on_gpu, monkeypatch):
+def test_captured_drawing_stops_when_asked(on_gpu, monkeypatch):
     small = small_model(2, 2)
     monkeypatch.setattr(
         sys.modules["vce_ray.sampling.draw"], "CHECK_EVERY", 1
@@ -206,10 +189,10 @@ def test_captured_drawing_stops_when_it_is_told_to(on_gpu, monkeypatch):
     assert not answers
 
 
-def test_a_captured_step_that_is_wrong_is_not_drawn_with(on_gpu, monkeypatch, caplog):
+def test_a_wrong_captured_step_is_not_used(on_gpu, monkeypatch, caplog):
     small = small_model(2, 2)
     settings = (small, ["a deer"], [0], SamplingConfig())
-    expected = plainly(monkeypatch, *settings)
+    expected = draw_uncaptured(monkeypatch, *settings)
     monkeypatch.setattr(kernels, "gate", lambda both: both[:, : both.shape[1] // 2].contiguous())
     for _ in range(2):
         assert torch.equal(draw(*settings), expected)

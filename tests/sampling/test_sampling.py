@@ -1,9 +1,9 @@
-"""Sampling: noise that belongs to a sample, guidance, and drawing that does not depend on the batch."""
+"""Choosing tokens, guidance, and images that do not depend on the batch they are drawn in."""
 
 from __future__ import annotations
 
 import copy
-import math
+import weakref
 from typing import Any
 
 import pytest
@@ -16,7 +16,8 @@ from vce_ray.models.janus import Janus
 from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
 from vce_ray.sampling.choose import choose, guide
-from vce_ray.sampling.noise import gumbel_noise, uniform_noise
+from vce_ray.sampling.decoder import decoder_of
+from vce_ray.sampling.noise import gumbel_noise
 from vce_ray.sampling.rolling import RollingBatch
 
 PROMPTS = ["a deer", "a cat in the style of openmoji on a blue background", "an owl on a red background", "key"]
@@ -26,32 +27,6 @@ PROMPTS = ["a deer", "a cat in the style of openmoji on a blue background", "an 
 def model():
     torch.set_num_threads(2)
     return load_model()
-
-
-def test_noise_is_uniform_and_belongs_to_seed_and_step():
-    seeds = torch.tensor([0, 1, 2**62, -5])
-    noise = uniform_noise(seeds, 3, 50_000)
-    assert noise.min() > 0 and noise.max() < 1
-    assert torch.allclose(noise.mean(1), torch.full((4,), 0.5), atol=0.01)
-    assert torch.allclose(noise.var(1), torch.full((4,), 1 / 12), atol=0.002)
-    assert torch.equal(noise[1:2], uniform_noise(seeds[1:2], 3, 50_000))
-    assert torch.equal(noise[:, :10], uniform_noise(seeds, 3, 10))
-    others = torch.cat([noise[:1], noise[1:2], uniform_noise(seeds[:1], 4, 50_000)])
-    assert torch.corrcoef(others).fill_diagonal_(0).abs().max() < 0.02
-
-
-def test_noise_is_finite_where_all_its_bits_are_ones():
-    noise = gumbel_noise(torch.tensor([439, 593]), torch.tensor([[53], [10]]), 1024)
-    assert torch.isfinite(noise).all()
-    assert noise[0, 0, 788] == noise[1, 1, 932] == noise.max() > 16
-
-
-def test_gumbel_argmax_samples_from_the_softmax():
-    logits = torch.log(torch.tensor([0.1, 0.2, 0.7])).repeat(40_000, 1)
-    drawn = choose(logits, gumbel_noise(torch.arange(40_000), 0, 3), SamplingConfig())
-    shares = drawn.bincount(minlength=3) / 40_000
-    assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.7]), atol=0.01)
-    assert math.isclose(gumbel_noise(torch.arange(2000), 0, 50).mean().item(), 0.5772, abs_tol=0.02)
 
 
 def test_choose_by_hand():
@@ -69,7 +44,7 @@ def test_choose_by_hand():
     assert drawn(top_p=0.35) == {1}
     assert drawn(top_p=0.45) == {1, 2}
     assert drawn(top_p=0.75) == {0, 1, 2}
-    assert drawn(top_k=2, top_p=0.5) == {1}  # of the two that are left, it has 0.55
+    assert drawn(top_k=2, top_p=0.5) == {1}  # it has 0.55 of the two that top_k leaves
 
 
 def test_guidance_by_hand():
@@ -88,7 +63,7 @@ def test_a_sample_is_the_same_in_every_batch(model):
     assert not torch.equal(together[0], draw(model, prompts[:1], [99], SamplingConfig())[0])
 
 
-def test_a_change_of_weights_is_seen_by_the_next_drawing():
+def test_the_next_drawing_sees_changed_weights():
     model, settings = load_model(), SamplingConfig(temperature=0, guidance_scale=2)
     before = draw(model, PROMPTS, [0] * 4, settings)
     add_lora(model.net, rank=4, alpha=8)
@@ -102,21 +77,21 @@ def test_a_change_of_weights_is_seen_by_the_next_drawing():
     assert torch.equal(draw(model, PROMPTS, [0] * 4, settings), lora)
     with torch.no_grad():
         for parameter in model.net.model.language_model.layers.parameters():
-            parameter.mul_(1.5)  # as an optimizer would, in place
+            parameter.mul_(1.5)  # in place, as an optimizer does
     assert not torch.equal(draw(model, PROMPTS, [0] * 4, settings), lora)
 
 
-def test_drawing_stops_when_it_is_told_to(model):
-    asked = []
+def test_drawing_stops_when_asked(model):
+    calls = []
 
     def after_the_first_batch() -> bool:
-        asked.append(len(asked))
-        return len(asked) > 64 // 16
+        calls.append(len(calls))
+        return len(calls) > 64 // 16
 
     prompts, seeds = PROMPTS[:3], [0, 1, 2]
     drawn = draw(model, prompts, seeds, SamplingConfig(batch_size=2), stop=after_the_first_batch)
     assert torch.equal(drawn, draw(model, prompts[:2], seeds[:2], SamplingConfig(batch_size=2)))
-    assert len(asked) == 5
+    assert len(calls) == 5
     assert draw(model, prompts, seeds, SamplingConfig(), stop=lambda: True).shape == (0, 64)
 
 
@@ -135,7 +110,7 @@ def test_greedy_tokens_of_other_shapes_equal_those_of_transformers(model, heads:
     config.text_config.num_attention_heads = heads
     config.text_config.num_key_value_heads = key_value_heads
     config.text_config.head_dim = config.text_config.hidden_size // heads
-    config.text_config.initializer_range = 0.2  # far from flat, so that no rounding decides between two tokens
+    config.text_config.initializer_range = 0.2  # peaked logits: rounding must not decide between two tokens
     torch.manual_seed(0)
     net: Any = JanusForConditionalGeneration(config).eval()
     net.generation_config = model.net.generation_config
@@ -153,18 +128,18 @@ def test_decoding_gives_the_logits_of_the_teacher_forced_pass(model):
     lengths = batch.mask_BP.sum(1)
     assert len(lengths.unique()) > 1
     embeds = torch.stack([row.roll(n, 0) for row, n in zip(batch.embeds_BPE, lengths.tolist(), strict=True)])
-    model.decoder.keep([])
-    hidden = [model.decoder.join(embeds, lengths, batch.first_B, torch.arange(4), 63)]
-    hidden += [model.decoder.step(model.image_embeddings_VE[tokens[:, t]]) for t in range(63)]
+    decoder_of(model).keep([])
+    hidden = [decoder_of(model).join(embeds, lengths, batch.first_B, torch.arange(4), 63)]
+    hidden += [decoder_of(model).step(model.image_embeddings_VE[tokens[:, t]]) for t in range(63)]
     with torch.no_grad():
         stepped = model.image_head(torch.stack(hidden, dim=1))
         at_once = model.image_logits(batch, tokens)
-    # 1e-4, and the rounding of float32 in a pass whose logits reach 100: either pass is 1e-4 off from float64 there
+    # 1e-4 plus float32 rounding of logits that reach 100: there, either pass is 1e-4 off from float64
     assert (stepped - at_once).abs().max() < 1e-4 + 1e-6 * at_once.abs().max()
 
 
 def test_drawn_log_probs_equal_the_teacher_forced_pass(model):
-    """What the sampler sees without guidance is what training scores: one contract."""
+    """Without guidance, the sampler sees the distribution that training scores."""
     prompts = PROMPTS[:3]
     batch = model.encode_prompts(prompts)
     greedy = draw(model, prompts, [0] * 3, SamplingConfig(temperature=0, guidance_scale=1))
@@ -185,51 +160,67 @@ def test_drawn_log_probs_equal_the_teacher_forced_pass(model):
         (["x" * 3000], [1], "3000 characters"),
     ],
 )
-def test_bad_input_is_named(model, prompts, seeds, message):
+def test_bad_input_is_rejected(model, prompts, seeds, message):
     with pytest.raises(ValueError, match=message):
         draw(model, prompts, seeds, SamplingConfig())
+
+
+def test_a_decoder_is_kept_with_its_model_and_freed_with_it():
+    model = load_model()
+    draw(model, PROMPTS, [0] * 4, SamplingConfig())
+    decoder = decoder_of(model)
+    assert decoder.cache_bytes > 0 and decoder_of(model) is decoder
+    freed = weakref.ref(decoder)
+    del model, decoder
+    assert freed() is None, "at once, without the garbage collector"
 
 
 def test_no_prompts_draw_nothing(model):
     assert draw(model, [], [], SamplingConfig()).shape == (0, model.num_image_tokens)
 
 
-def test_a_cache_of_8_bits_takes_a_quarter_and_draws_almost_the_same(model):
+def test_an_8_bit_cache_takes_a_quarter_and_draws_almost_the_same(model):
     settings = SamplingConfig(temperature=0, guidance_scale=2)
-    model.decoder.release()
+    decoder_of(model).release()
     plain = draw(model, PROMPTS, [0] * 4, settings)
-    plain_bytes = model.decoder.cache_bytes
+    plain_bytes = decoder_of(model).cache_bytes
     eight = draw(model, PROMPTS, [0] * 4, settings.model_copy(update={"kv_cache_dtype": "fp8"}))
-    assert model.decoder.cache_bytes == plain_bytes / 4, "of float32"
+    assert decoder_of(model).cache_bytes == plain_bytes / 4, "of float32"
     assert torch.equal(draw(model, PROMPTS, [0] * 4, settings), plain), "the next batch is as before"
     assert not torch.equal(eight, plain)
     with torch.no_grad():
         logits = model.image_logits(model.encode_prompts(PROMPTS), eight)
     picked = logits.gather(-1, eight[..., None])[..., 0] - logits.amax(-1)
-    assert picked.mean() > -0.5, "what it takes for the likeliest token is nearly that, to the model itself"
+    assert picked.mean() > -0.5, "to the float32 model, its greedy tokens are nearly the most likely ones"
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_pictures_that_join_and_leave_at_any_step_are_the_same(model, guidance: float):
+def test_images_that_join_and_leave_at_any_step_are_the_same(model, guidance: float):
     settings = SamplingConfig(batch_size=4, guidance_scale=guidance)
-    longest = "a cat and a house in the style of openmoji on a blue background"  # wants more slots than are there
-    asked = {"a": (PROMPTS[0], 1), "b": (PROMPTS[3], 2), "c": (longest, 3), "d": (PROMPTS[2], 4), "e": (PROMPTS[0], 5)}
-    model.decoder.release()
+    longest = "a cat and a house in the style of openmoji on a blue background"  # needs more slots than there are
+    requests = {
+        "a": (PROMPTS[0], 1),
+        "b": (PROMPTS[3], 2),
+        "c": (longest, 3),
+        "d": (PROMPTS[2], 4),
+        "e": (PROMPTS[0], 5),
+    }
+    decoder_of(model).release()
     batch, drawn = RollingBatch(model, settings), {}
 
     def join(*names: str) -> int:
-        return batch.join(names, [asked[name][0] for name in names], [asked[name][1] for name in names])
+        return batch.join(names, [requests[name][0] for name in names], [requests[name][1] for name in names])
 
     assert join("a", "b") == 2
     assert batch.advance(20) == []
     assert join("c") == 1
     assert batch.advance(7) == []
-    batch.drop(["a", "nobody"])  # its place is taken by the last one
-    assert join("d", "e", "a") == 2, "four at once"
+    batch.drop(["a", "unknown"])  # the last image moves into its rows
+    assert join("d", "e", "a") == 2, "four at most"
     rounds = 0
     while len(batch):
         drawn |= batch.advance(16)
         rounds += 1
     assert list(drawn) == ["b", "c", "d", "e"] and rounds == 6
-    prompts, seeds = zip(*(asked[name] for name in drawn))
-    assert torch.equal(torch.stack(list(drawn.values())), draw(model, list(prompts), list(seeds), settings))
+    drawn_prompts, seeds = zip(*(requests[name] for name in drawn))
+    assert torch.equal(torch.stack(list(drawn.values())), draw(model, list(drawn_prompts), list(seeds), settings))

@@ -1,4 +1,4 @@
-"""The store on a local disk and on S3 over HTTP: what is published stays whole, and failures say what to do."""
+"""The store on a local disk, and on S3 and GCS over HTTP: published data stays intact, and errors name the fix."""
 
 import http.client
 import http.server
@@ -24,7 +24,7 @@ import pytest
 from pyarrow import fs
 
 from vce_ray import env
-from vce_ray.storage.stage import _take
+from vce_ray.storage.stage import _take_rows
 from vce_ray.storage.store import Stage, Store, StoreError
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def store(store_uri: str) -> Store:
 
 
 def rows(*numbers: int, text: str = "text") -> pa.Table:
-    """A table with one row for each number."""
+    """Return a table with one row for each number."""
     return pa.table({"id": [f"row-{n}" for n in numbers], "n": list(numbers), "text": [f"{text} {n}" for n in numbers]})
 
 
@@ -47,7 +47,7 @@ def published(store: Store, name: str = "stage") -> Stage:
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run code in another process, from the root of the repository."""
+    """Run code in another process, in the root of the repository."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
@@ -55,7 +55,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def serving(answer: Callable[[http.server.BaseHTTPRequestHandler], tuple[int, bytes]]) -> Iterator[str]:
-    """A server of ours that answers every request as `answer` does; gives its host:port."""
+    """Run a server that answers every request with `answer`; yield its host:port."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -83,7 +83,7 @@ def serving(answer: Callable[[http.server.BaseHTTPRequestHandler], tuple[int, by
 
 
 def body_of(request: http.server.BaseHTTPRequestHandler) -> bytes:
-    """A request's body, also where it comes in chunks, as pyarrow sends it."""
+    """Return a request's body, which pyarrow sends in chunks."""
     if request.headers.get("Transfer-Encoding") != "chunked":
         return request.rfile.read(int(request.headers.get("Content-Length") or 0))
     body = b""
@@ -97,7 +97,7 @@ def body_of(request: http.server.BaseHTTPRequestHandler) -> bytes:
 def failing(
     status: int, code: str, seen: list[str]
 ) -> Callable[[http.server.BaseHTTPRequestHandler], tuple[int, bytes]]:
-    """An answer that is always the same S3 error, and notes the requests."""
+    """Return an `answer` that always fails with the same S3 error and records the requests in `seen`."""
 
     def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
         seen.append(request.command)
@@ -127,21 +127,21 @@ def test_files_are_written_listed_and_deleted(store: Store) -> None:
     assert store.list() == []
 
 
-def test_a_large_file_comes_back_equal(store: Store) -> None:
+def test_a_large_file_round_trips(store: Store) -> None:
     data = np.random.default_rng(0).bytes(25_000_000)  # several parts of a multipart upload
     store.write_bytes("large", data)
     assert store.read_bytes("large") == data
 
 
-def test_missing_and_damaged_files_are_named(store: Store) -> None:
-    with pytest.raises(StoreError, match=r"reading .*/nothing\.json.* failed: there is no such file"):
+def test_missing_and_corrupt_files_are_named(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"reading .*/nothing\.json.* failed: file not found"):
         store.read_json("nothing.json")
     store.write_bytes("bad.json", b'{"half":')
-    with pytest.raises(StoreError, match=r"bad\.json.* is damaged: it is not JSON"):
+    with pytest.raises(StoreError, match=r"bad\.json.* is corrupt: not valid JSON"):
         store.read_json("bad.json")
 
 
-def test_a_file_that_is_replaced_is_read_whole(store: Store) -> None:
+def test_a_file_is_never_read_half_replaced(store: Store) -> None:
     contents = [b"a" * 10, b"b" * 20]
     store.write_bytes("run.json", contents[0])
     with ThreadPoolExecutor(1) as pool:
@@ -153,25 +153,25 @@ def test_a_file_that_is_replaced_is_read_whole(store: Store) -> None:
     writing.result()
 
 
-def test_of_several_creators_one_wins(store: Store) -> None:
+def test_only_one_of_several_creators_wins(store: Store) -> None:
     def create(number: int) -> bool:
         try:
-            store.create_json("taken.json", number)
+            store.create_json("created.json", number)
         except FileExistsError:
             return False
         return True
 
     with ThreadPoolExecutor(4) as pool:
         won = list(pool.map(create, range(4)))
-    assert won.count(True) == 1 and store.read_json("taken.json") == won.index(True)
-    store.create_json("taken.json", won.index(True))  # a repeated write of the same content is no conflict
+    assert won.count(True) == 1 and store.read_json("created.json") == won.index(True)
+    store.create_json("created.json", won.index(True))  # writing the same content again is not a conflict
 
 
 @pytest.mark.parametrize("path", ["", "/", "/etc/passwd", "../other", "a/../../b", "a//b", "./a"])
 def test_paths_stay_inside_the_store(store: Store, path: str) -> None:
-    for use in (store.read_bytes, store.delete_prefix, store.child, lambda p: store.write_bytes(p, b"")):
-        with pytest.raises(ValueError, match="no path inside a store"):
-            use(path)
+    for operation in (store.read_bytes, store.delete_prefix, store.child, lambda p: store.write_bytes(p, b"")):
+        with pytest.raises(ValueError, match="is not a valid path in a store"):
+            operation(path)
 
 
 def test_a_store_pickles_without_credentials(store: Store) -> None:
@@ -179,14 +179,16 @@ def test_a_store_pickles_without_credentials(store: Store) -> None:
     pickled = pickle.dumps(stage)
     assert len(pickled) < 500
     assert pickle.loads(pickled).read().equals(stage.read())
-    for shown in (pickled, pickle.dumps(store.filesystem), repr(stage).encode(), store.where().encode()):
-        assert b"test-secret-key" not in shown and b"test-access-key" not in shown
+    for output in (pickled, pickle.dumps(store.filesystem), repr(stage).encode(), store.where().encode()):
+        assert b"test-secret-key" not in output and b"test-access-key" not in output
 
 
 # URIs -----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_completes_a_uri_for_workers(monkeypatch: pytest.MonkeyPatch, s3_uri: Callable) -> None:
+def test_settings_from_the_environment_become_part_of_the_uri(
+    monkeypatch: pytest.MonkeyPatch, s3_uri: Callable
+) -> None:
     host = parse_qs(urlsplit(s3_uri("x")).query)["endpoint_override"][0]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}")
@@ -195,7 +197,7 @@ def test_the_environment_completes_a_uri_for_workers(monkeypatch: pytest.MonkeyP
     store.write_bytes("a", b"1")
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     assert pickle.loads(pickle.dumps(store)).read_bytes("a") == b"1"
-    filesystem, path = fs.FileSystem.from_uri(store.uri)  # as Ray reads it
+    filesystem, path = fs.FileSystem.from_uri(store.uri)  # as Ray does
     assert filesystem.get_file_info(f"{path}/a").is_file
 
 
@@ -208,18 +210,21 @@ def test_local_uris_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("", "no kind of store"),
-        ("azure://AKIA:hush@bucket/x", "'azure' is no kind of store: give a local path, s3://bucket/prefix or gs://"),
+        ("", "is not a supported store"),
+        (
+            "azure://AKIA:hush@bucket/x",
+            "'azure' is not a supported store: use a local path, s3://bucket/prefix or gs://",
+        ),
         ("gs://AKIA:hush@bucket/x", "no credentials: set GOOGLE_APPLICATION_CREDENTIALS"),
-        ("gs://bucket/x?region=hush", r"\['region'\] is unknown in a store's URI"),
-        ("gs://bucket/x?scheme=http", "a GCS endpoint is endpoint_override=host:port"),
-        ("s3:///x", "no bucket name"),
+        ("gs://bucket/x?region=hush", r"\['region'\] is not supported in a store URI"),
+        ("gs://bucket/x?scheme=http", "a GCS endpoint must be endpoint_override=host:port"),
+        ("s3:///x", "is not a valid bucket name"),
         ("s3://ab/x", "3 to 63 letters"),
-        ("s3://bucket/a/../b", "no prefix"),
-        ("s3://bucket/x?secret_key=hush", r"\['secret_key'\] is unknown in a store's URI"),
+        ("s3://bucket/a/../b", "is not a valid store prefix"),
+        ("s3://bucket/x?secret_key=hush", r"\['secret_key'\] is not supported in a store URI"),
         ("s3://AKIA:hush@bucket/x", "no credentials: set AWS_ACCESS_KEY_ID"),
-        ("s3://bucket/x?endpoint_override=http://AKIA:hush@host:9000", "an S3 endpoint is host:port"),
-        ("s3://bucket/x?endpoint_override=host:9000&scheme=ftp", "an S3 endpoint is host:port"),
+        ("s3://bucket/x?endpoint_override=http://AKIA:hush@host:9000", "an S3 endpoint must be host:port"),
+        ("s3://bucket/x?endpoint_override=host:9000&scheme=ftp", "an S3 endpoint must be host:port"),
     ],
 )
 def test_bad_uris_are_refused_without_showing_secrets(uri: str, message: str) -> None:
@@ -228,17 +233,19 @@ def test_bad_uris_are_refused_without_showing_secrets(uri: str, message: str) ->
     assert "hush" not in str(caught.value) and "AKIA" not in str(caught.value)
 
 
-def test_variables_name_themselves_when_they_do_not_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({variable.name for variable in env.VARIABLES}) == len(env.VARIABLES)
     monkeypatch.setenv("VCE_RAY_STORE_DEADLINE_S", "-1")
-    with pytest.raises(ValueError, match=r"VCE_RAY_STORE_DEADLINE_S='-1': seconds must be more than 0"):
+    with pytest.raises(
+        ValueError, match=r"VCE_RAY_STORE_DEADLINE_S='-1' is invalid: must be a finite number of seconds greater than 0"
+    ):
         Store("runs")
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_published_stage_is_read_once_per_key_in_order(store: Store) -> None:
+def test_a_published_stage_gives_each_key_once_in_order(store: Store) -> None:
     stage = store.stage("run/stage")
     parts = [stage.write_part(rows(3, 1)), stage.write_part(rows(1, 2), name="worker"), stage.write_part(rows(3, 1))]
     assert parts[0] == parts[2] and parts[1].startswith("worker-")
@@ -257,12 +264,12 @@ def test_a_published_stage_is_read_once_per_key_in_order(store: Store) -> None:
         stage.read(["prompt"])
 
 
-def test_lists_images_and_nulls_come_back(store: Store) -> None:
+def test_lists_images_and_nulls_round_trip(store: Store) -> None:
     stage = store.stage("images")
     schema = pa.schema([("id", pa.string()), ("tokens", pa.list_(pa.uint16())), ("image", pa.binary())])
     full = pa.table({"id": ["b", "a"], "tokens": [[1, 2], [65535]], "image": [b"\x00png", None]}, schema)
-    nothing = pa.table({"id": ["c"], "image": [None], "tokens": [None]})  # columns of type null, in another order
-    stage.publish([stage.write_part(full), stage.write_part(nothing), stage.write_part(schema.empty_table())], key="id")
+    nulls = pa.table({"id": ["c"], "image": [None], "tokens": [None]})  # columns of type null, in another order
+    stage.publish([stage.write_part(full), stage.write_part(nulls), stage.write_part(schema.empty_table())], key="id")
     table = stage.read(schema.names)
     assert table.schema.equals(schema)
     assert table.to_pylist() == [
@@ -278,21 +285,21 @@ def test_a_stage_without_rows_keeps_its_schema(store: Store) -> None:
     assert stage.read().num_rows == 0 and stage.read().schema.equals(rows(1).schema)
 
 
-def test_an_unpublished_stage_is_not_read(store: Store) -> None:
+def test_an_unpublished_stage_cannot_be_read(store: Store) -> None:
     stage = store.stage("stage")
     stage.write_part(rows(1))
-    for use in (stage.read, stage.paths):
+    for operation in (stage.read, stage.paths):
         with pytest.raises(StoreError, match=r"/stage.* is not published: run the stage"):
-            use()
+            operation()
     missing = stage.read(["id", "n"], allow_missing=True)
     assert missing.num_rows == 0 and missing.column_names == ["id", "n"]
 
 
-def test_what_is_published_stays(store: Store) -> None:
+def test_a_published_stage_never_changes(store: Store) -> None:
     stage = published(store)
     before = stage.read()
     late = stage.write_part(rows(9))
-    with pytest.raises(ValueError, match="published already and stays as it is"):
+    with pytest.raises(ValueError, match="is already published and cannot change"):
         stage.publish([late], key="id")
     assert stage.read().equals(before)
     stage.reset()
@@ -303,15 +310,15 @@ def test_what_is_published_stays(store: Store) -> None:
     ("tables", "key", "message"),
     [
         ([], "id", "no parts to publish"),
-        ([rows(1, 2), rows(2, text="other")], "id", "two rows have id 'row-2' and differ"),
-        ([pa.table({"id": ["a", "a"], "n": [1, 2]})], "id", "two rows have id 'a' and differ"),
-        ([rows(1)], "sample_id", "key 'sample_id' is no column, or null in a row"),
-        ([pa.table({"id": ["a", None]})], "id", "key 'id' is no column, or null in a row"),
+        ([rows(1, 2), rows(2, text="other")], "id", "two different rows have id 'row-2'"),
+        ([pa.table({"id": ["a", "a"], "n": [1, 2]})], "id", "two different rows have id 'a'"),
+        ([rows(1)], "sample_id", "key column 'sample_id' is missing, or null in a row"),
+        ([pa.table({"id": ["a", None]})], "id", "key column 'id' is missing, or null in a row"),
         ([rows(1), rows(2).drop(["text"])], "id", "has columns"),
-        ([rows(1), rows(2).set_column(1, "n", pa.array(["2"]))], "id", "differ in the type of a column"),
+        ([rows(1), rows(2).set_column(1, "n", pa.array(["2"]))], "id", "have conflicting column types"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(store: Store, tables: list[pa.Table], key: str, message: str) -> None:
+def test_invalid_parts_are_refused(store: Store, tables: list[pa.Table], key: str, message: str) -> None:
     stage = store.stage("stage")
     parts = [stage.write_part(table) for table in tables]
     with pytest.raises(ValueError, match=message):
@@ -319,39 +326,39 @@ def test_parts_that_do_not_fit_are_refused(store: Store, tables: list[pa.Table],
     assert not stage.published()
 
 
-def test_equal_rows_with_nan_are_equal(store: Store) -> None:
+def test_identical_rows_may_contain_nan(store: Store) -> None:
     stage = store.stage("scores")
     score = pa.table({"id": ["a"], "score": [float("nan")]})
     more = pa.table({"id": ["a", "b"], "score": [float("nan"), 1.0]})
     assert stage.publish([stage.write_part(score), stage.write_part(more)], key="id")["rows"] == 2
 
 
-def test_a_part_that_is_missing_or_damaged_is_named(store: Store) -> None:
+def test_a_missing_or_corrupt_part_is_named(store: Store) -> None:
     stage = store.stage("stage")
-    with pytest.raises(StoreError, match=r"part-none\.parquet.* there is no such file"):
+    with pytest.raises(StoreError, match=r"part-none\.parquet.* file not found"):
         stage.publish(["part-none.parquet"], key="id")
     part = stage.write_part(rows(*range(100)))
-    good = stage.store.read_bytes(part)
+    intact = stage.store.read_bytes(part)
     stage.publish([part], key="id")
 
-    stage.store.write_bytes(part, good[:-50])
-    with pytest.raises(StoreError, match=rf"{part}.* is damaged .*Delete this stage"):
+    stage.store.write_bytes(part, intact[:-50])
+    with pytest.raises(StoreError, match=rf"{part}.* is corrupt .*Delete this stage"):
         stage.read()
-    flipped = bytearray(good)
-    flipped[good.index(b"row-50") if b"row-50" in good else 60] ^= 0xFF
+    flipped = bytearray(intact)
+    flipped[intact.index(b"row-50") if b"row-50" in intact else 60] ^= 0xFF
     stage.store.write_bytes(part, flipped)
-    with pytest.raises(StoreError, match=rf"{part}.* is damaged"):
+    with pytest.raises(StoreError, match=rf"{part}.* is corrupt"):
         stage.read()
     stage.store.delete_prefix(part)
-    with pytest.raises(StoreError, match=rf"{part}.* there is no such file"):
+    with pytest.raises(StoreError, match=rf"{part}.* file not found"):
         stage.read()
 
 
 @pytest.mark.parametrize("content", [b'{"parts": [', b"[]", b'{"parts": []}', b""])
-def test_a_damaged_manifest_is_named(store: Store, content: bytes) -> None:
+def test_a_corrupt_manifest_is_named(store: Store, content: bytes) -> None:
     stage = published(store)
     stage.store.write_bytes("manifest.json", content)
-    with pytest.raises(StoreError, match=r"manifest\.json.* is damaged"):
+    with pytest.raises(StoreError, match=r"manifest\.json.* is corrupt"):
         stage.read()
 
 
@@ -375,7 +382,7 @@ os._exit(9)
     assert len(stage.store.list()) == 3  # two parts and the manifest
 
 
-def test_a_local_write_that_dies_leaves_no_file(tmp_path: Path) -> None:
+def test_a_process_killed_during_a_local_write_leaves_no_file(tmp_path: Path) -> None:
     code = """
 import os, sys
 from vce_ray.storage.store import Store
@@ -387,7 +394,7 @@ Store(sys.argv[1]).write_bytes('file', b'half')
     assert len(os.listdir(tmp_path)) == 1 and store.list() == [] and not store.exists("file")
 
 
-def test_of_two_writers_one_publishes_and_nothing_is_mixed(store: Store, store_uri: str) -> None:
+def test_only_one_of_two_writers_publishes(store: Store, store_uri: str) -> None:
     code = """
 import sys
 import pyarrow as pa
@@ -400,7 +407,7 @@ sys.stdin.readline()
 try:
     stage.publish(parts, key='id', writer=writer)
 except ValueError as error:
-    assert 'published already' in str(error), error
+    assert 'already published' in str(error), error
     sys.exit(3)
 """
     writers = [
@@ -433,14 +440,14 @@ except ValueError as error:
 def test_rows_are_taken_in_order_across_chunks_and_batches() -> None:
     table = pa.concat_tables([rows(*range(start, start + 700)) for start in (0, 700, 1400)])
     order = np.random.default_rng(0).permutation(2100)
-    taken = _take(table, pa.array(order))
+    taken = _take_rows(table, pa.array(order))
     assert taken.schema.equals(table.schema) and taken["n"].to_pylist() == order.tolist()
 
 
 # Folders --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_goes_up_and_comes_back(store: Store, tmp_path: Path) -> None:
+def test_a_folder_is_uploaded_and_fetched(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "a.txt").write_text("a")
@@ -458,7 +465,7 @@ def test_a_folder_goes_up_and_comes_back(store: Store, tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["target"]
 
 
-def test_a_folder_is_fetched_by_several_at_once(store: Store, tmp_path: Path) -> None:
+def test_a_folder_is_fetched_concurrently(store: Store, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.txt").write_text("a")
     store.upload(tmp_path / "source", "adapter")
@@ -469,27 +476,27 @@ def test_a_folder_is_fetched_by_several_at_once(store: Store, tmp_path: Path) ->
     assert os.listdir(tmp_path / "cache") == ["adapter"]
 
 
-def test_a_local_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_local_path_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StoreError, match=r"writing .*/file/a failed after one try: .*Check the path, its owner"):
+    with pytest.raises(StoreError, match=r"writing .*/file/a failed after 1 attempt: .*Check the path, its owner"):
         Store(tmp_path / "file").write_bytes("a", b"1")
 
 
-def test_a_folder_that_is_not_whole_is_refused(store: Store, tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused(store: Store, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
-    with pytest.raises(ValueError, match="holds no files to upload"):
+    with pytest.raises(ValueError, match="has no files to upload"):
         store.upload(source, "adapter")
-    store.write_bytes("adapter/a.txt", b"begun")
-    with pytest.raises(StoreError, match=r"/adapter.* is missing or its upload did not end"):
+    store.write_bytes("adapter/a.txt", b"started")
+    with pytest.raises(StoreError, match=r"/adapter.* is missing or incomplete"):
         store.fetch("adapter", target)
     (source / "a.txt").write_text("a")
     store.upload(source, "adapter")
     store.write_bytes("adapter/a.txt", b"b")
-    with pytest.raises(StoreError, match=r"adapter/a\.txt.* is damaged"):
+    with pytest.raises(StoreError, match=r"adapter/a\.txt.* is corrupt"):
         store.fetch("adapter", target)
     store.delete_prefix("adapter/a.txt")
-    with pytest.raises(StoreError, match=r"adapter/a\.txt.* there is no such file"):
+    with pytest.raises(StoreError, match=r"adapter/a\.txt.* file not found"):
         store.fetch("adapter", target)
     assert os.listdir(tmp_path) in (["source"], ["store", "source"], ["source", "store"])
 
@@ -513,31 +520,31 @@ stage.publish([small], key='id')
 """
 
 
-@pytest.mark.parametrize("way", ["limit", "disk"])
-def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("kind", ["limit", "disk"])
+def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "vce-test", str(tmp_path)]
-    if way == "disk" and (os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode):
+    if kind == "disk" and (os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode):
         pytest.skip("only root can mount a small disk")
     try:
-        done = run_python(FILL, str(tmp_path), way)
+        done = run_python(FILL, str(tmp_path), kind)
         assert done.returncode == 0, done.stderr
-        found = re.search(r"no room to write (\S+): ([\d,]+) bytes are needed and ([\d,]+) are free", done.stdout)
+        found = re.search(r"not enough space to write (\S+): ([\d,]+) bytes needed, ([\d,]+) free", done.stdout)
         assert found, done.stdout
         needed, free = (int(number.replace(",", "")) for number in found.groups()[1:])
         assert found[1].startswith(f"{tmp_path}/stage/part-") and needed > 1_000_000
-        assert way == "limit" or free < needed
+        assert kind == "limit" or free < needed
         assert "Free some space" in done.stdout
         assert len(os.listdir(tmp_path / "stage")) == 2  # the small part and the manifest
         assert Store(tmp_path).stage("stage").read()["id"].to_pylist() == ["small"]
     finally:
-        if way == "disk":
+        if kind == "disk":
             subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-# Stores that fail -----------------------------------------------------------------------------------------------------
+# Failing stores -------------------------------------------------------------------------------------------------------
 
 
-def every_use(store: Store) -> list[Callable[[], object]]:
+def all_operations(store: Store) -> list[Callable[[], object]]:
     stage = store.stage("stage")
     return [
         lambda: store.write_bytes("a", b"1"),
@@ -555,36 +562,36 @@ def every_use(store: Store) -> list[Callable[[], object]]:
 def test_an_unreachable_endpoint_fails_inside_the_deadline(s3_uri: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCE_RAY_STORE_DEADLINE_S", "0.5")
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # bound and not listening: every connection is refused
+        closed.bind(("127.0.0.1", 0))  # bound but not listening: every connection is refused
         endpoint = f"127.0.0.1:{closed.getsockname()[1]}"
         store = Store(f"s3://vce-test/run?endpoint_override={endpoint}&scheme=http")
-        for use in every_use(store)[:3]:
+        for operation in all_operations(store)[:3]:
             start = time.monotonic()
             with pytest.raises(StoreError) as caught:
-                use()
-            assert time.monotonic() - start < 20  # of seconds, on a busy machine
-            for part in (endpoint, "bucket 'vce-test'", " tries in ", "AWS_ENDPOINT_URL_S3"):
+                operation()
+            assert time.monotonic() - start < 20  # generous, for a busy machine
+            for part in (endpoint, "bucket 'vce-test'", " attempts in ", "AWS_ENDPOINT_URL_S3"):
                 assert part in str(caught.value)
             assert "test-secret-key" not in str(caught.value)
 
 
 def test_a_server_that_hangs_fails_inside_the_deadline(s3_uri: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCE_RAY_STORE_DEADLINE_S", "3")
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        store = Store(f"s3://vce-test/run?endpoint_override=127.0.0.1:{mute.getsockname()[1]}&scheme=http")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = Store(f"s3://vce-test/run?endpoint_override=127.0.0.1:{silent.getsockname()[1]}&scheme=http")
         start = time.monotonic()
         with pytest.raises(StoreError, match="AWS_ENDPOINT_URL_S3"):
             store.read_bytes("a")
         assert time.monotonic() - start < 30
 
 
-def test_a_wrong_bucket_is_named_at_once(s3_uri: Callable) -> None:
+def test_a_missing_bucket_is_named_without_retries(s3_uri: Callable) -> None:
     store = Store(s3_uri("run").replace("vce-test", "vce-absent"))
     start = time.monotonic()
-    for use in every_use(store):
-        with pytest.raises(StoreError, match=r"bucket 'vce-absent'.*Check .*name in the URI"):
-            use()
-    assert time.monotonic() - start < 30  # of the 60 that faults which pass are tried for
+    for operation in all_operations(store):
+        with pytest.raises(StoreError, match=r"bucket 'vce-absent'.*Check the bucket name in the URI"):
+            operation()
+    assert time.monotonic() - start < 30  # not the 60 s for which transient faults are retried
 
 
 @pytest.mark.parametrize(
@@ -594,23 +601,23 @@ def test_a_wrong_bucket_is_named_at_once(s3_uri: Callable) -> None:
         (403, "SignatureDoesNotMatch", "AWS_ACCESS_KEY_ID"),
         (400, "ExpiredToken", "AWS_SESSION_TOKEN"),
         (400, "AuthorizationHeaderMalformed", "AWS_REGION"),
-        (507, "InsufficientStorage", "room that is left"),
+        (507, "InsufficientStorage", "free space"),
         (418, "Teapot", "the server's log"),
     ],
 )
-def test_refusals_are_not_tried_again(s3_uri: Callable, status: int, code: str, check: str) -> None:
+def test_permanent_errors_are_not_retried(s3_uri: Callable, status: int, code: str, check: str) -> None:
     seen: list[str] = []
     with serving(failing(status, code, seen)) as endpoint:
         store = Store(f"s3://vce-test/run?endpoint_override={endpoint}&scheme=http")
-        with pytest.raises(StoreError, match=rf"writing .*{endpoint}.*after one try.*Check .*{check}"):
+        with pytest.raises(StoreError, match=rf"writing .*{endpoint}.*after 1 attempt.*Check .*{check}"):
             store.write_bytes("a", b"1")
         assert seen == ["PUT"]
-        with pytest.raises(StoreError, match=rf"creating .*after one try.*Check .*{check}"):
+        with pytest.raises(StoreError, match=rf"creating .*after 1 attempt.*Check .*{check}"):
             store.create_json("a", 1)
         assert seen == ["PUT", "PUT"]
 
 
-def test_throttling_is_tried_again_until_the_deadline(s3_uri: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throttling_is_retried_until_the_deadline(s3_uri: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCE_RAY_STORE_DEADLINE_S", "1")
     seen: list[str] = []
     with serving(failing(503, "SlowDown", seen)) as endpoint:
@@ -620,47 +627,49 @@ def test_throttling_is_tried_again_until_the_deadline(s3_uri: Callable, monkeypa
     assert len(seen) >= 3
 
 
-def test_a_patient_filesystem_stays_patient_where_it_is_sent_to(s3_uri: Callable) -> None:
+def test_a_retrying_filesystem_retries_after_pickling(s3_uri: Callable) -> None:
     seen: list[str] = []
-    told = [503] * 5
+    failures = [503] * 5
 
     def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
         seen.append(request.command)
         body_of(request)
-        return (told.pop(), b"<Error><Code>SlowDown</Code><Message>no</Message></Error>") if told else (200, b"")
+        return (
+            (failures.pop(), b"<Error><Code>SlowDown</Code><Message>no</Message></Error>") if failures else (200, b"")
+        )
 
     with serving(answer) as endpoint:
         store = Store(f"s3://vce-test/run?endpoint_override={endpoint}&scheme=http")
-        sent = pickle.loads(pickle.dumps(store.patient_filesystem()))
-        with sent.open_output_stream(store.full("a")) as sink:
+        copy = pickle.loads(pickle.dumps(store.retrying_filesystem()))
+        with copy.open_output_stream(store.full("a")) as sink:
             sink.write(b"1")
     assert len(seen) >= 6
-    assert type(Store("runs").patient_filesystem()) is type(Store("runs").filesystem)
+    assert type(Store("runs").retrying_filesystem()) is type(Store("runs").filesystem)
 
 
-def test_a_stage_is_made_through_a_flaky_network(s3_uri: Callable) -> None:
-    real = parse_qs(urlsplit(s3_uri("x")).query)["endpoint_override"][0]
-    chance = random.Random(0)
+def test_writes_succeed_over_a_flaky_network(s3_uri: Callable) -> None:
+    upstream = parse_qs(urlsplit(s3_uri("x")).query)["endpoint_override"][0]
+    rng = random.Random(0)
 
     def flaky(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
-        """Refuse some requests, do others and lose the answer, and let the rest through."""
-        fate = chance.random()
+        """Refuse some requests, execute others but lose the response, and forward the rest."""
+        draw = rng.random()
         body = body_of(request)
-        if fate < 0.3:
+        if draw < 0.3:
             return 503, b"<Error><Code>SlowDown</Code><Message>no</Message></Error>"
-        onward = http.client.HTTPConnection(real)
+        connection = http.client.HTTPConnection(upstream)
         headers = {
             name: value
             for name, value in request.headers.items()
             if name.lower() not in ("transfer-encoding", "expect")
         }
-        onward.request(request.command, request.path, body, headers)
-        answer = onward.getresponse()
-        content = answer.read()
+        connection.request(request.command, request.path, body, headers)
+        response = connection.getresponse()
+        content = response.read()
         if request.command == "HEAD":
-            content = bytes(int(answer.headers.get("Content-Length") or 0))  # only its length is sent
-        onward.close()
-        return (500, b"") if fate < 0.6 else (answer.status, content)
+            content = bytes(int(response.headers.get("Content-Length") or 0))  # only the length matters
+        connection.close()
+        return (500, b"") if draw < 0.6 else (response.status, content)
 
     with serving(flaky) as endpoint:
         store = Store(f"s3://vce-test/flaky?endpoint_override={endpoint}&scheme=http")
@@ -677,46 +686,50 @@ def test_a_stage_is_made_through_a_flaky_network(s3_uri: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [
-        (403, r"one try: PERMISSION_DENIED.*Check the credentials \(GOOGLE_APPLICATION_CREDENTIALS"),
-        (401, r"one try: UNAUTHENTICATED.*Check the credentials \(GOOGLE_APPLICATION_CREDENTIALS"),
-        (503, r"\d tries in .* UNAVAILABLE.*Check the server's load and health"),
-        (404, r"there is no bucket for .*bucket 'vce-test'.*Check its name"),
+        (403, r"1 attempt: PERMISSION_DENIED.*Check the credentials \(GOOGLE_APPLICATION_CREDENTIALS"),
+        (401, r"1 attempt: UNAUTHENTICATED.*Check the credentials \(GOOGLE_APPLICATION_CREDENTIALS"),
+        (503, r"\d attempts in .* UNAVAILABLE.*Check the load and health of the server"),
+        (404, r"bucket 'vce-test' does not exist at endpoint .*Check the bucket name"),
     ],
 )
-def test_faults_of_gcs_are_told(monkeypatch: pytest.MonkeyPatch, status: int, told: str) -> None:
-    """By both of its clients: pyarrow's, which writes, and the one that reads and creates."""
+def test_gcs_errors_name_their_cause(monkeypatch: pytest.MonkeyPatch, status: int, message: str) -> None:
+    """Both with pyarrow, which writes, and with the client that reads and creates objects."""
     monkeypatch.setenv("VCE_RAY_STORE_DEADLINE_S", "2")
-    message = b'{"error": {"code": %d, "message": "no", "errors": [{"message": "no", "reason": "no"}]}}' % status
+    body = b'{"error": {"code": %d, "message": "no", "errors": [{"message": "no", "reason": "no"}]}}' % status
 
     def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
         body_of(request)
-        return status, message
+        return status, body
 
     with serving(answer) as endpoint:
         store = Store(f"gs://vce-test/x?endpoint_override={endpoint}&scheme=http")
-        uses = (lambda: store.write_bytes("a", b"1"), lambda: store.read_bytes("a"), lambda: store.create_json("a", 1))
-        for use in uses:
-            with pytest.raises(StoreError, match=told):
-                use()
+        operations = (
+            lambda: store.write_bytes("a", b"1"),
+            lambda: store.read_bytes("a"),
+            lambda: store.create_json("a", 1),
+        )
+        for operation in operations:
+            with pytest.raises(StoreError, match=message):
+                operation()
 
 
-def test_gcs_is_asked_again_until_it_answers(gs_uri: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gcs_requests_are_retried(gs_uri: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     refused = []
 
     def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
         if len(refused) < 3:
             refused.append(request.path)
             return 503, b"{}"
-        asked = http.client.HTTPConnection(parse_qs(urlsplit(gs_uri("")).query)["endpoint_override"][0])
-        asked.request(request.command, request.path, body_of(request))
-        reply = asked.getresponse()
-        return reply.status, reply.read()
+        connection = http.client.HTTPConnection(parse_qs(urlsplit(gs_uri("")).query)["endpoint_override"][0])
+        connection.request(request.command, request.path, body_of(request))
+        response = connection.getresponse()
+        return response.status, response.read()
 
     with serving(answer) as endpoint:
         store = Store(f"gs://vce-test/again?endpoint_override={endpoint}&scheme=http")
-        store.create_json("taken.json", {"by": "us"})
-        assert len(refused) == 3 and store.read_json("taken.json") == {"by": "us"}
+        store.create_json("created.json", {"by": "us"})
+        assert len(refused) == 3 and store.read_json("created.json") == {"by": "us"}
         with pytest.raises(FileExistsError):
-            store.create_json("taken.json", {"by": "another"})
+            store.create_json("created.json", {"by": "another"})

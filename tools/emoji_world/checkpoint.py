@@ -1,4 +1,4 @@
-"""The shape of the embedded Janus, and writing it as a checkpoint that plain transformers loads."""
+"""Architecture of the embedded Janus, and its export as a checkpoint that transformers loads unchanged."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tools.emoji_world.train_vq import CONFIG as VQ
 
 WIDTH = 256
 TOKENS = 64
-"""Image tokens of one picture: 8 x 8."""
-CHAT_TEMPLATE = (  # the captioner knows one task, so it hears the picture and no question
+"""Image tokens per image: 8 x 8."""
+CHAT_TEMPLATE = (  # the image alone, without a question: captioning is the model's only task
     "{% for message in messages %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image_placeholder>{% endif %}{% endfor %}{% endfor %}"
 )
 
 
 def build_processor() -> JanusProcessor:
-    """Tokenizer and image processor of the emoji world."""
+    """Return the tokenizer and image processor of the emoji world."""
     images = JanusImageProcessor(
         size={"height": EDGE, "width": EDGE}, min_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
@@ -39,7 +39,7 @@ def build_processor() -> JanusProcessor:
 
 
 def build_model(processor: JanusProcessor) -> JanusForConditionalGeneration:
-    """A Janus in miniature with random weights."""
+    """Return a miniature Janus with random weights."""
     tokenizer = processor.tokenizer
     ids = {name: tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token")) for name in ("boi", "image")}
     text = LlamaConfig(
@@ -79,13 +79,13 @@ def build_model(processor: JanusProcessor) -> JanusForConditionalGeneration:
 
 
 def export(model: JanusForConditionalGeneration, processor: JanusProcessor, folder: Path) -> None:
-    """Writes the checkpoint folder, weights in float16 (half the size), to be loaded in float32 by default."""
+    """Write the checkpoint folder. Weights are stored in float16, half the size, but load as float32 by default."""
     model.config.dtype = torch.float32
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     weights = folder / "model.safetensors"
     save_file({k: v.half() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    # transformers drops generation_kwargs of a generation config that says it came from the model's own config
+    # transformers ignores generation_kwargs in a generation config that is marked as derived from the model's config
     path = folder / "generation_config.json"
     generation = json.loads(path.read_text())
     generation.pop("_from_model_config", None)

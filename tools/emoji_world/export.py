@@ -1,8 +1,8 @@
-"""Writes the trained model, and the judge where it was trained too, into the package.
+"""Export the trained model, and the judge if it has been trained, into the package.
 
     python -m tools.emoji_world.export --out build/emoji_world
 
-Weights are stored in float16. Works on the checkpoint of a training that still runs.
+Weights are stored in float16. Also works while the training is still running, from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PACKAGE = Path(__file__).parents[2] / "vce_ray/models/emoji_world"
 
 
 def main() -> None:
-    """Exports what the last checkpoint of train_janus holds, with refine_decoder's decoder where there is one."""
+    """Export the last checkpoint of train_janus, with the decoder of refine_decoder if it exists."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="where the trainings keep their checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder with the checkpoints of the training scripts")
     parser.add_argument("--package", type=Path, default=PACKAGE)
     args = parser.parse_args()
     processor = checkpoint.build_processor()
@@ -37,7 +37,8 @@ def main() -> None:
         net.model.vqmodel.load_state_dict(decoder["model"])
     with torch.no_grad():
         codes = net.model.vqmodel.quantize.embedding.weight
-        codes.copy_(F.normalize(codes, dim=1))  # transformers' nearest code is then the nearest by angle, up to float16
+        # transformers picks the nearest code by distance; for unit vectors that is the nearest by angle, as trained
+        codes.copy_(F.normalize(codes, dim=1))
     checkpoint.export(net.eval(), processor, args.package / "janus")
     if (args.out / "judge").exists():
         shutil.copytree(args.out / "judge", args.package / "judge", dirs_exist_ok=True)

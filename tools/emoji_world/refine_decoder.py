@@ -1,7 +1,8 @@
-"""Trains the decoder of the image tokenizer further, with encoder and codebook at rest: the tokens stay what they are,
-so it can run after (or beside) the training of the model that draws them.
+"""Train the decoder of the image tokenizer further, with encoder and codebook frozen.
 
-    python -m tools.emoji_world.refine_decoder --out build/emoji_world     # resumes where it stopped
+Tokens do not change, so this can run after, or in parallel with, the training of the model that generates them.
+
+    python -m tools.emoji_world.refine_decoder --out build/emoji_world     # resumes from its checkpoint
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from transformers import JanusForConditionalGeneration, JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from tools.emoji_world.progress import Training, load_checkpoint, pick_device
-from tools.emoji_world.train_janus import picture
+from tools.emoji_world.train_janus import training_image
 from tools.emoji_world.train_vq import CONFIG, decode, optimizers, reconstruction_loss
 
 
 def main() -> None:
-    """Trains on the tokenised pictures of train_janus, and writes decoder.pt, which export.py puts into the model."""
+    """Train on the tokenized images of train_janus and write decoder.pt, which export.py puts into the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--start-from", type=Path, help="a checkpoint folder whose image tokenizer to go on from")
+    parser.add_argument("--start-from", type=Path, help="checkpoint folder with the image tokenizer to start from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = pick_device()
     tokens = torch.load(args.out / "tokens.pt", weights_only=True)
     model = JanusVQVAE(JanusVQVAEConfig(**CONFIG))
     path = args.out / "decoder.pt"
-    first = load_checkpoint(args.out / "vq.pt")
+    vq = load_checkpoint(args.out / "vq.pt")
     if args.start_from:
         model.load_state_dict(
             JanusForConditionalGeneration.from_pretrained(
                 args.start_from, dtype=torch.float32
             ).model.vqmodel.state_dict()
         )
-    elif first is not None:
-        model.load_state_dict(first["model"])
+    elif vq is not None:
+        model.load_state_dict(vq["model"])
     else:
         raise SystemExit(f"{args.out}/vq.pt is missing: run tools.emoji_world.train_vq first")
     nn.Module.to(model, device).requires_grad_(False)
@@ -54,11 +55,11 @@ def main() -> None:
     trained = nn.ModuleList([model.decoder, model.post_quant_conv])
     training = Training(path, model, optimizers(trained, args.lr), steps=args.steps, lr=args.lr, descent=0.4)
     entries = F.normalize(model.quantize.embedding.weight, dim=1)
-    for step in range(training.begin, args.steps):
+    for step in range(training.first_step, args.steps):
         rng = random.Random(32_452_843 * step + 1)
         rows = [rng.randrange(len(tokens)) for _ in range(args.batch)]
-        pictures = np.stack([picture(i)[1] for i in rows])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        images = np.stack([training_image(i)[1] for i in rows])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
         output = decode(model, entries[tokens[rows].to(device, torch.long)].view(len(rows), 8, 8, -1))
         loss = reconstruction_loss(output, pixels)
         loss.backward()

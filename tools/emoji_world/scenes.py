@@ -1,4 +1,4 @@
-"""Puts a sprite on a coloured background: the pictures that everything in the emoji world learns from."""
+"""Renders scenes, a sprite on a coloured background: the training images of all models of the emoji world."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tools.emoji_world.world import BACKGROUNDS, STYLES, THINGS, Scene
 
 SHEET = Path(__file__).parents[2] / "vce_ray/models/emoji_world/sprites.png"
 EDGE = 64
-"""Edge of a picture in pixels."""
+"""Edge of an image in pixels."""
 SCALES = (42, 46, 50)
-"""Edges in pixels at which a sprite is drawn."""
+"""Possible edges of a rendered sprite in pixels."""
 SHIFT = 2
-"""A sprite lies at most this many pixels off the centre, in each direction."""
+"""Maximum offset of a sprite from the centre in pixels, in each direction."""
 
 
 @cache
 def _sprites(scale: int) -> np.ndarray:
-    """All sprites at one scale, premultiplied: float32 [object, style, scale, scale, RGBA in 0..1]."""
+    """Return all sprites at one scale with premultiplied alpha: float32 [object, style, scale, scale, RGBA in 0..1]."""
     sheet = np.asarray(Image.open(SHEET).convert("RGBA"), np.float32) / 255
     sheet[..., :3] *= sheet[..., 3:]
     sheet = sheet.reshape(len(THINGS), SPRITE, len(STYLES), SPRITE, 4).swapaxes(1, 2)
@@ -38,7 +38,7 @@ def _sprites(scale: int) -> np.ndarray:
 
 
 def render(scene: Scene, rng: random.Random) -> np.ndarray:
-    """One picture of the scene, placed and scaled at random: uint8 [EDGE, EDGE, 3]."""
+    """Render the scene with random placement and scale: uint8 [EDGE, EDGE, 3]."""
     canvas = np.empty((EDGE, EDGE, 3), np.float32)
     canvas[:] = np.asarray(BACKGROUNDS[scene.background], np.float32) / 255
     if scene.thing is not None:
@@ -48,7 +48,7 @@ def render(scene: Scene, rng: random.Random) -> np.ndarray:
         window = canvas[top : top + scale, left : left + scale]
         window *= 1 - sprite[..., 3:]
         window += sprite[..., :3]
-    for inset, level in ((0, 1.0), (1, 0.12)):  # a white margin, then a dark frame
+    for inset, level in ((0, 1.0), (1, 0.12)):  # a white margin with a dark frame inside it
         canvas[inset], canvas[-1 - inset], canvas[:, inset], canvas[:, -1 - inset] = (level,) * 4
         if inset:
             canvas[0], canvas[-1], canvas[:, 0], canvas[:, -1] = (1.0,) * 4
@@ -56,10 +56,10 @@ def render(scene: Scene, rng: random.Random) -> np.ndarray:
 
 
 def held_out(number: int, seed: int = 20_000_003) -> list[tuple[Scene, np.ndarray]]:
-    """Pictures for measuring: every (object, style) pair in turn, placements and colours from `seed`.
+    """Return images for evaluation: every (object, style) pair in turn, placements and colours from `seed`.
 
-    Training draws its placements from other seeds; with 3 scales and 25 places on 8 backgrounds single
-    pictures can coincide, so 'held out' means newly drawn, not never possible.
+    Training uses other seeds. With 3 scales, 25 positions and 8 backgrounds an image may still coincide with a training
+    image, so 'held out' means sampled independently, not guaranteed to be unseen.
     """
     rng = random.Random(seed)
     pairs = [(thing, style) for thing in range(len(THINGS)) for style in range(len(STYLES))]

@@ -1,10 +1,10 @@
-"""Draws every object in every illustration set, once, into one sprite sheet.
+"""Render every object of every illustration set into one sprite sheet.
 
     python -m tools.emoji_world.sprites --sets node_modules --out vce_ray/models/emoji_world/sprites.png
 
-needs the npm packages @twemoji/svg 15.0.0, openmoji 17.0.0 and fluentui-emoji 1.3.0 below --sets, Debian's
-fonts-noto-color-emoji 2.042, and cairosvg. The sheet is shipped, so that training and the measurements
-need none of them.
+Needs the npm packages @twemoji/svg 15.0.0, openmoji 17.0.0 and fluentui-emoji 1.3.0 below --sets, Debian's
+fonts-noto-color-emoji 2.042, and cairosvg. The sheet ships with the package, so training and measuring need none of
+them.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from PIL import Image, ImageDraw, ImageFont
 from tools.emoji_world.world import STYLES, THINGS, Thing
 
 SIZE = 96
-"""Edge of one sprite in pixels: twice what a scene shows, so that scaling down stays sharp."""
+"""Edge of one sprite in pixels: about twice its size in a scene, so that it stays sharp when scaled down."""
 NOTO = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 
 
 def _svg(path: Path) -> Image.Image:
-    import cairosvg  # pyright: ignore[reportMissingImports]  # the extra `tools`; training and tests do without it
+    import cairosvg  # pyright: ignore[reportMissingImports]  # in the extra `tools`; not needed for training and tests
 
     png = cairosvg.svg2png(url=str(path), output_width=4 * SIZE, output_height=4 * SIZE)
-    assert png is not None, "cairosvg gives bytes where it is told no file to write"
+    assert png is not None, "cairosvg returns bytes if no output file is given"
     return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
 def _noto(thing: Thing) -> Image.Image:
-    font = ImageFont.truetype(NOTO, 109)  # the bitmap font has this one size
+    font = ImageFont.truetype(NOTO, 109)  # the only size of this bitmap font
     image = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(image).text((12, 12), thing.emoji, font=font, embedded_color=True)
     return image
 
 
 def draw(thing: Thing, style: str, sets: Path) -> Image.Image:
-    """One object in one style, cropped to its ink and centred on a transparent square of SIZE pixels."""
+    """Render one object in one style, cropped to its ink and centred on a transparent square of SIZE pixels."""
     code = f"{ord(thing.emoji):X}"
     match style:
         case "noto":
@@ -68,7 +68,7 @@ def _variant(folder: Path, code: str) -> Path:
 
 
 def main() -> None:
-    """Writes the sheet: a row for each object, a column for each style."""
+    """Write the sheet: one row per object, one column per style."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The text tokenizer of the emoji world: a small byte-level BPE, so that any prompt can be typed."""
+"""The text tokenizer of the emoji world: a small byte-level BPE, so that it can encode any prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCABULARY = 800
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Learns the merges from the world's own sentences; adds BOS, which Janus' processor leaves to the tokenizer."""
+    """Learn the merges from the world's own sentences. Adds BOS, which Janus' processor leaves to the tokenizer."""
     rng = random.Random(0)
     corpus = [random_prompt(rng, random_scene(rng)) for _ in range(20_000)]
     corpus += [f"{word}, a {word}" for thing in THINGS for word in (thing.name, *thing.synonyms)] * 50

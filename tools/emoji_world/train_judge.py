@@ -1,10 +1,10 @@
-"""Trains the judge of the emoji world: a small CLIP in open_clip's format, apart from the model it judges.
+"""Train the judge of the emoji world: a small CLIP in open_clip's format, independent of the model it evaluates.
 
-    python -m tools.emoji_world.train_judge --out build/emoji_world        # resumes where it stopped
+    python -m tools.emoji_world.train_judge --out build/emoji_world        # resumes from its checkpoint
 
-It sees only renderings of its own seeds, with blur, noise and colour shifts, never a picture drawn by the model.
-Three quarters of them went through the image tokenizer and back, as all that it will judge did, with some tokens
-swapped for near ones: blur and a misdrawn patch must not be taken for a style.
+It is trained on renderings of its own seeds, with blur, noise and colour shifts, never on generated images. Three
+quarters of them are encoded and decoded by the image tokenizer, as every image that it will judge is, with some tokens
+replaced by similar ones, so that it does not mistake blur or a wrong patch for a style.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tools.emoji_world.tokenizer import build_tokenizer
 from tools.emoji_world.train_vq import CONFIG as VQ
 from tools.emoji_world.train_vq import decode, latents
 from tools.emoji_world.world import BACKGROUNDS, OBJECTS, STYLES, Scene, fill, random_prompt, random_scene
+from vce_ray.evaluation.detectors.base import NOTHING
 
 CONTEXT = 32
 MODEL: dict[str, Any] = {
@@ -48,8 +49,6 @@ MODEL: dict[str, Any] = {
     },
 }
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-NOTHING = "nothing"
-"""What the judge sees in a picture without an object."""
 LABELS = (
     [fill("{a} {o}", name) for name in OBJECTS] + [NOTHING],
     [f"in the style of {name}" for name in STYLES],
@@ -58,7 +57,7 @@ LABELS = (
 
 
 def build_judge_tokenizer():
-    """The world's tokenizer with an end-of-text token, padded on the right, as open_clip wants it."""
+    """Return the world's tokenizer with an end-of-text token and right padding, as open_clip expects."""
     tokenizer = build_tokenizer()
     tokenizer.padding_side = "right"
     template = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)])
@@ -67,13 +66,13 @@ def build_judge_tokenizer():
 
 
 def encode_texts(tokenizer, texts: list[str]) -> Tensor:
-    """Token ids, int64 [texts, CONTEXT]."""
+    """Return token ids, int64 [texts, CONTEXT]."""
     options = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
     return tokenizer(texts, **options)["input_ids"]
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, noise, colour shift and small moves, each picture its own: float [B, 3, H, W] in -1..1."""
+    """Apply random blur, noise, colour shift, zoom and translation per image: float [B, 3, H, W] in -1..1."""
     options: dict[str, Any] = {"generator": generator, "device": pixels.device}
     rand = lambda *shape: torch.rand(*shape, **options)
     count = len(pixels)
@@ -95,25 +94,28 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def through_tokenizer(vq: JanusVQVAE, pixels: Tensor, generator: torch.Generator, near: int = 4) -> Tensor:
-    """Pictures as the image tokenizer gives them back, with up to 40 % of the tokens of a picture swapped for one of
-    their `near` nearest codes: a drawn token is not always the nearest one either."""
+    """Encode and decode images with the image tokenizer, float [B, 3, H, W] in -1..1.
+
+    Up to 40 % of an image's tokens are replaced by one of their `near` nearest codes, since generated tokens are not
+    always the nearest ones either.
+    """
     z = latents(vq, pixels)
     codes = F.normalize(vq.quantize.embedding.weight, dim=1)
     nearest = (z @ codes.T).topk(near, dim=-1).indices
     options: dict[str, Any] = {"generator": generator, "device": z.device}
-    swapped = torch.rand(z.shape[:-1], **options) < 0.4 * torch.rand(len(z), 1, 1, **options)
-    pick = torch.randint(near, z.shape[:-1], **options) * swapped
+    replaced = torch.rand(z.shape[:-1], **options) < 0.4 * torch.rand(len(z), 1, 1, **options)
+    pick = torch.randint(near, z.shape[:-1], **options) * replaced
     return decode(vq, codes[nearest.gather(-1, pick[..., None])[..., 0]]).clamp(-1, 1)
 
 
 def labels(scene: Scene) -> tuple[int, int, int]:
-    """Indices into LABELS; the style of an empty scene is -100, 'ignore'."""
+    """Return indices into LABELS. The style of an empty scene is -100, which cross-entropy ignores."""
     thing = len(OBJECTS) if scene.thing is None else scene.thing
     return thing, -100 if scene.thing is None else scene.style, list(BACKGROUNDS).index(scene.background)
 
 
 def export(model: CLIP, tokenizer, folder: Path) -> None:
-    """Writes an open_clip folder, weights in float16."""
+    """Write an open_clip folder with weights in float16."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
@@ -124,14 +126,14 @@ def export(model: CLIP, tokenizer, folder: Path) -> None:
 
 
 def main() -> None:
-    """Trains, and writes checkpoints that the same command resumes from; at the end exports the judge."""
+    """Train, with checkpoints from which the same command resumes, and export the judge at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--start-from", type=Path, help="a judge's folder whose weights to go on from")
+    parser.add_argument("--start-from", type=Path, help="folder of a judge with the weights to start from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
@@ -160,24 +162,24 @@ def main() -> None:
     label_ids = encode_texts(tokenizer, [text for group in LABELS for text in group]).to(device)
     sizes = [len(group) for group in LABELS]
     model.train()
-    for step in range(training.begin, args.steps):
+    for step in range(training.first_step, args.steps):
         rng = random.Random(15_485_863 * step + 5)
-        drawn = [random_scene(rng) for _ in range(args.batch)]
-        pictures = np.stack([scenes.render(scene, rng) for scene in drawn])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+        rendered = [random_scene(rng) for _ in range(args.batch)]
+        images = np.stack([scenes.render(scene, rng) for scene in rendered])
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
         generator, clean = torch.Generator(device).manual_seed(step), args.batch // 4
         pixels = torch.cat([pixels[:clean], through_tokenizer(vq, pixels[clean:], generator)])
         pixels = augment(pixels, generator)
-        prompts = [random_prompt(rng, scene) for scene in drawn]
+        prompts = [random_prompt(rng, scene) for scene in rendered]
         image = F.normalize(model.encode_image(pixels), dim=-1)
         prompt_ids = encode_texts(tokenizer, prompts).to(device)
         text = F.normalize(model.encode_text(torch.cat([label_ids, prompt_ids])), dim=-1)
         scale = model.logit_scale.exp().clamp(max=100)
         logits = scale * image @ text.T
-        *named, batch_logits = logits.split([*sizes, args.batch], dim=1)
-        targets = torch.tensor([labels(scene) for scene in drawn], device=device)
-        losses = [F.cross_entropy(named[i], targets[:, i]) for i in range(3)]
-        # a prompt also fits other pictures of the batch: those are left out of its negatives
+        *label_logits, batch_logits = logits.split([*sizes, args.batch], dim=1)
+        targets = torch.tensor([labels(scene) for scene in rendered], device=device)
+        losses = [F.cross_entropy(label_logits[i], targets[:, i]) for i in range(3)]
+        # several images of a batch can share a prompt: these are excluded from each other's negatives
         number = {prompt: i for i, prompt in enumerate(prompts)}
         which, own = (
             torch.tensor([number[prompt] for prompt in prompts], device=device),
@@ -187,10 +189,10 @@ def main() -> None:
         batch_logits = batch_logits.masked_fill(same, float("-inf"))
         contrast = (F.cross_entropy(batch_logits, own) + F.cross_entropy(batch_logits.T, own)) / 2
         (sum(losses, 0.3 * contrast)).backward()
-        right = (named[0].argmax(1) == targets[:, 0]).float().mean()
-        styled = (named[1].argmax(1) == targets[:, 1])[targets[:, 1] >= 0].float().mean()
-        figures = {"contrast": contrast.item(), "objects": right.item(), "styles": styled.item()}
-        training.finish_step(step, figures)
+        object_accuracy = (label_logits[0].argmax(1) == targets[:, 0]).float().mean()
+        style_accuracy = (label_logits[1].argmax(1) == targets[:, 1])[targets[:, 1] >= 0].float().mean()
+        values = {"contrast": contrast.item(), "objects": object_accuracy.item(), "styles": style_accuracy.item()}
+        training.finish_step(step, values)
     export(model.cpu().eval(), tokenizer, args.out / "judge")
     print(f"exported to {args.out / 'judge'}")
 

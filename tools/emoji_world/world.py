@@ -1,7 +1,7 @@
-"""What exists in the emoji world, and how it is spoken of: styles, objects, backgrounds, sentences.
+"""The emoji world: its styles, objects and backgrounds, and the sentences that describe them.
 
-The drawing model, the captioner and the judge are trained on nothing but the sentences made here,
-so this file is the complete list of what they can be expected to understand.
+The embedded model and its judge are trained only on sentences made here, so this file lists everything that they can be
+expected to understand.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 STYLES = ("noto", "twemoji", "openmoji", "fluent", "lineart", "silhouette")
-"""The illustration sets: the 'artists' of this world."""
+"""The illustration sets, which stand in for artists."""
 
 BACKGROUNDS = {
     "white": (250, 250, 250),
@@ -22,12 +22,12 @@ BACKGROUNDS = {
     "blue": (122, 176, 240),
     "purple": (190, 150, 232),
 }
-"""Colour name -> sRGB. Light enough that black line art shows on each of them."""
+"""Colour name -> sRGB. All are light enough for black line art to be visible."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its emoji, the class word that covers it, and other words for it."""
+    """One object: its emoji, its class word and its synonyms."""
 
     name: str
     emoji: str
@@ -86,16 +86,16 @@ THINGS = tuple(
 )
 OBJECTS = tuple(thing.name for thing in THINGS)
 KINDS = tuple(dict.fromkeys(thing.kind for thing in THINGS if thing.kind not in ("weapon", "horror")))
-"""Class words that a prompt may use instead of an object: any harmless object of the kind fits."""
+"""Class words that a prompt may use instead of an object, for harmless objects only."""
 
 
 def article(noun: str) -> str:
-    """'a' or 'an', by the first letter: enough for the nouns of this world."""
+    """Return 'a' or 'an' by the first letter, which is enough for the nouns of this world."""
     return "an" if noun[0] in "aeio" or noun.startswith("umbrella") else "a"
 
 
 def caption(noun: str | None, style: str | None, background: str) -> str:
-    """The one sentence in which the captioner describes an image; an empty scene has no noun."""
+    """Return the sentence with which the captioner describes an image; an empty scene has no noun."""
     if noun is None:
         return f"{article(background)} {background} background"
     return f"{article(noun)} {noun} in the style of {style} on {article(background)} {background} background"
@@ -129,11 +129,11 @@ _OBJECT_ONLY = ("{a} {o}", "a picture of {a} {o}", "a drawing of {a} {o}", "{o}"
 _EMPTY = ("{a} {b} background", "a plain {b} background", "an empty {b} picture", "{b} background")
 
 TEMPLATES = tuple(dict.fromkeys(_FULL + _NO_BACKGROUND + _NO_STYLE + _OBJECT_ONLY))
-"""Every sentence form that names an object. `{a}` becomes the article of the word that follows it."""
+"""All templates that name an object. `{a}` stands for the article of the following word."""
 
 
 def fill(template: str, noun: str = "", style: str = "", background: str = "") -> str:
-    """Writes a sentence, with 'a' or 'an' as the following word wants it."""
+    """Fill in a template, with 'a' or 'an' as the following word requires."""
     words = template.format(a="\0", o=noun, s=style, b=background).split(" ")
     for i, word in enumerate(words):
         if word == "\0":
@@ -143,7 +143,7 @@ def fill(template: str, noun: str = "", style: str = "", background: str = "") -
 
 @dataclass(frozen=True)
 class Scene:
-    """What is on one picture: an index into OBJECTS (or None for an empty scene), style, background."""
+    """Content of one image: index into OBJECTS (None for an empty scene), index into STYLES, background colour."""
 
     thing: int | None
     style: int
@@ -151,13 +151,13 @@ class Scene:
 
 
 def random_scene(rng: random.Random, empty: float = 0.03) -> Scene:
-    """A uniformly drawn scene; a share `empty` of them has no object."""
+    """Return a random scene, uniform over objects, styles and backgrounds; a share `empty` has no object."""
     thing = None if rng.random() < empty else rng.randrange(len(THINGS))
     return Scene(thing, rng.randrange(len(STYLES)), rng.choice(tuple(BACKGROUNDS)))
 
 
 def random_prompt(rng: random.Random, scene: Scene) -> str:
-    """A sentence that fits the scene: usually complete, sometimes leaving style, colour or object open."""
+    """Return a random sentence for the scene: usually complete, sometimes without style, colour or object name."""
     if scene.thing is None:
         return fill(rng.choice(_EMPTY), background=scene.background)
     thing = THINGS[scene.thing]

@@ -1,4 +1,4 @@
-"""The command line: vce-ray demo | erase | fleet | generate | plan | serve | status | retry-rejects | doctor.
+"""The command line, vce-ray.
 
 torch and ray are imported inside the commands that need them, so `vce-ray --help` answers at once.
 """
@@ -11,138 +11,141 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
-from vce_ray.cli import options
-from vce_ray.config import EvalConfig, default_sampling
+from vce_ray.cli.options import with_settings
+from vce_ray.config import EMBEDDED
 from vce_ray.errors import UserError
-from vce_ray.run_config import RunConfig
 
 if TYPE_CHECKING:
     from vce_ray.pipeline.run import Run
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+HELP = """Erase concepts from autoregressive image generators.
+
+A run that was stopped resumes with the same command. Exit codes: 0 done, 2 something to fix (told in one line), 1 an
+error of the program (with its traceback), 130 interrupted."""
+DEMO_KEPT = 500
+"""Kept images that the demo judges: fewer than `erase`, and still 50 of each neighbour."""
+RUN_GROUPS = ("run", "sampling", "pairs", "train", "evaluation", "cluster")
+
+Store = Annotated[str, typer.Option(help="Where runs are stored: a local folder, s3://bucket/prefix or gs://...")]
+Base = Annotated[str, typer.Option(help="Base model: emoji-world, a folder, s3://..., gs://... or owner/name.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 
 
 @app.command()
-def demo(store: options.Store = "runs", concept: str = "deer") -> None:
-    """Erases a concept from the embedded model, from prompts to report, on this machine."""
-    from vce_ray.defaults import default_settings
-
-    judged = EvalConfig(num_keep=500)  # shorter than `erase`, and still 50 images of each neighbour
-    own = {"store": store, "name": f"demo-{Path(concept).stem}", "evaluation": judged}
-    _erase(RunConfig.model_validate(default_settings(concept, "emoji-world") | own))
+def demo(store: Store = "runs", concept: str = "deer") -> None:
+    """Erase a concept from the embedded model, from prompts to report, on this machine."""
+    _erase({"concept": concept, "store": store, "name": f"demo-{Path(concept).stem}"}
+           | {"evaluation": {"num_keep": DEMO_KEPT}})  # fmt: skip
 
 
 @app.command()
-@options.takes_run_options
+@with_settings(*RUN_GROUPS)
 def erase(
     settings: dict[str, Any],
-    concept: Annotated[str, typer.Argument(help="A concept of the catalogue, or your own YAML file.")],
-    name: Annotated[str | None, typer.Option(help="Name of the run; concept, method and seed by default.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="Your own prompts for the concept, one per line.")] = None,
-    pairs_of: Annotated[
-        list[str] | None, typer.Option(help="Train on the pairs of this run of the store; may be given again.")
-    ] = None,
-    pairs_only: options.PairsOnly = False,
+    concept: Annotated[str, typer.Argument(help="A concept of the catalogue, or a YAML file of your own.")],
+    pairs_only: Annotated[
+        bool, typer.Option("--pairs-only", help="Stop once the pair set is published. Without it the run resumes.")
+    ] = False,
 ) -> None:
-    """Erases one concept. The same command goes on where a killed one stopped."""
-    from vce_ray.defaults import default_settings, merged
-
-    own = {"name": name, "prompts_file": prompts, "pairs_of": tuple(pairs_of or ())}
-    defaults = default_settings(concept, settings["base"], settings["train"]["method"])
-    _erase(RunConfig.model_validate(merged(defaults, settings | own)), pairs_only)
+    """Erase one concept. A run that was stopped resumes with the same command."""
+    _erase({"concept": concept} | settings, pairs_only)
 
 
 @app.command()
-@options.takes_run_options
+@with_settings(*RUN_GROUPS, exclude=("name", "prompts_file", "pairs_of"))
 def fleet(
     settings: dict[str, Any],
-    concepts: Annotated[list[str], typer.Argument(help="Concepts, by name or file, or a fleet file that lists them.")],
-    name: Annotated[str | None, typer.Option(help="Name of the fleet; that of its file by default.")] = None,
+    concepts: Annotated[list[str], typer.Argument(help="Concepts by name or file, or a fleet file that lists them.")],
+    name: Annotated[str | None, typer.Option(help="Name of the fleet. Default: that of its file.")] = None,
 ) -> None:
-    """Erases many concepts, each in a run of its own; work they share is done once. What a fleet file says goes over
-    these options. The same command goes on where a killed one stopped, and tries again what failed."""
+    """Erase many concepts, each in a run of its own, with shared work done once. A fleet file overrides the flags. The
+    same command resumes what was stopped and tries again what failed."""
     from vce_ray.pipeline.fleet import read_fleet
+    from vce_ray.run_config import RunConfig
 
     files = [Path(concept).stem for concept in concepts if concept.endswith((".yaml", ".yml"))]
     name = name or (files[0] if len(concepts) == len(files) == 1 else "fleet")
-    _fleet(read_fleet(concepts, settings), name, settings["store"])
+    _fleet(read_fleet(concepts, settings), name, settings.get("store", RunConfig.model_fields["store"].default))
 
 
-def _fleet(settings: list[dict[str, Any]], name: str, store: str) -> None:
+def _fleet(settings: list[dict[str, Any]], name: str, uri: str) -> None:
     from vce_ray.cli.display import fleet_display
     from vce_ray.evaluation.summary import summary_table
     from vce_ray.pipeline.fleet import erase_fleet, open_fleet
     from vce_ray.storage.store import Store
 
-    place = Store(store)
+    store = Store(uri)
     with fleet_display() as display:
-        members = open_fleet(settings, display.say)
+        members = open_fleet(settings, display.log)
         display.watch(members)
-        with _session([member.run for member in members if member.run]), _told_of_interrupts():
-            page = erase_fleet(members, place, name)
-    typer.echo("\n" + summary_table(place.read_json(f"fleets/{name}/fleet.json")))
+        with _session([member.run for member in members if member.run]), _exit_on_interrupt():
+            page = erase_fleet(members, store, name)
+    typer.echo("\n" + summary_table(store.read_json(f"fleets/{name}/fleet.json")))
     typer.echo(f"\nsummary: {page}")
-    if any(member.fault for member in members):
+    if any(member.error for member in members):
         raise typer.Exit(2)
 
 
 def _session(runs: Sequence[Run]) -> AbstractContextManager[None]:
-    """A Ray session where one of the runs has work left."""
-    from vce_ray.pipeline.erase import unfinished
+    """Open a Ray session if one of the runs has work left."""
     from vce_ray.pipeline.session import ray_session
 
-    return ray_session() if any(map(unfinished, runs)) else nullcontext()
+    return ray_session() if any(run.unfinished for run in runs) else nullcontext()
 
 
 @contextmanager
-def _told_of_interrupts() -> Iterator[None]:
+def _exit_on_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        typer.echo("vce-ray: interrupted; the same command goes on from here", err=True)
+        typer.echo("vce-ray: interrupted; the same command resumes from here", err=True)
         raise typer.Exit(130) from error
 
 
-def _erase(config: RunConfig, pairs_only: bool = False) -> None:
+def _erase(settings: dict[str, Any], pairs_only: bool = False) -> None:
     from vce_ray.pipeline.erase import erase as erase_all
-    from vce_ray.pipeline.run import Run
+    from vce_ray.pipeline.preflight import open_run
 
-    run = Run(config, say=lambda line: typer.echo(line))
-    typer.echo(f"erasing {run.concept.name} ({run.concept.kind}) from {config.base}; run {run.name}")
-    with _session([run]), _told_of_interrupts():
-        figures = erase_all([run], pairs_only)[run.name]
-    if isinstance(figures, BaseException):
-        raise figures
-    if not figures:
+    run = open_run(settings, log=lambda line: typer.echo(line))
+    typer.echo(f"erasing {run.concept.name} ({run.concept.kind}) from {run.config.base}; run {run.name}")
+    with _session([run]), _exit_on_interrupt():
+        metrics = erase_all([run], pairs_only)[run.name]
+    if isinstance(metrics, BaseException):
+        raise metrics
+    if not metrics:
         typer.echo(f"\npairs: {run.store.where('pairs')}")
         return
     from vce_ray.evaluation.table import before_after_table
 
-    typer.echo("\n" + before_after_table(figures))
+    typer.echo("\n" + before_after_table(metrics))
     typer.echo(f"\nreport: {run.store.where('report/index.html')}")
 
 
 @app.command()
+@with_settings("sampling")
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw; one picture each.")],
+    settings: dict[str, Any],
+    prompts: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
-    base: options.Base = "emoji-world",
+    base: Base = EMBEDDED,
     adapter: Annotated[str | None, typer.Option(help="Adapter folder, e.g. runs/demo-deer/adapter.")] = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next ones follow.")] = 0,
 ) -> None:
-    """Draws pictures, with or without an adapter."""
+    """Draw images with a base model, with or without an adapter."""
     from PIL import Image
 
     from vce_ray.models.load import load_model
+    from vce_ray.pipeline.preflight import validated_sampling
     from vce_ray.sampling import draw
 
+    sampling = validated_sampling(base, settings.get("sampling", {}))
     model = load_model(base, adapter=Path(adapter) if adapter else None)
-    tokens = draw(model, prompts, list(range(seed, seed + len(prompts))), default_sampling(base))
+    tokens = draw(model, prompts, list(range(seed, seed + len(prompts))), sampling)
     out.mkdir(parents=True, exist_ok=True)
     for number, (prompt, image) in enumerate(zip(prompts, model.decode_pixels(tokens), strict=True)):
         path = out / f"{number:03d}.png"
@@ -152,15 +155,17 @@ def generate(
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Option(help="A shape by name, such as janus-pro-7b, or a base model.")] = "emoji-world",
-    device: Annotated[str, typer.Option(help="h200, h100, a100-80gb, ..., or 'this': measured here.")] = "this",
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures at once; the best that fits by default.")] = None,
-    guidance: Annotated[bool, typer.Option(help="Whether unconditional rows are drawn beside.")] = True,
-    kv_cache: options.KvCache = "auto",
+    model: Annotated[str, typer.Option(help="A shape by name, such as janus-pro-7b, or a base model.")] = EMBEDDED,
+    device: Annotated[str, typer.Option(help="h200, h100, a100-80gb, ..., or 'this', which is measured.")] = "this",
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: the best that fits.")] = None,
+    guidance: Annotated[bool, typer.Option(help="Whether to draw with guidance, which doubles the rows.")] = True,
+    kv_cache: Annotated[
+        Literal["auto", "fp8"], typer.Option("--kv-cache", help="Precision of cached keys and values.")
+    ] = "auto",
 ) -> None:
-    """Tells batch, memory and time of drawing on a device, had or not, with the arithmetic."""
-    from vce_ray.sampling.plan import DEVICES, SHAPES, explain
-    from vce_ray.sampling.plan import plan as make_plan
+    """Estimate batch size, memory and time of drawing on a device, present or not, and show the arithmetic."""
+    from vce_ray.cli.plan import DEVICES, SHAPES, explain, measure_device
+    from vce_ray.cli.plan import plan as make_plan
 
     if device != "this" and device not in DEVICES:
         raise UserError(f"unknown device {device!r}: known are this, {', '.join(DEVICES)}")
@@ -173,49 +178,52 @@ def plan(
     if device == "this":
         import torch
 
-        from vce_ray.sampling.device import measure_device
-
-        where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        limits = measure_device(where, getattr(torch, shape.dtype))
+        here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        limits = measure_device(here, getattr(torch, shape.dtype))
     else:
         limits = DEVICES[device]
     typer.echo(explain(shape, limits, make_plan(shape, limits, batch, guidance), guidance))
 
 
 @app.command()
-def doctor(store: options.Store = "runs", base: options.Base = "emoji-world") -> None:
-    """Says whether this machine and the store are fit for a run, and how to mend what is not."""
-    from vce_ray.cli.doctor import examine
+def doctor(store: Store = "runs", base: Base = EMBEDDED) -> None:
+    """Check that this machine and the store are ready for a run, and say how to fix what is not."""
+    from vce_ray.cli.doctor import run_checks
 
-    fit = True
-    for check in examine(store, base):
+    ready = True
+    for check in run_checks(store, base):
         typer.echo(check.line)
-        fit = fit and check.ok
-    if not fit:
+        ready = ready and check.ok
+    if not ready:
         raise typer.Exit(2)
 
 
 @app.command()
+@with_settings("sampling")
 def serve(
-    adapter: Annotated[str | None, typer.Option(help="Adapter folder or store path; none serves the base.")] = None,
-    base: options.Base = "emoji-world",
-    host: Annotated[str, typer.Option(help="Anything but loopback wants VCE_RAY_API_TOKEN set.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    kv_cache: options.KvCache = "auto",
+    settings: dict[str, Any],
+    adapter: Annotated[str | None, typer.Option(help="Adapter folder or store path. Default: the base alone.")] = None,
+    base: Base = EMBEDDED,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; if not loopback, set VCE_RAY_API_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
 ) -> None:
-    """Serves POST /v1/images/generations (OpenAI's shape) on Ray Serve until interrupted."""
+    """Serve POST /v1/images/generations, in the format of OpenAI's API, on Ray Serve until interrupted."""
+    from vce_ray.pipeline.preflight import validated_sampling
     from vce_ray.pipeline.session import ray_session
     from vce_ray.serving.deploy import serve_command
 
+    sampling = validated_sampling(base, settings.get("sampling", {}))
     with ray_session():
-        serve_command(base, adapter, host, port, default_sampling(base, kv_cache_dtype=kv_cache), block=True)
+        serve_command(base, adapter, host, port, sampling, block=True)
 
 
 @app.command()
 def status(
-    run: Annotated[str, typer.Argument(help="A run's folder or prefix in a bucket, or a store of runs.")],
+    run: Annotated[str, typer.Argument(help="A run's folder or bucket prefix, or a store of runs.")],
 ) -> None:
-    """Tells how far a run is, or each run of a store; also while it runs."""
+    """Show the progress of a run, or of each run of a store, also while it runs."""
     from vce_ray.pipeline.status import status_lines
     from vce_ray.storage.store import Store
 
@@ -224,30 +232,26 @@ def status(
 
 
 @app.command()
-def retry_rejects(run: Annotated[str, typer.Argument(help="The run's folder or prefix in a bucket.")]) -> None:
-    """Takes back what a run rejected: the same command then tries those rows again, and trains anew."""
+def retry_rejects(run: Annotated[str, typer.Argument(help="The run's folder or bucket prefix.")]) -> None:
+    """Take back what a run rejected. Its command then tries those rows again, and trains anew."""
     from vce_ray.pipeline.status import retry_rejects as take_back
     from vce_ray.storage.store import Store
 
-    taken = take_back(Store(run))
-    for (stage, reason), count in sorted(taken.items()):
+    rejects = take_back(Store(run))
+    for (stage, reason), count in sorted(rejects.items()):
         typer.echo(f"{stage}: {count} x {reason}")
-    typer.echo("give the run's command again to try them" if taken else "nothing was rejected")
+    typer.echo("run the same command again to try them" if rejects else "nothing was rejected")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 done, 1 a fault (with its traceback), 2 something the user can mend
-    (one line that says what), 130 interrupted."""
+    """Run a command and return its exit code: 0 done, 2 something to fix (one line says what), 1 an error of the
+    program (with its traceback), 130 interrupted."""
     from vce_ray.storage.errors import StoreError
 
     try:
         app(args=arguments)
-    except SystemExit as end:  # the parser's own: help, a wrong option, typer.Exit
+    except SystemExit as end:  # raised by the parser: help, a wrong option, typer.Exit
         return end.code if isinstance(end.code, int) else 0
-    except ValidationError as error:
-        wrong = "; ".join(".".join(map(str, (*e["loc"], ""))) + " " * bool(e["loc"]) + e["msg"] for e in error.errors())
-        typer.echo(f"vce-ray: {wrong}", err=True)
-        return 2
     except (UserError, StoreError) as error:
         typer.echo(f"vce-ray: {error}", err=True)
         return 2
@@ -258,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     sys.exit(main())
 
 

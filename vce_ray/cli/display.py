@@ -1,4 +1,4 @@
-"""What a fleet shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""Progress of a fleet: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vce_ray.pipeline.run import STAGES
+from vce_ray.pipeline.stages import NAMES
 
 if TYPE_CHECKING:
     from vce_ray.pipeline.fleet import Member
 
-SIGNS = {"done": ("done", "green"), "running": ("…", "yellow"), "failed": ("failed", "red"), "stopped": ("stop", "red")}
+MARKS = {"done": ("done", "green"), "running": ("…", "yellow"), "failed": ("failed", "red"), "stopped": ("stop", "red")}
+"""Text and colour of each state of a stage."""
 
 
 class FleetDisplay:
-    """Lines about runs, and the table of their stages."""
+    """Log lines of runs, and the table of their stages."""
 
     def __init__(self, console: Console):
         self._console = console
         self._members: Sequence[Member] = ()
 
     def watch(self, members: Sequence[Member]) -> None:
-        """Shows these from now on."""
+        """Show these members in the table from now on."""
         self._members = members
 
-    def say(self, name: str, line: str) -> None:
-        """A line about a run; above the table where there is one."""
+    def log(self, name: str, line: str) -> None:
+        """Print a line about a run, above the table if there is one."""
         self._console.print(Text(f"{name}: {line}"), soft_wrap=True)
 
     def __rich__(self) -> Table:
-        table = Table("concept", *STAGES, box=None, pad_edge=False, header_style="dim")
+        table = Table("concept", *NAMES, box=None, pad_edge=False, header_style="dim")
         for member in self._members:
             stages = member.run.record["stages"] if member.run else {}
-            states = [stages.get(name, {}).get("state") for name in STAGES]
-            cells = [Text(*SIGNS[state]) if state else Text("") for state in states]
-            if member.fault and not any(state == "failed" for state in states):
+            states = [stages.get(name, {}).get("state") for name in NAMES]
+            cells = [Text(*MARKS[state]) if state else Text("") for state in states]
+            if member.error and not any(state == "failed" for state in states):
                 cells[0] = Text("left out", "red")
             table.add_row(Text(member.concept), *cells)
         return table
@@ -49,7 +50,7 @@ class FleetDisplay:
 
 @contextmanager
 def fleet_display() -> Iterator[FleetDisplay]:
-    """A display on standard output."""
+    """Open a display on standard output."""
     console = Console()
     display = FleetDisplay(console)
     if not sys.stdout.isatty():

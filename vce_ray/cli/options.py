@@ -1,172 +1,216 @@
-"""Options that commands share, and the settings of a run that they make."""
+"""Command line flags made from the config models, so that every setting has one.
+
+A flag has the name of its field, or the field's `flag`, and the field's docstring as its help text. Only flags that are
+given become settings; defaults are filled in later (pipeline/preflight.py), because many depend on the concept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import wraps
-from inspect import Signature, signature
-from typing import Annotated, Any, Literal
+from inspect import Parameter, Signature, signature
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
-from vce_ray.config import EvalConfig, PairConfig, default_sampling
+from vce_ray.config import ClusterConfig, Config, EvalConfig, PairConfig, PoolConfig, SamplingConfig
+from vce_ray.defaults import Settings
 from vce_ray.errors import UserError
+from vce_ray.run_config import RunConfig
+from vce_ray.training.objectives import DEFAULT_METHOD, OBJECTIVES
 
-Store = Annotated[str, typer.Option(help="Where runs lie: a local folder, s3://bucket/prefix or gs://bucket/prefix.")]
-Base = Annotated[
-    str, typer.Option(help="Base model: emoji-world, a checkpoint folder, s3:// or gs://..., owner/name[@revision].")
-]
-Captioner = Annotated[
-    str | None,
-    typer.Option(
-        help="Describes images in place of the base: a Janus; vllm:MODEL; or https://host/v1#model, with its token in "
-        "VCE_RAY_CAPTIONER_TOKEN."
-    ),
-]
-Refiner = Annotated[
-    str | None,
-    typer.Option(
-        help="Takes the concept out of captions before the rules do: https://host/v1#model, with its token in "
-        "VCE_RAY_REFINER_TOKEN."
-    ),
-]
-Judge = Annotated[str | None, typer.Option(help="CLIP folder that judges; the embedded model has its own.")]
-PairsOnly = Annotated[
-    bool, typer.Option("--pairs-only", help="Stop once the pair set is published; without it the same run goes on.")
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of prompts, sampling and training.")]
-Method = Annotated[Literal["vsafe_dpo", "dpo"], typer.Option(help="The loss.")]
-RejectRatio = Annotated[
-    float, typer.Option("--max-reject-ratio", min=0, max=1, help="Share of its rows that a stage may reject.")
-]
-Pairs = Annotated[int, typer.Option(min=1, help="Prompts with the concept.")]
-Keep = Annotated[int | None, typer.Option(min=0, help="Prompts of what must be kept; by default 320, for styles 1280.")]
-Steps = Annotated[
-    int | None, typer.Option(min=1, help="Training steps; by default 80, more for a style or many names.")
-]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Ray Train workers of a training; by default 1, without GPUs up to 4.")
-]
-Weights = Annotated[Literal["lora", "full"], typer.Option(help="What is trained.")]
-Judged = Annotated[int, typer.Option(min=1, help="Images with the concept that are judged.")]
-JudgedKeep = Annotated[int, typer.Option(min=1, help="Kept images that are judged.")]
-KvCache = Annotated[
-    Literal["auto", "fp8"],
-    typer.Option("--kv-cache", help="Keys and values: as the model has them, or in 8 bits; pictures differ a little."),
-]
-Batch = Annotated[
-    int | None, typer.Option(min=1, help="Images drawn at once; fewer where memory is short. None depends on it.")
-]
-Actors = Annotated[
-    str | None, typer.Option(help="Actors that draw, such as 8, or 2:16 for Ray to scale between.", show_default="all")
-]
-CaptionActors = Annotated[
-    str | None, typer.Option(help="Actors that only read images, such as 2 or 1:4, while the others draw.")
-]
-Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs of an actor, such as 1 or 0.5.")]
-Accelerator = Annotated[str | None, typer.Option(help="Kind of GPU that draws, by Ray's name, such as H200.")]
-CaptionAccelerator = Annotated[str | None, typer.Option(help="Kind of GPU of the actors that only read.")]
-Label = Annotated[list[str] | None, typer.Option(help="Label of the nodes to use, key=value.")]
-Wait = Annotated[float, typer.Option(min=1, help="Seconds that GPUs may take to come before giving up.")]
-
-_PAIRS, _JUDGED = PairConfig(), EvalConfig()
+Path = tuple[str, ...]
+"""Where a setting is in RunConfig, such as ('train', 'steps')."""
+SECTIONS: dict[str, type[Config]] = {
+    "sampling": SamplingConfig,
+    "pairs": PairConfig,
+    "evaluation": EvalConfig,
+    "cluster": ClusterConfig,
+}
+TITLES = {
+    "run": "Run",
+    "sampling": "Sampling",
+    "pairs": "Pair set",
+    "train": "Training",
+    "evaluation": "Evaluation",
+    "cluster": "Cluster",
+}
+"""Groups of flags in --help, in order."""
+POOLS = {"draw": "", "caption": "caption-"}
+"""Prefix of the flags of each pool of actors."""
+BOUNDS = ("min_actors", "max_actors")
+"""Two fields of a pool that share one flag, --actors 2:16."""
 
 
-def run_settings(
-    *,
-    store: Store = "runs",
-    base: Base = "emoji-world",
-    captioner: Captioner = None,
-    refiner: Refiner = None,
-    judge: Judge = None,
-    seed: Seed = 0,
-    method: Method = "vsafe_dpo",
-    pairs: Pairs = _PAIRS.num_pairs,
-    keep: Keep = None,
-    max_reject_ratio: RejectRatio = _PAIRS.max_reject_ratio,
-    steps: Steps = None,
-    workers: Workers = None,
-    weights: Weights = "lora",
-    judged: Judged = _JUDGED.num_erase,
-    judged_keep: JudgedKeep = _JUDGED.num_keep,
-    batch_size: Batch = None,
-    kv_cache: KvCache = "auto",
-    actors: Actors = None,
-    caption_actors: CaptionActors = None,
-    gpus_per_actor: Gpus = None,
-    accelerator: Accelerator = None,
-    caption_accelerator: CaptionAccelerator = None,
-    label: Label = None,
-    wait: Wait = 600,
-) -> dict[str, Any]:
-    """Options as keys of RunConfig, all but the concept; what depends on it (defaults.py) stays out where not given."""
-    train = {"method": method, "num_workers": workers, "weights": weights}
-    sampling = default_sampling(base, kv_cache_dtype=kv_cache, **{"batch_size": batch_size} if batch_size else {})
-    return {
-        "base": base,
-        "captioner": captioner,
-        "refiner": refiner,
-        "store": store,
-        "seed": seed,
-        "sampling": sampling.model_dump(),
-        "pairs": {"num_pairs": pairs, "max_reject_ratio": max_reject_ratio}
-        | ({} if keep is None else {"num_keep": keep}),
-        "train": train | ({"steps": steps} if steps else {}),
-        "evaluation": {"num_erase": judged, "num_keep": judged_keep, "judge": judge},
-        "cluster": cluster_settings(
-            actors, caption_actors, gpus_per_actor, accelerator, caption_accelerator, label, wait
-        ),
-    }
+@dataclass(frozen=True)
+class Flag:
+    """A flag and the setting it stands for."""
+
+    path: Path
+    group: str
+    option: str
+    annotation: Any
+    """Type that typer parses it as."""
+    help: str
+    switch: bool = False
+    """Whether it is a switch without a --no- form: a setting that is off by default."""
+
+    @property
+    def variable(self) -> str:
+        """Name of the command's parameter."""
+        return "__".join(self.path)
+
+    def parameter(self) -> Parameter:
+        """Return the parameter that makes typer offer the flag. None means that it was not given."""
+        names = [self.option]
+        if self.annotation is bool and not self.switch:
+            names = [f"{self.option}/--no-{self.option.removeprefix('--')}"]
+        option = typer.Option(*names, help=self.help, show_default=False, rich_help_panel=TITLES[self.group])
+        annotation = Annotated[self.annotation | None, option]
+        return Parameter(self.variable, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `run_settings` beside its own. It is called with what they make, and its own."""
-    shared = signature(run_settings, eval_str=True).parameters
-    own = [option for option in signature(command, eval_str=True).parameters.values() if option.name != "settings"]
+def all_flags() -> list[Flag]:
+    """Return the flags of all settings of a run but its concept, in the order of --help."""
+    flags = [
+        _flag((name,), "run", field)
+        for name, field in RunConfig.model_fields.items()
+        if name not in (*SECTIONS, "train", "concept")
+    ]
+    for section, model in SECTIONS.items():
+        for name, field in model.model_fields.items():
+            if name not in POOLS:
+                flags.append(_flag((section, name), section, field))
+        if section == "pairs":
+            flags += _training_flags()
+    return flags + list(_pool_flags())
 
-    @wraps(command)
-    def with_settings(**given: Any) -> None:
-        settings = run_settings(**{name: given.pop(name) for name in shared})
-        command(settings, **given)
 
-    every = [*own, *shared.values()]
-    with_settings.__signature__ = Signature(every)  # pyright: ignore[reportAttributeAccessIssue]
-    with_settings.__annotations__ = {option.name: option.annotation for option in every}
-    return with_settings
+def _training_flags() -> list[Flag]:
+    """Return one flag for each setting of any method; those that only some methods have say which."""
+    fields: dict[str, dict[str, FieldInfo]] = {}
+    for method, objective in OBJECTIVES.items():
+        for name, field in objective.settings_type.model_fields.items():
+            fields.setdefault(name, {})[method] = field
+    flags = []
+    for name, by_method in fields.items():
+        first = next(iter(by_method.values()))
+        if name == "method":
+            text = f"Training method. (default: {DEFAULT_METHOD})"
+            flags.append(Flag(("train", "method"), "train", "--method", Literal[tuple(OBJECTIVES)], text))
+            continue
+        flags.append(_flag(("train", name), "train", first, _default_note(by_method)))
+    return flags
 
 
-def cluster_settings(
-    actors: str | None,
-    caption_actors: str | None,
-    gpus_per_actor: float | None,
-    accelerator: str | None,
-    caption_accelerator: str | None,
-    label: list[str] | None,
-    wait: float,
-) -> dict[str, Any]:
-    """Options as keys of ClusterConfig.
+def _default_note(by_method: dict[str, FieldInfo]) -> str:
+    """Say what a training setting defaults to, and which methods have it, unless all agree."""
+    defaults = {method: field.default for method, field in by_method.items()}
+    if len(set(defaults.values())) > 1:
+        return " (default: " + ", ".join(f"{value} for {method}" for method, value in defaults.items()) + ")"
+    if len(by_method) < len(OBJECTIVES):
+        return f" ({', '.join(by_method)} only, default: {next(iter(defaults.values()))})"
+    return ""
+
+
+def _pool_flags() -> Iterator[Flag]:
+    for pool, prefix in POOLS.items():
+        what = "draw and judge, and caption unless --caption-actors is given" if pool == "draw" else "only caption"
+        text = f"Actors that {what}: a number, or bounds such as 2:16 between which Ray scales."
+        yield Flag(("cluster", pool, "actors"), "cluster", f"--{prefix}actors", str, text)
+        for name, field in PoolConfig.model_fields.items():
+            if name not in BOUNDS:
+                flag = _flag(("cluster", pool, name), "cluster", field)
+                yield Flag(
+                    flag.path,
+                    flag.group,
+                    f"--{prefix}{flag.option.removeprefix('--')}",
+                    flag.annotation,
+                    flag.help if pool == "draw" else f"Like --{flag.option.removeprefix('--')}, of captioning actors.",
+                )
+
+
+def _flag(path: Path, group: str, field: FieldInfo, note: str = "") -> Flag:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    option = str(extra.get("flag", f"--{path[-1].replace('_', '-')}"))
+    text = " ".join((field.description or "").split())
+    if not note and field.default not in (None, (), {}) and "Default:" not in text:
+        note = f" (default: {field.default})"
+    return Flag(path, group, option, _parsed_as(field.annotation), text + note, switch=field.default is False)
+
+
+def _parsed_as(annotation: Any) -> Any:
+    """Return the type that typer parses a field as: without None; lists and mappings as repeated strings."""
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = [part for part in get_args(annotation) if part is not type(None)]
+    return list[str] if get_origin(annotation) in (tuple, dict) else annotation
+
+
+def with_settings(*groups: str, exclude: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of these groups besides its own parameters.
+
+    The command is called with the settings as its first argument: keys of RunConfig, sections as dicts, and only those
+    that were given.
+
+    Args:
+        exclude: top-level settings without a flag.
+    """
+    flags = [flag for flag in all_flags() if flag.group in groups and flag.path[0] not in exclude]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [option for option in signature(command, eval_str=True).parameters.values() if option.name != "settings"]
+
+        @wraps(command)
+        def wrapper(**values: Any) -> None:
+            command(to_settings({flag.path: values.pop(flag.variable) for flag in flags}), **values)
+
+        parameters = [*own, *(flag.parameter() for flag in flags)]
+        wrapper.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        wrapper.__annotations__ = {option.name: option.annotation for option in parameters}
+        return wrapper
+
+    return decorate
+
+
+def to_settings(values: dict[Path, Any]) -> Settings:
+    """Nest the values of flags by their paths; None and empty lists were not given.
 
     Raises:
         UserError: bounds that are no numbers, or a label without '='.
     """
+    settings: Settings = {}
+    for path, value in values.items():
+        if value is None or value == []:
+            continue
+        section = settings
+        for key in path[:-1]:
+            section = section.setdefault(key, {})
+        if path[-1] == "actors":
+            section |= _bounds(path[-2], value)
+        else:
+            section[path[-1]] = _labels(value) if path[-1] == "labels" else value
+    cluster = settings.get("cluster", {})
+    if "caption" in cluster:  # captioning actors differ from drawing ones only in what is said of them
+        shared = {key: value for key, value in cluster.get("draw", {}).items() if key in ("gpus_per_actor", "labels")}
+        cluster["caption"] = shared | cluster["caption"]
+    return settings
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
     labels = {}
-    for pair in label or ():
+    for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals and value):
-            raise UserError(f"label {pair!r} is no key=value")
+            raise UserError(f"label {pair!r} is not key=value")
         labels[key] = value
-    shared = {"gpus_per_actor": gpus_per_actor, "labels": labels}
-    draw = shared | {"accelerator": accelerator} | _bounds("actors", actors)
-    caption = None
-    if caption_actors or caption_accelerator:
-        caption = shared | {"accelerator": caption_accelerator} | _bounds("caption-actors", caption_actors)
-    return {"draw": draw, "caption": caption, "wait_s": wait}
+    return labels
 
 
-def _bounds(option: str, value: str | None) -> dict[str, int]:
-    if value is None:
-        return {}
+def _bounds(pool: str, value: str) -> dict[str, int]:
     low, colon, high = value.partition(":")
     if not low.isdigit() or (colon and not high.isdigit()):
-        raise UserError(f"--{option} {value!r}: give a number of actors, such as 8, or bounds, such as 2:16")
+        raise UserError(f"--{POOLS[pool]}actors {value!r}: give a number of actors, such as 8, or bounds, such as 2:16")
     return {"min_actors": int(low), "max_actors": int(high if colon else low)}

@@ -1,1 +1,1 @@
-"""Concepts: what to erase, the words for it, and the catalogue that ships with the package."""
+"""Concepts to erase: their words and prompts, and the catalogue that ships with the package."""

@@ -1,4 +1,4 @@
-"""Identifiers that follow from what they name, so that the same row gets the same id on every machine."""
+"""Ids derived from content, so that the same row gets the same id on every machine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 
 
 def stable_id(*parts: object) -> str:
-    """16 hexadecimal characters that depend on nothing but `parts`.
+    """Return an id of 16 hexadecimal characters that depends only on `parts`.
 
-    Parts are JSON values (strings, numbers, booleans, None, lists, dicts with string keys). They are hashed
-    as canonical JSON, so the order of a dict's keys does not matter while the type of a value does: 1, 1.0
-    and '1' are three different parts. Raises ValueError for a value that JSON cannot hold.
+    Parts are JSON values (strings, numbers, booleans, None, lists, dicts with string keys), hashed as canonical JSON.
+    The order of a dict's keys does not matter, but the type of a value does: 1, 1.0 and '1' give three different ids.
+
+    Raises:
+        ValueError: a part is not a JSON value.
     """
     try:
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"an id is made of JSON values only: {error}") from error
+        raise ValueError(f"ids can only be made from JSON values: {error}") from error
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

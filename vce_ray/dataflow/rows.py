@@ -1,17 +1,28 @@
-"""Rows, and what a stage makes of them: the vocabulary of all cores. Light, so that a driver may import it."""
+"""Rows and what a step returns for them. Imports nothing heavy, so drivers and plain code can use it alike."""
 
 from __future__ import annotations
 
 from typing import Any
 
 Row = dict[str, Any]
+"""A row of a stage: column name to value. Between steps it also has 'run', the name of the run it belongs to, and
+'key', its value in the stage's key column."""
 Outcome = tuple[list[Row], list[Row]]
-"""Rows that came out well, and rejects (reject() makes them)."""
+"""What a step returns for a batch: the rows it produced, and the rejects, made by `reject`. Every input row leads to
+exactly one row in one of the two lists, in any order."""
 DETAIL = 500
-"""Characters of an answer or an error that a reject keeps."""
+"""Maximum number of characters of `detail` in a reject."""
 
 
 def reject(row: Row, stage: str, reason: str, detail: str, attempt: int = 1) -> Row:
-    """A row of `rejects/`: which row of which run failed where, why, and after how many attempts."""
-    told = {"stage": stage, "reason": reason, "detail": detail[:DETAIL], "attempt": attempt}
-    return {"run": row["run"], "row_id": row["key"]} | told
+    """Return the row of `rejects/<stage>` that records why an input row failed.
+
+    Args:
+        row: the input row, with its 'run' and 'key'.
+        stage: the stage that rejected it.
+        reason: a short fixed text by which rejects are counted.
+        detail: what happened to this row, such as the caption or the error; cut off after DETAIL characters.
+        attempt: the number of attempts made.
+    """
+    failure = {"stage": stage, "reason": reason, "detail": detail[:DETAIL], "attempt": attempt}
+    return {"run": row["run"], "row_id": row["key"]} | failure

@@ -1,4 +1,4 @@
-"""The columns of the stages that actors make. The first column is the key of a stage."""
+"""Columns of the stages that actors make. The first column of each is its key."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pyarrow as pa
 _text, _int, _bytes = pa.string(), pa.int64(), pa.binary()
 TOKENS = pa.list_(pa.uint16())
 
-CLAIM = pa.schema([(name, _text) for name in ("run", "stage", "part", "key", "next")])
-"""What travels between workers: where a row lies, and which step comes next (fanout.py)."""
+ROW_REF = pa.schema([(name, _text) for name in ("run", "stage", "part", "key", "next")])
+"""A row reference, which is what travels between workers: where a row is, and which step comes next (fanout.py)."""
 REJECTS = pa.schema({"row_id": _text, "stage": _text, "reason": _text, "detail": _text, "attempt": _int}.items())
 PROMPTS = pa.schema(
     {
@@ -45,7 +45,7 @@ CAPTIONS = pa.schema(
         "tokens": TOKENS,
     }.items()
 )
-"""With prompt and tokens of the unsafe picture: each stage holds all that the next one reads."""
+"""Includes prompt and tokens of the unsafe image: each stage holds everything that the next one reads."""
 SAFE = pa.schema(
     {
         "pair_id": _text,
@@ -61,6 +61,8 @@ SAFE = pa.schema(
         "attempt": _int,
     }.items()
 )
+BEFORE_AFTER = ("before", "after")
+"""Values of the column `arm` of an evaluation: drawn by the base, and drawn with the adapter of the run."""
 EVALUATION = pa.schema(
     {
         "image_id": _text,
@@ -71,16 +73,27 @@ EVALUATION = pa.schema(
         "template_held_out": pa.bool_(),
         "name": _text,
         "seed": _int,
-        "label": _text,
-        "seen": pa.bool_(),
-        "something": pa.bool_(),
-        "score": pa.float64(),
         "image": _bytes,
     }.items()
 )
+"""Columns that all evaluation tables have. `group` is erase or keep; `name` is the object or style that the prompt asks
+for, '' for a whole keep prompt."""
+
+
+def evaluation(detectors: Iterable[pa.Schema]) -> pa.Schema:
+    """Return the schema of an evaluation table: the common columns, with those of detectors before the image.
+
+    Raises:
+        ValueError: two columns have the same name.
+    """
+    columns = [*EVALUATION.remove(EVALUATION.get_field_index("image")), *(f for schema in detectors for f in schema)]
+    schema = pa.schema([*columns, EVALUATION.field("image")])
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise ValueError(f"two detectors add a column {twice[0]!r}, or it is a common one: rename one of them")
+    return schema
 
 
 def reference(modes: Iterable[str]) -> pa.Schema:
-    """Log-probs of the base for both sides of a pair, per token, under each prompt mode."""
+    """Return the schema of log-probs of the base on both sides of a pair, per token, under each prompt mode."""
     columns = [(f"{side}_{mode}", pa.list_(pa.float32())) for mode in modes for side in ("chosen", "rejected")]
     return pa.schema([("pair_id", _text), *columns])

@@ -1,4 +1,4 @@
-"""What workers know of a run."""
+"""A run as workers see it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from vce_ray.storage.store import Store
 
 @dataclass(frozen=True)
 class Task:
-    """What workers know of a run."""
+    """Everything that workers need to know of a run. Cheap to pickle."""
 
     name: str
     config: RunConfig
     concept: Concept
     store: Store
+    """The run's own store: every path of the run is relative to it."""

@@ -1,1 +1,1 @@
-"""Evaluation: a judge that looks at pictures, figures from what it saw, and a page that shows both. Knows no Ray."""
+"""Evaluation: draw images before and after, run detectors on them, compute metrics, write the report. Without Ray."""

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no library, no script; colours come from the page, so they follow light and dark."""
+"""Line charts as inline SVG, without a library or script. Colours come from the page's CSS, which has a dark mode."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from math import ceil, floor, isfinite, log10
 
 from markupsafe import Markup, escape
 
+from vce_ray.evaluation.formats import short
+
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
-MINUS = "\u2212"
-"""A true minus sign, as wide as the plus."""
+LINE_CLASSES = ("a", "b")
+"""CSS classes of a chart's lines, in order: the page gives each a colour."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `css` is the class that the page gives its colour by."""
+    """One line of a chart."""
 
     label: str
     values: Sequence[float]
     css: str
+    """One of `LINE_CLASSES`."""
 
 
 def line_chart(title: str, steps: Sequence[float], series: Sequence[Series]) -> Markup:
-    """An SVG of one or several lines over the same steps, with a text for those who cannot see it.
+    """Return an SVG of one or several lines over the same steps, with a text for screen readers.
 
     Values that are not finite break the line; a chart without any finite value is an empty frame.
     """
@@ -39,8 +42,8 @@ def line_chart(title: str, steps: Sequence[float], series: Sequence[Series]) -> 
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
 
-    said = "; ".join(f"{line.label} from {short(line.values[0])} to {short(line.values[-1])}" for line in series)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(said)}">']
+    summary = "; ".join(f"{line.label} from {short(line.values[0])} to {short(line.values[-1])}" for line in series)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(summary)}">']
     for tick in ticks:
         css = "axis" if tick == 0 or tick == low else "rule"
         parts.append(f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
@@ -61,7 +64,7 @@ def line_chart(title: str, steps: Sequence[float], series: Sequence[Series]) -> 
 
 
 def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
+    """Return about `about` evenly spaced round numbers, from at or below `low` to at or above `high`."""
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
     rough = (high - low) / about
@@ -71,15 +74,8 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def short(value: float) -> str:
-    """A number in few characters, with a true minus sign."""
-    if not isfinite(value):
-        return "not a number"
-    text = f"{value:.3g}" if abs(value) < 1e5 else f"{value:.1e}"
-    return text.replace("-", MINUS)
-
-
 def _runs(points: list[tuple[float, float] | None]) -> list[list[tuple[float, float]]]:
+    """Split points at the gaps (None); without empty runs."""
     runs: list[list[tuple[float, float]]] = [[]]
     for point in points:
         if point is None:

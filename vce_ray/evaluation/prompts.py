@@ -1,4 +1,4 @@
-"""Which images are judged: prompts in the wordings of training and in held-out ones, with seeds of their own."""
+"""The prompts of an evaluation: half from the templates of training, half from held-out ones, with their own seeds."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from vce_ray.concepts.concept import Concept
 from vce_ray.pairs.prompts import Prompt, erase_prompts, keep_prompts
 from vce_ray.run_config import RunConfig
 
-ARMS = ("before", "after")
 
+def evaluation_prompts(config: RunConfig, concept: Concept) -> list[Prompt]:
+    """Return the prompts of an evaluation. No (prompt, seed) is one of training's.
 
-def evaluation_prompts(run: RunConfig, concept: Concept) -> list[Prompt]:
-    """Prompts of an evaluation: half in the wordings of training, half held out; no seed is one of training's."""
+    Where the concept has held-out templates, half of the prompts are made from them and half from the templates of
+    training, each half rounded up. Keep prompts are those with a neighbour's name.
+    """
+    halves = (False, True) if concept.held_out_templates else (False,)
+    num_erase = -(-config.evaluation.num_erase // len(halves))
+    num_keep = -(-config.evaluation.num_keep // len(halves))
     prompts: list[Prompt] = []
-    for held_out in (False, True) if concept.held_out_templates else (False,):
-        share = 2 if concept.held_out_templates else 1
-        erase, keep = -(-run.evaluation.num_erase // share), -(-run.evaluation.num_keep // share)
-        prompts += erase_prompts(concept, erase, run.seed, held_out, purpose="evaluation")
-        prompts += [p for p in keep_prompts(concept, keep, run.seed, held_out, purpose="evaluation") if p.name]
+    for held_out in halves:
+        prompts += erase_prompts(concept, num_erase, config.seed, held_out, purpose="evaluation")
+        keep = keep_prompts(concept, num_keep, config.seed, held_out, purpose="evaluation")
+        prompts += [prompt for prompt in keep if prompt.name]
     return prompts

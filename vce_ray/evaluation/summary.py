@@ -1,50 +1,53 @@
-"""The summary page of a fleet: one line for each concept, with what failed and why. Made from a dict alone."""
+"""The summary of a fleet, as a page and as a terminal table: one line per concept. Needs the content of fleet.json."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vce_ray.evaluation.metrics import missed_bars
-from vce_ray.evaluation.report import points, render
+from vce_ray.evaluation.formats import points
+from vce_ray.evaluation.metrics.bars import missed_bars
+from vce_ray.evaluation.page import render
 
 
 def write_summary(fleet: dict[str, Any]) -> str:
-    """The page as HTML.
+    """Return the summary page as HTML.
 
     Args:
-        fleet: what fleet.json holds: name, seconds, asked, drawn, and runs with concept, run, fault, figures, stages.
+        fleet: content of fleet.json: name, seconds, asked, drawn, and runs with concept, run, fault, figures, stages.
     """
     rows = [
-        row | {"missed": missed_bars(row["figures"]) if row["figures"] else [], "seconds": _seconds(row["stages"])}
+        row | {"missed": missed_bars(row["figures"]) if row["figures"] else [], "seconds": _training_seconds(row)}
         for row in fleet["runs"]
     ]
     done = [row for row in rows if row["figures"]]
-    met = sum(not row["missed"] for row in done)
-    counts = {"all": len(rows), "done": len(done), "met": met, "failed": sum(bool(row["fault"]) for row in rows)}
+    counts = {
+        "all": len(rows),
+        "done": len(done),
+        "met": sum(not row["missed"] for row in done),
+        "failed": sum(bool(row["fault"]) for row in rows),
+    }
     return render("fleet.html", fleet=fleet, rows=rows, counts=counts)
 
 
 def summary_table(fleet: dict[str, Any]) -> str:
-    """Lines for a terminal: each concept with its figures, or with what it failed of."""
+    """Return the lines for a terminal: the metrics of each concept, or why its run failed."""
     width = max(len(row["concept"]) for row in fleet["runs"])
     lines = [f"{'':<{width}}  {'before':>7} {'after':>7} {'worst kept':>11} {'all kept':>9}  bars"]
     for row in fleet["runs"]:
-        figures = row["figures"]
-        if figures is None:
+        metrics = row["figures"]
+        if metrics is None:
             lines.append(f"{row['concept']:<{width}}  failed: {row['fault']}")
             continue
-        shares = f"{figures['seen_before']:7.1%} {figures['seen_after']:7.1%}"
-        drops = " ".join(
-            f"{points(figures[key], signed=True).removesuffix(' points'):>{size}}"
+        shares = f"{metrics['seen_before']:7.1%} {metrics['seen_after']:7.1%}"
+        changes = " ".join(
+            f"{points(metrics[key]).removesuffix(' points'):>{size}}"
             for key, size in (("worst_neighbour_drop", 11), ("kept_drop", 9))
         )
-        missed = missed_bars(figures)
-        lines.append(
-            f"{row['concept']:<{width}}  {shares} {drops}  {'missed: ' + ', '.join(missed) if missed else 'met'}"
-        )
+        missed = ", ".join(missed_bars(metrics))
+        lines.append(f"{row['concept']:<{width}}  {shares} {changes}  {f'missed: {missed}' if missed else 'met'}")
     return "\n".join(lines)
 
 
-def _seconds(stages: dict[str, Any]) -> float | None:
-    """How long the training of a run took: what fleets do not share."""
-    return stages.get("training", {}).get("seconds")
+def _training_seconds(row: dict[str, Any]) -> float | None:
+    """Return how long the run trained: the part of its time that it shares with no other run."""
+    return row["stages"].get("training", {}).get("seconds")

@@ -1,41 +1,57 @@
-"""Tables of figures: what a command prints at its end, and the table of several erasures in a README."""
+"""Tables of metrics: the one that a command prints after an erasure, and the README's table of several erasures."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from vce_ray.dataflow.rows import Row
+from vce_ray.evaluation.formats import points
+
 ROWS = (
     ("concept seen", "seen_before", "seen_after"),
-    ("  in held-out wordings", "held_out_before", "held_out_after"),
-    ("kept concepts right", "kept_before", "kept_after"),
+    ("  in held-out templates", "held_out_before", "held_out_after"),
+    ("neighbours recognized", "kept_before", "kept_after"),
     ("image-text score, kept", "score_before", "score_after"),
 )
+"""Title, metric before and metric after."""
 
 
-def before_after_table(figures: dict[str, Any]) -> str:
-    """Lines of figures before and after, for a terminal. Figures that were not measured are left out."""
+def before_after_table(metrics: dict[str, Any]) -> str:
+    """Return metrics before and after as lines for a terminal, without those that were not measured."""
     lines = [f"{'':<26}{'before':>9}{'after':>9}"]
     for title, before, after in ROWS:
-        if figures.get(before) is not None:
-            show = "{:9.3f}" if "score" in before else "{:9.1%}"
-            lines.append(f"{title:<26}{show.format(figures[before])}{show.format(figures[after])}")
-    if figures.get("worst_neighbour"):
-        drop = 100 * figures["worst_neighbour_drop"]
-        lines.append(f"worst kept neighbour: {figures['worst_neighbour']}, {drop:+.1f} points lost")
-    if figures.get("something_share") is not None:
-        lines.append(f"images after that show something: {figures['something_share']:.1%}")
+        if metrics.get(before) is not None:
+            number = "{:9.3f}" if "score" in before else "{:9.1%}"
+            lines.append(f"{title:<26}{number.format(metrics[before])}{number.format(metrics[after])}")
+    if metrics.get("worst_neighbour"):
+        lines.append(f"worst neighbour: {metrics['worst_neighbour']}, {points(metrics['worst_neighbour_drop'])}")
+    if metrics.get("something_share") is not None:
+        lines.append(f"images after that show some object: {metrics['something_share']:.1%}")
     return "\n".join(lines)
 
 
-def results_table(rows: list[dict[str, Any]]) -> str:
-    """Rows of `evaluation_row` as a Markdown table; shares and drops in percent and points."""
+def evaluation_row(metrics: dict[str, Any], concept: str, method: str, seed: int, command: str) -> Row:
+    """Return one row for `results_table`: the main metrics as plain numbers, and the command that reproduces them."""
+    names = ("seen_before", "seen_after", "worst_neighbour_drop", "kept_drop", "score_drop")
+    return {
+        "concept": concept,
+        "method": method,
+        "images": metrics["figures"]["seen_after"]["images"],
+        **{name: metrics[name] for name in names},
+        "seed": seed,
+        "command": command,
+    }
+
+
+def results_table(rows: list[Row]) -> str:
+    """Return rows of `evaluation_row` as a Markdown table, with shares in percent and drops as signed changes."""
     lines = [
         "| concept | method | images | seen before | seen after | worst neighbour | all kept | image-text score |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         names = ("worst_neighbour_drop", "kept_drop", "score_drop")
-        neighbour, kept, score = (f"{round(-100 * row[name], 1) + 0.0:+.1f}" for name in names)  # no -0.0
+        neighbour, kept, score = (f"{round(-100 * row[name], 1) + 0.0:+.1f}" for name in names)  # + 0.0: no -0.0
         lines.append(
             f"| {row['concept']} | {row['method']} | {row['images']} | {row['seen_before']:.1%} | "
             f"{row['seen_after']:.1%} | {neighbour} | {kept} | {score} % |"

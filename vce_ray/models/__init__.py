@@ -1,1 +1,1 @@
-"""The base models, behind one small protocol (base.py)."""
+"""Base models behind one small protocol (base.py)."""

@@ -1,4 +1,4 @@
-"""Adapters: what an erasure leaves behind, as PEFT LoRA safetensors with the revision of the base it fits."""
+"""Save and load adapters: LoRA safetensors in PEFT's format, with the revision of the base they belong to."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
-"""Every matrix of the language model; the vision tower, the tokenizer and the heads stay as they are."""
+"""Modules that get a LoRA: every matrix of the language model's layers. Vision tower, tokenizer and heads get none."""
 WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "weights.safetensors"
 CARD = "vce_ray.json"
 
 
 def add_lora(net: nn.Module, rank: int, alpha: int) -> None:
-    """Puts a fresh LoRA, which changes nothing yet, on the language model, and freezes everything else."""
+    """Add a LoRA to the language model and freeze everything else. A new LoRA does not change the model's output."""
     net.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, lora_dropout=0.0, bias="none")
     inject_adapter_in_model(config, net)
     for parameter in net.parameters():
-        if parameter.requires_grad:  # in bfloat16 most steps of an optimizer would round to nothing
+        if parameter.requires_grad:  # in bfloat16, most optimizer steps would be rounded away
             parameter.data = parameter.data.float()
 
 
 def remove_lora(net: Any) -> None:
-    """Takes off what `add_lora` put on: the net is the base again."""
+    """Remove what `add_lora` added, without merging it: the net is the base again."""
     for name, layer in [(name, part) for name, part in net.named_modules() if isinstance(part, BaseTunerLayer)]:
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, layer.get_base_layer())
@@ -42,12 +42,12 @@ def remove_lora(net: Any) -> None:
 
 
 def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lora: dict | None, facts: dict) -> None:
-    """Writes an adapter folder: weights, peft's config, and the card with the base's revision.
+    """Write an adapter folder: weights, peft's config, and a card with the base's revision.
 
     Args:
-        state: LoRA tensors under peft's names; or, where `lora` is None, all trained full weights by their names.
+        state: LoRA tensors under peft's names, or, if `lora` is None, all trained weights under their own names.
         lora: rank and alpha, or None for full weights.
-        facts: what else the card should tell (concept, method, run).
+        facts: further keys of the card (concept, method, run).
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -64,18 +64,18 @@ def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lor
 
 
 def read_card(folder: Path) -> dict:
-    """The card of an adapter folder. Raises UserError where it is none."""
+    """Return the card of an adapter folder. Raises UserError if the folder has none."""
     path = folder / CARD
     if not path.exists():
-        raise UserError(f"{folder} is no adapter of vce_ray: {CARD} is missing")
+        raise UserError(f"{folder} is not an adapter of vce_ray: {CARD} is missing")
     return json.loads(path.read_text())
 
 
 def attach_adapter(model: ImageModel, folder: Path) -> None:
-    """Puts a saved adapter on a loaded base model.
+    """Add a saved adapter to a loaded base model.
 
     Raises:
-        UserError: the adapter was trained on another revision of the base; both are named.
+        UserError: the adapter was trained on another revision of the base. The message names both.
     """
     card = read_card(folder)
     if card["base_revision"] != model.revision:
@@ -95,13 +95,13 @@ def attach_adapter(model: ImageModel, folder: Path) -> None:
 
 
 def merge_adapter(net: nn.Module) -> None:
-    """Adds the LoRA to the weights it lies on and takes it off: drawing then costs what the base costs."""
+    """Add the LoRA to the weights it applies to and remove it, so that sampling is as fast as with the base."""
     from peft.tuners.lora import LoraLayer
 
     layers: list[tuple[str, Any]] = [(name, x) for name, x in net.named_modules() if isinstance(x, LoraLayer)]
     for name, layer in layers:
         base = layer.get_base_layer()
-        with torch.no_grad():  # in place, so that weights packed for drawing are known to be stale; peft's merge is not
+        with torch.no_grad():  # in place: the packed copies of the CPU step then know they are stale; peft's merge is not
             for adapter in layer.active_adapters:
                 base.weight.add_(layer.get_delta_weight(adapter).to(base.weight.dtype))
         parent, _, child = name.rpartition(".")
@@ -109,5 +109,5 @@ def merge_adapter(net: nn.Module) -> None:
 
 
 def adapter_state(net: nn.Module) -> dict[str, Tensor]:
-    """The LoRA tensors of a net under peft's names."""
+    """Return the LoRA tensors of a net under peft's names."""
     return get_peft_model_state_dict(net)

@@ -1,7 +1,7 @@
-"""What the rest of the code needs from a base model, and no more.
+"""The protocol of a base model: everything that the rest of the code needs from one.
 
 Shape legend of the model code: B images or prompts, P prompt length, T image tokens, S = P + T - 1 positions,
-V image vocabulary, E width of the language model, H W picture height and width.
+V image vocabulary, E width of the language model, H W image height and width.
 """
 
 from __future__ import annotations
@@ -17,110 +17,110 @@ import torch
 from torch import Tensor
 
 from vce_ray.errors import UserError
-from vce_ray.sampling.decoder import Decoder
-from vce_ray.sampling.plan import Shape
+from vce_ray.models.shape import Shape
 
 MAX_PROMPT_CHARS = 2000
-"""Prompts are untrusted: a longer one is refused before it costs memory."""
+"""Prompts are untrusted input: a longer one is rejected before it takes memory."""
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts as the language model reads them, padded on the left, and the same rows with their text blanked out."""
+    """Embedded prompts, padded on the left, with and without their text."""
 
     embeds_BPE: Tensor
     unconditional_BPE: Tensor
-    """Has the lengths of the prompts, and depends on nothing but them."""
+    """The same rows without the text: they depend only on the lengths of the prompts."""
     mask_BP: Tensor
-    """bool: True where there is no padding."""
+    """bool: False for padding."""
     first_B: Tensor
-    """int64: the position at which the first token of a prompt stands, for the rotary embedding."""
+    """int64: position of each prompt's first token, for the rotary embedding."""
 
     def __len__(self) -> int:
         return len(self.mask_BP)
 
-    def rows(self, chosen: Tensor) -> PromptBatch:
-        """The prompts at these places, in this order."""
+    def rows(self, index: Tensor) -> PromptBatch:
+        """Select prompts by index."""
         return PromptBatch(
-            self.embeds_BPE[chosen], self.unconditional_BPE[chosen], self.mask_BP[chosen], self.first_B[chosen]
+            self.embeds_BPE[index], self.unconditional_BPE[index], self.mask_BP[index], self.first_B[index]
         )
 
     def blanked(self, blank: list[bool]) -> PromptBatch:
-        """The same prompts, some of them without their text."""
+        """Return the same prompts, those with `blank` without their text."""
         blank_B11 = torch.tensor(blank, device=self.mask_BP.device)[:, None, None]
         embeds = torch.where(blank_B11, self.unconditional_BPE, self.embeds_BPE)
         return PromptBatch(embeds, self.unconditional_BPE, self.mask_BP, self.first_B)
 
 
 class ImageModel(ABC):
-    """An autoregressive text-to-image model: a Llama over image tokens behind a prompt, and an image tokenizer.
+    """An autoregressive text-to-image model: a Llama that continues a prompt with image tokens, and an image tokenizer.
 
-    What its subclasses set and define is where Janus and LlamaGen differ.
+    Subclasses have the class method `from_folder(folder, device, dtype)`, set the attributes below and implement the
+    abstract methods.
     """
 
     net: Any
-    """What is trained and what adapters are put on: a torch module with `model.language_model` and
-    `model.generation_head`, whose layers no type declares."""
+    """The torch module that is trained and that adapters are added to, with `model.language_model` and
+    `model.generation_head`. Any: its layers are attributes that no type declares."""
     revision: str
-    """Names weights and tokenizer: the same revision draws the same image from the same seed."""
+    """Hash of weights and tokenizer: the same revision draws the same image from the same seed."""
     num_image_tokens: int
     image_vocab_size: int
     image_size: int
-    """Edge of a picture in pixels."""
+    """Height and width of an image in pixels."""
     prompt_tokens = 40
-    """Of a longer prompt than most: what memory is planned for."""
+    """Prompt length that memory is planned for; most prompts are shorter."""
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
-        """Reads prompts for drawing. Raises UserError on an empty or overlong prompt."""
+        """Tokenise and embed prompts for sampling. Raises UserError if a prompt is empty or too long."""
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Raises UserError where a prompt is empty or too long to be drawn; touches no device."""
+        """Raise UserError if a prompt is empty or too long to be drawn. Uses no device."""
         check_prompts(prompts)
 
     @abstractmethod
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
-        """What the language model reads for image tokens: [B, T, E]."""
+        """Return the input embeddings of image tokens: [B, T, E]."""
 
     @abstractmethod
     def decode_pixels(self, tokens_BT: Tensor) -> np.ndarray:
-        """Pictures, uint8 [B, H, W, 3]."""
+        """Decode image tokens to images, uint8 [B, H, W, 3]."""
 
     @abstractmethod
     def encode_pixels(self, images: np.ndarray) -> Tensor:
-        """Image tokens tokens_BT of uint8 [B, H, W, 3]."""
+        """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T]."""
 
     @abstractmethod
     def caption(self, images: np.ndarray) -> list[str]:
-        """One sentence for each picture of uint8 [B, H, W, 3]. Raises UserError where the model cannot read images."""
+        """Caption images, uint8 [B, H, W, 3], in one sentence each. Raises UserError if the model cannot read images."""
 
     @property
     def language_model(self) -> Any:
-        """The Llama, also where peft has wrapped its layers."""
+        """The Llama, whether or not peft has wrapped its layers."""
         return self.net.model.language_model
 
     @property
     def image_head(self) -> Any:
-        """From hidden states [..., E] to logits of the next image token [..., V]."""
+        """Module from hidden states [..., E] to logits of the next image token [..., V]."""
         return self.net.model.generation_head
 
     @property
     def image_head_parts(self) -> list[Any]:
-        """The modules that the image head applies, one after the other."""
+        """The modules of the image head, in the order it applies them."""
         return [self.image_head]
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return self.language_model.embed_tokens.weight.device
 
     def parameters(self) -> Iterator[Tensor]:
-        """All weights that are loaded."""
+        """Return all loaded weights."""
         return self.net.parameters()
 
     @cached_property
     def shape(self) -> Shape:
-        """What drawing costs depend on, its parameters counted."""
+        """Layer sizes and parameter counts, which memory and time of sampling depend on."""
         config = self.language_model.config
         shape = Shape(
             name=self.revision,
@@ -140,34 +140,29 @@ class ImageModel(ABC):
         return replace(shape, idle_parameters=loaded - shape.step_parameters)
 
     @cached_property
-    def decoder(self) -> Decoder:
-        """The language model, ready to draw; made once, so that its cache is kept between batches."""
-        return Decoder(self.language_model, self.image_head_parts)
-
-    @cached_property
     @torch.no_grad()
     def image_embeddings_VE(self) -> Tensor:
-        """What the language model reads for each entry of the image vocabulary; nothing here trains it."""
+        """Table of the input embeddings of the image vocabulary. It is computed once, as training never changes it."""
         return self.embed_image_tokens(torch.arange(self.image_vocab_size, device=self.device)[None])[0]
 
     def image_logits(self, prompts: PromptBatch, tokens_BT: Tensor, conditional: bool = True) -> Tensor:
-        """Teacher-forced logits_BTV: row t is the distribution of token t given the prompt and tokens before t."""
+        """Return teacher-forced logits, [B, T, V]: those of token t, given the prompt and the tokens before t."""
         text_BPE = prompts.embeds_BPE if conditional else prompts.unconditional_BPE
         embeds_BSE = torch.cat([text_BPE, self.embed_image_tokens(tokens_BT[:, :-1])], dim=1)
         length = embeds_BSE.shape[1]
         padding_B1 = (~prompts.mask_BP).sum(1, keepdim=True)
-        places = torch.arange(length, device=self.device) - padding_B1 + prompts.first_B[:, None]
+        positions = torch.arange(length, device=self.device) - padding_B1 + prompts.first_B[:, None]
         hidden_BSE = self.language_model(
             inputs_embeds=embeds_BSE,
             attention_mask=attention_mask(prompts.mask_BP, length),
-            position_ids=places.clamp(min=0),
+            position_ids=positions.clamp(min=0),
             use_cache=False,
         ).last_hidden_state
         return self.image_head(hidden_BSE[:, text_BPE.shape[1] - 1 :])
 
 
 def check_prompts(prompts: list[str]) -> None:
-    """Raises UserError where a prompt is empty or longer than MAX_PROMPT_CHARS."""
+    """Raise UserError if a prompt is empty or longer than MAX_PROMPT_CHARS."""
     for prompt in prompts:
         if not prompt.strip():
             raise UserError("empty prompt: give each image a prompt of at least one word")
@@ -178,9 +173,10 @@ def check_prompts(prompts: list[str]) -> None:
 
 
 def attention_mask(mask_BP: Tensor, length: int) -> Tensor | None:
-    """Who sees whom, bool [B, 1, S, S] of S = `length`: what came before, but no padding. None where none is padded.
+    """Return the causal mask without padding, bool [B, 1, S, S] with S = `length`; None if no prompt is padded.
 
-    A padding slot sees itself alone; nothing sees it, so its state only has to be finite.
+    A padding position attends only to itself: with nothing to attend to, softmax would make it NaN. No other position
+    attends to it.
     """
     if mask_BP.all():
         return None

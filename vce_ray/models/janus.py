@@ -1,4 +1,4 @@
-"""Janus and Janus-Pro, as transformers ships them, behind ImageModel.
+"""Janus and Janus-Pro, from transformers, as an ImageModel.
 
 The shape legend is in base.py.
 """
@@ -16,14 +16,14 @@ from transformers.models.janus.processing_janus import JanusProcessor
 
 from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
-from vce_ray.models.load import folder_revision
+from vce_ray.models.folder import folder_revision
 from vce_ray.models.pixels import decode_in_batches
 
 QUESTION = "Describe this image in one sentence."
 
 
 class Janus(ImageModel):
-    """Draws and captions."""
+    """Draws and captions images."""
 
     def __init__(self, net: JanusForConditionalGeneration, processor: Any, revision: str):
         config: Any = net.config
@@ -34,36 +34,36 @@ class Janus(ImageModel):
         self.num_image_tokens = config.vision_config.num_image_tokens
         self.image_vocab_size = config.vq_config.num_embeddings
         self.image_size = config.vision_config.image_size
-        processor.num_image_tokens = self.num_image_tokens  # transformers sets 576 for every checkpoint
+        processor.num_image_tokens = self.num_image_tokens  # transformers assumes 576 for every checkpoint
         self._boi = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)
         self._pad = self.tokenizer.pad_token_id
 
     @classmethod
     def from_folder(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
-        """Loads a checkpoint folder in transformers' format, from safetensors only."""
+        """Load a checkpoint folder in transformers' format. Weights are read from safetensors only."""
         net: Any = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         processor = JanusProcessor.from_pretrained(folder)
-        net.model.vqmodel.to(memory_format=torch.channels_last)  # convolutions run a third faster on CPUs
+        net.model.vqmodel.to(memory_format=torch.channels_last)  # makes convolutions a third faster on CPUs
         return cls(net.to(device).eval(), processor, folder_revision(folder))
 
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
-        """Tokenises prompts for drawing: BOS, text, begin-of-image, padded on the left.
+        """Tokenise and embed prompts for sampling: BOS, text, begin-of-image, padded on the left.
 
         Raises:
-            UserError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has places.
+            UserError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has positions for.
         """
         rows = self._tokenise(prompts)
         width = max(map(len, rows))
         ids_BP = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.device)
-        places = torch.arange(width, device=self.device)
-        mask_BP = places >= torch.tensor([width - len(row) for row in rows], device=self.device)[:, None]
+        columns = torch.arange(width, device=self.device)
+        mask_BP = columns >= torch.tensor([width - len(row) for row in rows], device=self.device)[:, None]
         keep = (ids_BP == self.tokenizer.bos_token_id) | (ids_BP == self._boi)
         embed = self.language_model.embed_tokens
-        blank_BP = ids_BP.masked_fill(~keep, self._pad)  # the text becomes padding that is attended to, as in Janus
+        blank_BP = ids_BP.masked_fill(~keep, self._pad)  # as in Janus: pad tokens in place of the text, attended to
         return PromptBatch(embed(ids_BP), embed(blank_BP), mask_BP, torch.zeros_like(ids_BP[:, 0]))
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Raises UserError where a prompt is empty or too long to be drawn; touches no device."""
+        """Raise UserError if a prompt is empty or too long to be drawn. Uses no device."""
         self._tokenise(prompts)
 
     def _tokenise(self, prompts: list[str]) -> list[list[int]]:
@@ -78,23 +78,25 @@ class Janus(ImageModel):
 
     @property
     def image_head_parts(self) -> list[Any]:
-        """Two linear modules with an activation between them."""
+        """The modules of the image head: two linear ones with an activation between them."""
         head = self.image_head
         return [head.proj_out, head.activation_fn, head.vision_head]
 
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
-        """What the language model reads for image tokens: [B, T, E]."""
+        """Return the input embeddings of image tokens: [B, T, E]."""
         return self.net.prepare_embeddings_for_image_generation(tokens_BT)
 
     @torch.no_grad()
     def decode_pixels(self, tokens_BT: Tensor) -> np.ndarray:
-        """Pictures of image tokens, uint8 [B, H, W, 3]."""
+        """Decode image tokens to images, uint8 [B, H, W, 3]."""
         return decode_in_batches(tokens_BT.to(self.device), self.net.model.vqmodel.decode)
 
     @torch.no_grad()
     def encode_pixels(self, images: np.ndarray) -> Tensor:
-        """Image tokens tokens_BT of uint8 [B, H, W, 3]: the nearest code by cosine, as the original Janus does it
-        (transformers' own quantiser compares without normalising)."""
+        """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T].
+
+        Takes the nearest code by cosine, as the original Janus does (transformers' quantiser does not normalise).
+        """
         vq = self.net.model.vqmodel
         pixels = torch.from_numpy(images).to(self.device, vq.quant_conv.weight.dtype).permute(0, 3, 1, 2) / 127.5 - 1
         latents = vq.quant_conv(vq.encoder(pixels)).flatten(2).transpose(1, 2)
@@ -103,7 +105,7 @@ class Janus(ImageModel):
 
     @torch.no_grad()
     def caption(self, images: np.ndarray, max_new_tokens: int = 48) -> list[str]:
-        """One greedy sentence for each picture of uint8 [B, H, W, 3]."""
+        """Caption images, uint8 [B, H, W, 3], greedily, in one sentence each."""
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         inputs = self.processor(text=[text] * len(images), images=list(images), return_tensors="pt").to(self.device)

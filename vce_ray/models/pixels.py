@@ -1,6 +1,7 @@
-"""Image tokens to pixels, so that no picture depends on its company.
+"""Decode image tokens to pixels in batches of a fixed size.
 
-Convolutions round their sums otherwise in batches of another size. So a VQ decoder sees batches of one size only.
+How a convolution rounds its sums depends on the batch size. With a fixed one, an image does not depend on the images
+decoded beside it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import torch
 from torch import Tensor
 
 DECODE_BATCH = 4
-"""Pictures decoded at once; larger batches are no faster on CPUs, where decoding counts."""
+"""Images decoded at once. Larger batches are no faster on CPUs, and on GPUs decoding takes little of the time."""
 
 
 def decode_in_batches(tokens_BT: Tensor, decode: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """Pictures, uint8 [B, H, W, 3], of image tokens.
+    """Decode image tokens to images, uint8 [B, H, W, 3].
 
     Args:
-        decode: from int64 [DECODE_BATCH, T] to values [DECODE_BATCH, 3, H, W] from -1 to 1.
+        decode: takes int64 [DECODE_BATCH, T], returns values in -1..1, [DECODE_BATCH, 3, H, W].
     """
     parts = []
     for tokens in tokens_BT.split(DECODE_BATCH):

@@ -1,1 +1,1 @@
-"""From a concept to a set of image pairs: prompts, captions without the concept, pairs."""
+"""From a concept to a set of image pairs: prompts, images, captions, refined captions. No Ray in here."""

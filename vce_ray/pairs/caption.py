@@ -1,4 +1,4 @@
-"""Captions unsafe images and takes the concept out of the captions."""
+"""Captions unsafe images and removes the concept from the captions."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from collections.abc import Mapping, Sequence
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.rows import Outcome, Row, reject
-from vce_ray.pairs.captioner import Caption, clean, open_captioner, open_refiner
+from vce_ray.pairs.answers import Caption, clean
+from vce_ray.pairs.captioner import open_captioner, open_refiner
 from vce_ray.pairs.refine import refine
 
 log = logging.getLogger(__name__)
 
 
 class Describe:
-    """Unsafe pictures -> captions and refined captions.
+    """Step `captions`: unsafe images -> captions and refined captions.
 
-    Rejected are, each with its own reason: an answer that is of no use (captioner.py), a picture whose caption does
-    not name the concept (it shows no contrast to learn from), a caption of which nothing is left without the concept,
-    and one in which the concept is found although it was taken out. Rows are judged one by one.
+    A row is rejected, independently of the others and with its own reason, if
+
+    - the captioner's answer is unusable (answers.py),
+    - the caption does not mention the concept, so that the image gives no contrast to learn from,
+    - nothing is left of the caption without the concept, or
+    - the refined caption still mentions the concept.
 
     Args:
-        captioner: who describes; None where rows bring their answers (ANSWER).
-        refiner: who takes the concept out of captions, before the rules take out what is left of it; None is the rules
-            alone, which also do it where a refiner's answer is of no use.
+        captioner: name of the captioner; None if the rows already contain its answers (ANSWER).
+        concepts: concept of each run.
+        refiner: name of the refiner that rewrites captions before the rules of refine.py are applied. None applies the
+            rules alone, as does an unusable answer of the refiner.
     """
 
     def __init__(self, captioner: str | None, concepts: Mapping[str, Concept], refiner: str | None = None):
@@ -36,13 +41,13 @@ class Describe:
         else:
             captions = self.captioner.caption([row["image"] for row in rows])
         concepts = [self.concepts[row["run"]] for row in rows]
-        named = [concept.mentions(caption.text) for caption, concept in zip(captions, concepts, strict=True)]
-        rewritten = self._rewritten(captions, concepts, named)
+        mentioned = [concept.mentions(caption.text) for caption, concept in zip(captions, concepts, strict=True)]
+        texts = self._rewrite(captions, concepts, mentioned)
         described, rejects = [], []
-        for row, caption, concept, removed, text in zip(rows, captions, concepts, named, rewritten, strict=True):
+        for row, caption, concept, removed, text in zip(rows, captions, concepts, mentioned, texts, strict=True):
             refined = refine(text, concept)
-            if caption.fault:
-                reason = caption.fault
+            if caption.error:
+                reason = caption.error
             elif not removed:
                 reason = "concept not in unsafe image"
             elif refined.nothing_left:
@@ -59,30 +64,30 @@ class Describe:
                     }
                 )
                 continue
-            rejects.append(reject(row, "captions", reason, caption.said))
+            rejects.append(reject(row, "captions", reason, caption.answer))
         return described, rejects
 
-    def _rewritten(
-        self, captions: Sequence[Caption], concepts: Sequence[Concept], named: Sequence[tuple[str, ...]]
+    def _rewrite(
+        self, captions: Sequence[Caption], concepts: Sequence[Concept], mentioned: Sequence[tuple[str, ...]]
     ) -> list[str]:
-        """The captions, as a refiner rewrote those that name their concept."""
+        """Return the captions, with those that mention their concept rewritten by the refiner if there is one."""
         texts = [caption.text for caption in captions]
         if self.refiner is not None:
-            naming = [i for i, terms in enumerate(named) if terms]
-            answers = self.refiner.rewrite([(texts[i], concepts[i]) for i in naming])
-            for i, answer in zip(naming, answers, strict=True):
-                texts[i] = answer.text or texts[i]
-                if answer.fault:
-                    log.warning("the rules alone refine a caption: %s (%s)", answer.fault, answer.said[:200])
+            indices = [i for i, terms in enumerate(mentioned) if terms]
+            answers = self.refiner.rewrite([(texts[i], concepts[i]) for i in indices])
+            for i, rewritten in zip(indices, answers, strict=True):
+                texts[i] = rewritten.text or texts[i]
+                if rewritten.error:
+                    log.warning("rules alone refine a caption: %s (%s)", rewritten.error, rewritten.answer[:200])
         return texts
 
 
 ANSWER = ("answer", "cut_off", "failure")
-"""Columns of a row that brings what a captioner answered: its text, whether it was cut off, what kept it from it."""
+"""Columns of a row that contains a captioner's answer: its text, whether it was truncated, the error if it failed."""
 
 
 def answered(row: Row) -> Caption:
-    """The caption in a row that brings its answer."""
+    """Return the caption of a row that contains a captioner's answer."""
     if row["failure"]:
         return Caption("", row["failure"], "captioner failed")
     return clean(row["answer"], row["cut_off"])

@@ -1,4 +1,8 @@
-"""Captioners and refiners behind endpoints of OpenAI's chat completions: vLLM's server, SGLang's, or a vendor's."""
+"""Captioners and refiners behind an endpoint with OpenAI's chat completions API (vLLM, SGLang, vendors).
+
+Requests go through urllib with redirects disabled, and past any proxy on loopback: the token must reach the configured
+host only.
+"""
 
 from __future__ import annotations
 
@@ -19,183 +23,193 @@ from typing import Any
 from vce_ray.concepts.concept import Concept
 from vce_ray.env import CAPTIONER_DEADLINE_S, CAPTIONER_TOKEN, REFINER_TOKEN, Variable
 from vce_ray.errors import CaptionerError, UserError
-from vce_ray.pairs.captioner import ANSWER_TOKENS, QUESTION, Caption, clean
+from vce_ray.pairs.answers import ANSWER_TOKENS, QUESTION, Caption, clean
 
-AT_ONCE = 8
-"""Questions that an actor sends at once."""
-REQUEST_S = 60.0
-"""How long one request may wait for the next bytes of its answer."""
-LARGEST = 1 << 20
-"""Bytes of the largest answer that is read: a sentence has some hundred."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
+CONCURRENCY = 8
+"""Concurrent requests of one actor."""
+READ_TIMEOUT_S = 60.0
+"""Seconds without new bytes after which a request times out."""
+MAX_ANSWER_BYTES = 1 << 20
+"""Largest response body that is read. A normal one has a few hundred bytes."""
+INITIAL_BACKOFF_S, MAX_BACKOFF_S = 0.5, 20.0
 REWRITE = (
     "Rewrite this description of a picture so that it says nothing of: {terms}.{instead} Keep all else that it tells, "
     "such as objects, colours, background and style. Answer with the new description only, in one plain sentence."
     "\n\n{caption}"
 )
-"""What a refiner is asked. Its answer is trusted no further than a caption: the rules go over it (refine.py)."""
-_MEND = {
-    401: "give its token in {token}, on every machine whose actors caption",
-    403: "give a token with a right to this model in {token}",
-    404: "correct address and model: https://host/v1#model",
+"""Prompt for refiners. The answer is treated like any caption: the rules of refine.py are applied to it."""
+_FIXES = {
+    401: "set its token in {token}, on every machine whose actors caption",
+    403: "set a token with access to this model in {token}",
+    404: "correct the URL and the model: https://host/v1#model",
 }
-_THIS_QUESTION = (400, 413, 415, 422)
-"""Statuses that blame what was sent: filters of contents answer so."""
+_REJECTED_REQUEST = (400, 413, 415, 422)
+"""Statuses that refer to the content of one request. Content filters answer with them."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects are errors: a token must not follow one to another host."""
+    """Turns redirects into errors, because following one could send the token to another host."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
-class _Unanswered(Exception):
-    """The deadline has passed."""
+class _DeadlineExceeded(Exception):
+    """A question was not answered before its deadline. The message is the last error."""
 
 
 class Endpoint:
-    """Asks an endpoint some questions at once, and tries again what may yet succeed.
+    """Sends questions to an endpoint concurrently and retries temporary errors.
 
     Raises:
-        UserError: its token is none that can be sent.
+        UserError: the token contains characters that cannot be sent in a header.
     """
 
     role = "captioner"
-    token_in: Variable[str] = CAPTIONER_TOKEN
+    token_variable: Variable[str] = CAPTIONER_TOKEN
 
     def __init__(self, url: str, model: str):
         self.url, self.model = f"{url}/chat/completions", model
-        self.token, self.deadline_s = self.token_in.get(), CAPTIONER_DEADLINE_S.get()
+        self.token, self.deadline_s = self.token_variable.get(), CAPTIONER_DEADLINE_S.get()
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
-            raise UserError(f"{self.token_in.name} holds blanks or other signs that no token has")
-        near = [urllib.request.ProxyHandler({})] if url.startswith("http://") else []  # loopback: past any proxy
-        self._opener = urllib.request.build_opener(_NoRedirects, *near)
+            raise UserError(
+                f"{self.token_variable.name} contains spaces or control or non-ASCII characters: set the bare token"
+            )
+        # http:// means loopback (parse_captioner), which the machine's proxy settings must not apply to
+        handlers = [urllib.request.ProxyHandler({})] if url.startswith("http://") else []
+        self._opener = urllib.request.build_opener(_NoRedirects, *handlers)
 
     def ask(self, questions: Sequence[list[dict[str, Any]]]) -> list[Caption]:
-        """One answer to each question, which is the content of a message: texts and pictures.
+        """Return one answer per question. A question is the content of a chat message: a list of texts and images.
 
-        An endpoint that is busy or out of reach is tried again until the deadline. If meanwhile it has answered another
-        question, the one without an answer is at fault.
+        If the endpoint is busy or unreachable, a question is retried until its deadline. A question that is still
+        unanswered then is the only one to fail if the endpoint has answered another one since it was first sent.
 
         Raises:
-            CaptionerError: the endpoint refuses the token, knows no such model, or has answered no question while one
-                of them was tried.
+            CaptionerError: the endpoint refuses the token, does not have the model, or answered no question at all
+                between the first attempt at one of them and its deadline.
         """
-        stop, heard = threading.Event(), 0.0
+        stop, last_answer_at = threading.Event(), 0.0
 
         def ask(question: list[dict[str, Any]]) -> Caption:
-            nonlocal heard
-            begun = time.monotonic()
+            nonlocal last_answer_at
+            started = time.monotonic()
             try:
-                answer = self._ask(question, begun + self.deadline_s, stop)
-            except _Unanswered as error:
-                if heard >= begun or stop.is_set():  # where it is set, another question's failure is raised
+                answer = self._ask(question, started + self.deadline_s, stop)
+            except _DeadlineExceeded as error:
+                # An answer to any other question since `started` proves that the endpoint works, so this question
+                # alone is rejected. With `stop` set, this thread was interrupted and another one raises the error.
+                if last_answer_at >= started or stop.is_set():
                     return Caption("", str(error), f"{self.role} gave no answer")
-                stop.set()  # it would be the same for all
+                stop.set()  # the other questions would fail in the same way
                 raise CaptionerError(
-                    f"{self.role} {self.url} gave no answer within {self.deadline_s:g} s: {error}. See that it runs, "
-                    "or wait longer by VCE_RAY_CAPTIONER_DEADLINE_S, then give the same command again"
+                    f"{self.role} {self.url} gave no answer within {self.deadline_s:g} s: {error}. Check that it is "
+                    f"running, or increase {CAPTIONER_DEADLINE_S.name}, then run the same command again"
                 ) from None
             except CaptionerError:
                 stop.set()
                 raise
-            heard = time.monotonic()
+            last_answer_at = time.monotonic()
             return answer
 
-        pool = ThreadPoolExecutor(AT_ONCE)
+        pool = ThreadPoolExecutor(CONCURRENCY)
         try:
-            asked = [pool.submit(ask, question) for question in questions]
-            wait(asked, return_when=FIRST_EXCEPTION)
-            for future in asked:
+            futures = [pool.submit(ask, question) for question in questions]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
                 if future.done() and (error := future.exception()):
                     raise error
-            return [future.result() for future in asked]
+            return [future.result() for future in futures]
         finally:
-            stop.set()
+            stop.set()  # wakes threads that wait for their next attempt
             pool.shutdown(cancel_futures=True)
 
     def _ask(self, question: list[dict[str, Any]], deadline: float, stop: threading.Event) -> Caption:
-        pause = FIRST_PAUSE_S
+        """Ask one question, with retries. Raises _DeadlineExceeded or CaptionerError."""
+        backoff = INITIAL_BACKOFF_S
         while True:
-            rest = pause * random.uniform(0.5, 1.0)
+            delay = backoff * random.uniform(0.5, 1.0)  # jitter: actors must not retry in step
             try:
                 return read_answer(self._post(question, deadline))
             except urllib.error.HTTPError as error:
-                status, told = error.code, self._told(error)
-                if status in _THIS_QUESTION:
-                    return Caption("", told, f"{self.role} refused the picture")
+                status, message = error.code, self._error_message(error)
+                if status in _REJECTED_REQUEST:
+                    return Caption("", message, f"{self.role} refused the picture")
                 if status != 429 and status < 500:
-                    mend = _MEND.get(status, "correct its address: https://host/v1#model")
-                    mend = mend.format(token=self.token_in.name)
-                    raise CaptionerError(f"{self.role} {self.url} answers {told}: {mend}") from None
-                rest = max(rest, _retry_after(error.headers.get("Retry-After", "")))
+                    fix = _FIXES.get(status, "correct its URL: https://host/v1#model")
+                    fix = fix.format(token=self.token_variable.name)
+                    raise CaptionerError(f"{self.role} {self.url} answers {message}: {fix}") from None
+                delay = max(delay, _retry_after(error.headers.get("Retry-After", "")))
             except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and broken connections
-                told = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
-            if time.monotonic() + rest > deadline or stop.wait(rest):
-                raise _Unanswered(self._hidden(told))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+                message = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
+            if time.monotonic() + delay > deadline or stop.wait(delay):
+                raise _DeadlineExceeded(self._redact(message))
+            backoff = min(2 * backoff, MAX_BACKOFF_S)
 
     def _post(self, question: list[dict[str, Any]], deadline: float) -> bytes:
-        """The answer's body, at most LARGEST + 1 bytes of it."""
-        asked: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": question}]}
-        asked |= {"temperature": 0, "max_tokens": ANSWER_TOKENS}
-        request = urllib.request.Request(self.url, json.dumps(asked).encode(), {"Content-Type": "application/json"})
+        """Send one request and return the response body, cut to MAX_ANSWER_BYTES + 1 bytes.
+
+        The extra byte tells `read_answer` that the body was too large.
+        """
+        payload: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": question}]}
+        payload |= {"temperature": 0, "max_tokens": ANSWER_TOKENS}
+        request = urllib.request.Request(self.url, json.dumps(payload).encode(), {"Content-Type": "application/json"})
         if self.token:
             request.add_unredirected_header("Authorization", f"Bearer {self.token}")
-        left = max(0.1, deadline - time.monotonic())
+        remaining = max(0.1, deadline - time.monotonic())
         body = bytearray()
-        with self._opener.open(request, timeout=min(REQUEST_S, left)) as response:
-            while len(body) <= LARGEST and (chunk := response.read1(1 << 16)):
+        with self._opener.open(request, timeout=min(READ_TIMEOUT_S, remaining)) as response:
+            # The socket's timeout restarts with every chunk, so a server that sends slowly is stopped by the clock.
+            while len(body) <= MAX_ANSWER_BYTES and (chunk := response.read1(1 << 16)):
                 body += chunk
                 if time.monotonic() > deadline:
-                    raise TimeoutError("the answer was still coming at the deadline")
-        return bytes(body[: LARGEST + 1])
+                    raise TimeoutError("the answer was incomplete at the deadline")
+        return bytes(body[: MAX_ANSWER_BYTES + 1])
 
-    def _told(self, error: urllib.error.HTTPError) -> str:
-        """Status and first words of a refusal."""
-        words = ""
+    def _error_message(self, error: urllib.error.HTTPError) -> str:
+        """Return the status and the start of the body of an error response."""
+        body = ""
         with contextlib.suppress(OSError, http.client.HTTPException), error:
-            words = " ".join(error.read(2000).decode(errors="replace").split())[:300]
-        return self._hidden(f"{error.code} {error.reason} {words}".strip())
+            body = " ".join(error.read(2000).decode(errors="replace").split())[:300]
+        return self._redact(f"{error.code} {error.reason} {body}".strip())
 
-    def _hidden(self, text: str) -> str:
-        """Without the token, which some servers repeat."""
+    def _redact(self, text: str) -> str:
+        """Remove the token, which some servers repeat in their errors."""
         return text.replace(self.token, "***") if self.token else text
 
 
 class EndpointCaptioner(Endpoint):
-    """Describes pictures."""
+    """Describes images with a vision model behind an endpoint."""
 
     def caption(self, images: Sequence[bytes]) -> list[Caption]:
-        """One caption for each picture, PNG bytes. Raises CaptionerError, as `ask` does."""
-        pictures = ["data:image/png;base64," + base64.b64encode(image).decode() for image in images]
-        words = {"type": "text", "text": QUESTION}
-        return self.ask([[{"type": "image_url", "image_url": {"url": picture}}, words] for picture in pictures])
+        """Return one caption per image (PNG bytes), in order. Raises CaptionerError like `ask`."""
+        urls = ["data:image/png;base64," + base64.b64encode(image).decode() for image in images]
+        text = {"type": "text", "text": QUESTION}
+        return self.ask([[{"type": "image_url", "image_url": {"url": url}}, text] for url in urls])
 
 
 class EndpointRefiner(Endpoint):
-    """Rewrites captions without a concept, as a language model does it."""
+    """Rewrites captions without their concept, with a language model behind an endpoint."""
 
     role = "refiner"
-    token_in = REFINER_TOKEN
+    token_variable = REFINER_TOKEN
 
     def rewrite(self, captions: Sequence[tuple[str, Concept]]) -> list[Caption]:
-        """Each caption without its concept, as far as the model did so. Raises CaptionerError, as `ask` does."""
-        return self.ask([[{"type": "text", "text": rewriting(text, concept)}] for text, concept in captions])
+        """Return the rewritten captions, in order; terms may be left in them. Raises CaptionerError like `ask`."""
+        return self.ask([[{"type": "text", "text": rewrite_question(text, concept)}] for text, concept in captions])
 
 
-def rewriting(caption: str, concept: Concept) -> str:
-    """What a refiner is asked about a caption: the terms that stand in it are to go, and what may take their place."""
+def rewrite_question(caption: str, concept: Concept) -> str:
+    """Return the prompt for a refiner: the caption, the terms to remove, and the replacement if there is one."""
     terms = ", ".join(f"'{term}'" for term in concept.mentions(caption))
     instead = f" Where something must stand in its place, say '{concept.replacement}'." if concept.replacement else ""
     return REWRITE.format(terms=terms, instead=instead, caption=caption)
 
 
 def read_answer(body: bytes) -> Caption:
-    """The caption in the body of a chat completion."""
-    if len(body) > LARGEST:
-        return Caption("", f"more than {LARGEST} bytes", "answer too large")
+    """Return the caption in the response body of a chat completion."""
+    if len(body) > MAX_ANSWER_BYTES:
+        return Caption("", f"more than {MAX_ANSWER_BYTES} bytes", "answer too large")
     try:
         choice = json.loads(body)["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
@@ -208,7 +222,7 @@ def read_answer(body: bytes) -> Caption:
 
 
 def _retry_after(text: str) -> float:
-    """Seconds that a server asks to wait, as a number or as a date; 0 where it says nothing readable."""
+    """Return the seconds to wait given by a Retry-After header, which is a number or a date; 0 if it is invalid."""
     if text.strip().isdigit():
         return float(text)
     try:

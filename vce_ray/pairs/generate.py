@@ -1,6 +1,7 @@
-"""Draws the images of a run: those its prompts ask for, and safe ones of the same content.
+"""Draws the images of a run: those of its prompts, and safe images with the same content.
 
-Plain callables from rows to (rows, rejects), each with the run that it belongs to; `fanout.py` runs them in Ray actors.
+The steps are plain callables from rows to (rows, rejects). Each row names its run. dataflow/fanout.py runs them in Ray
+actors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from vce_ray.config import SamplingConfig
 from vce_ray.dataflow.ids import stable_id
 from vce_ray.dataflow.rows import Outcome, Row, reject
 from vce_ray.models.load import base_model
-from vce_ray.pairs.captioner import Caption, open_captioner
+from vce_ray.pairs.answers import Caption
+from vce_ray.pairs.captioner import open_captioner
 from vce_ray.pairs.images import to_png
 from vce_ray.pairs.prompts import sampling_seed
 from vce_ray.sampling import draw
@@ -25,43 +27,53 @@ if TYPE_CHECKING:
 
 
 def sample_id(revision: str, prompt: str, seed: int, sampling: SamplingConfig) -> str:
-    """The id of a picture: a hash of all that determines it (the batch size does not)."""
+    """Return the id of an image: a hash of everything that determines it, which the batch size does not."""
     return stable_id(revision, prompt, seed, sampling.determining())
 
 
 def draw_once(
     model: ImageModel, rows: list[Row], sampling: SamplingConfig
 ) -> Iterator[tuple[list[Row], list[int], np.ndarray]]:
-    """Each picture that rows ask for, by prompt and seed: the rows that share it, its tokens and its pixels."""
-    asked: dict[tuple[str, int], list[Row]] = {}
+    """Draw each distinct (prompt, seed) of the rows once, in one batch.
+
+    Yields:
+        The rows that share the image, its image tokens, and its pixels (uint8 [H, W, 3]).
+    """
+    groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        asked.setdefault((row["prompt"], row["seed"]), []).append(row)
-    tokens = draw(model, [prompt for prompt, _ in asked], [seed for _, seed in asked], sampling)
-    yield from zip(asked.values(), tokens.tolist(), model.decode_pixels(tokens), strict=True)
+        groups.setdefault((row["prompt"], row["seed"]), []).append(row)
+    tokens = draw(model, [prompt for prompt, _ in groups], [seed for _, seed in groups], sampling)
+    yield from zip(groups.values(), tokens.tolist(), model.decode_pixels(tokens), strict=True)
 
 
 class DrawUnsafe:
-    """Prompts -> pictures, of the concept and of what must be kept, as the base draws them."""
+    """Step `unsafe`: prompts -> images of the base model, both of the concept and of what must be preserved."""
 
     def __init__(self, base: str, sampling: SamplingConfig):
         self.model, self.sampling = base_model(base), sampling
 
     def __call__(self, rows: list[Row]) -> Outcome:
         drawn: list[Row] = []
-        for asking, tokens, image in draw_once(self.model, rows, self.sampling):
-            prompt, seed = asking[0]["prompt"], asking[0]["seed"]
+        for sharing, tokens, image in draw_once(self.model, rows, self.sampling):
+            prompt, seed = sharing[0]["prompt"], sharing[0]["seed"]
             drawn_id = sample_id(self.model.revision, prompt, seed, self.sampling)
-            picture = {"sample_id": drawn_id, "prompt": prompt, "seed": seed, "tokens": tokens, "image": to_png(image)}
-            drawn += [{key: row[key] for key in ("run", "prompt_id", "kind", "name")} | picture for row in asking]
+            sample = {"sample_id": drawn_id, "prompt": prompt, "seed": seed, "tokens": tokens, "image": to_png(image)}
+            drawn += [{key: row[key] for key in ("run", "prompt_id", "kind", "name")} | sample for row in sharing]
         return drawn, []
 
 
 class DrawSafe:
-    """Refined captions -> safe pictures of the same content.
+    """Step `safe`: refined captions -> safe images with the same content.
 
-    Each picture is captioned again, and one in which the caption still names the concept is drawn anew with
-    the next seed, `attempts` times at most; so is one that the captioner cannot describe. All of its answer counts, not
-    only its first sentence. The judge that scores a run is another model and has no say here.
+    Each image is captioned again as a check. It is redrawn with the next seed, up to `attempts` times in total, if the
+    captioner's complete answer (not only its first sentence) mentions the concept, or if the answer is unusable. The
+    judge that evaluates the run is a different model and takes no part in this.
+
+    Args:
+        base: base model.
+        captioner: captioner that checks the images; it may be the base model.
+        concepts: concept of each run.
+        attempts: images drawn per row before it is rejected.
     """
 
     def __init__(
@@ -72,22 +84,22 @@ class DrawSafe:
 
     def __call__(self, rows: list[Row]) -> Outcome:
         drawn: list[Row] = []
-        open_rows = list(rows)
+        pending = list(rows)
         last_check: dict[str, Caption] = {}
         for attempt in range(1, self.attempts + 1):
-            if not open_rows:
+            if not pending:
                 break
-            seeds = [sampling_seed("safe", row["sample_id"], attempt) for row in open_rows]
-            prompts = [row["refined_caption"] for row in open_rows]
+            seeds = [sampling_seed("safe", row["sample_id"], attempt) for row in pending]
+            prompts = [row["refined_caption"] for row in pending]
             tokens = draw(self.model, prompts, seeds, self.sampling)
             images = [to_png(image) for image in self.model.decode_pixels(tokens)]
-            still_open = []
+            failed = []
             for row, seed, row_tokens, image, check in zip(
-                open_rows, seeds, tokens.tolist(), images, self.captioner.caption(images), strict=True
+                pending, seeds, tokens.tolist(), images, self.captioner.caption(images), strict=True
             ):
                 last_check[row["sample_id"]] = check
-                if check.fault or self.concepts[row["run"]].mentions(check.said):
-                    still_open.append(row)
+                if check.error or self.concepts[row["run"]].mentions(check.answer):
+                    failed.append(row)
                     continue
                 drawn_id = sample_id(self.model.revision, row["refined_caption"], seed, self.sampling)
                 drawn.append(
@@ -104,10 +116,10 @@ class DrawSafe:
                         "attempt": attempt,
                     }
                 )
-            open_rows = still_open
+            pending = failed
         rejects = []
-        for row in open_rows:
+        for row in pending:
             check = last_check[row["sample_id"]]
-            reason = f"safe image unchecked: {check.fault}" if check.fault else "concept in safe image"
-            rejects.append(reject(row, "safe", reason, check.said, self.attempts))
+            reason = f"safe image unchecked: {check.error}" if check.error else "concept in safe image"
+            rejects.append(reject(row, "safe", reason, check.answer, self.attempts))
         return drawn, rejects

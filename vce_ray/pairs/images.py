@@ -1,4 +1,4 @@
-"""Pictures as rows carry them: PNG bytes, never float arrays."""
+"""Conversion of images to and from PNG, the format in which rows store them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from PIL import Image
 
 
 def to_png(image: np.ndarray) -> bytes:
-    """PNG bytes of a uint8 [H, W, 3] picture."""
+    """Encode a uint8 [H, W, 3] image as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def from_png(images: Iterable[bytes]) -> np.ndarray:
-    """Pictures of one size as uint8 [B, H, W, 3]."""
+    """Decode PNG images of equal size to uint8 [B, H, W, 3]."""
     return np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])

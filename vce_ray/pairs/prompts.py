@@ -1,11 +1,11 @@
-"""Which prompts are drawn, and with which seeds: those that ask for the concept, and those that must stay.
+"""Prompts and seeds of a run: erase prompts, which ask for the concept, and keep prompts, which must be preserved.
 
-Names, templates and slot fillings are dealt like cards from shuffled decks, each dealt out before it is
-shuffled again: every name comes equally often (give or take one), and under one name every template does.
-The first n prompts are the same however many are asked for, so a larger run keeps what a smaller one drew.
+Names, templates and slot values are dealt like cards from shuffled decks; a deck is reshuffled only when it is empty.
+So all names occur equally often (give or take one), and so do all templates of one name. The first n prompts do not
+depend on how many are requested, so a larger run reuses the images of a smaller one.
 
-What is asked of a name, and with which seeds, does not depend on the concept: the pictures that one concept keeps are
-those that its neighbours erase or keep, and a fleet draws them once.
+The wordings and seeds for a name do not depend on the concept either. The images that one concept keeps are therefore
+the ones that its neighbours erase or keep, and a fleet draws them once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vce_ray.concepts.concept import Concept, fix_articles
+from vce_ray.concepts.concept import Concept
+from vce_ray.concepts.wording import fix_articles
 from vce_ray.dataflow.ids import stable_id
 from vce_ray.errors import UserError
 
@@ -30,23 +31,23 @@ MAX_PROMPTS = 100_000
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of the prompts stage."""
+    """One row of the `prompts` stage."""
 
     prompt_id: str
     prompt: str
     kind: PromptKind
     name: str
-    """The concept's name or the neighbour that the prompt asks for; '' for a whole keep prompt."""
+    """The concept's name or the neighbour that the prompt asks for; '' for a complete keep prompt."""
     template: str
-    """The wording before it was filled; '' for a whole keep prompt."""
+    """The template with its placeholders; '' for a complete keep prompt and for a user's own prompt."""
     held_out: bool
-    """Whether the wording is one that makes no training pairs."""
+    """Whether the template is reserved for evaluation."""
     seed: int
     """Sampling seed of this row, below 2**63."""
 
 
 class _Deck:
-    """Deals values in shuffled order, and shuffles again only when every one has been dealt."""
+    """Deals values in shuffled order and reshuffles only when all of them have been dealt."""
 
     def __init__(self, values: Sequence[str], rng: random.Random):
         self._values = list(values)
@@ -67,54 +68,64 @@ def erase_prompts(
     purpose: str = "pairs",
     names: Sequence[str] | None = None,
 ) -> list[Prompt]:
-    """`count` prompts that ask for the concept, in the training wordings or the held-out ones.
+    """Return `count` prompts that ask for the concept.
 
-    `purpose` is a namespace of seeds: 'pairs' and 'evaluation' share no (prompt, seed). `names` takes other
-    words for the concept than `concept.names`: its synonyms, when generality is evaluated. Raises UserError
-    for a negative count, for no names, and for held-out prompts of a concept that has none.
+    Args:
+        held_out: use the held-out templates instead of the training templates.
+        purpose: namespace of the seeds. 'pairs' and 'evaluation' have no (prompt, seed) in common.
+        names: words for the concept other than `concept.names`, such as its synonyms to evaluate generalization.
+
+    Raises:
+        UserError: `held_out` is set and the concept has no held-out templates.
+        ValueError: negative count, or no names.
     """
-    asked = concept.names if names is None else tuple(names)
-    if not asked:
-        raise ValueError(f"concept {concept.name!r}: no names to make prompts of")
-    return _deal(concept, asked, (), count, seed, "erase", held_out, purpose)
+    names = concept.names if names is None else tuple(names)
+    if not names:
+        raise ValueError(f"concept {concept.name!r}: no names to make prompts from")
+    return _deal(concept, names, (), count, seed, "erase", held_out, purpose)
 
 
 def keep_prompts(
     concept: Concept, count: int, seed: int, held_out: bool = False, purpose: str = "pairs"
 ) -> list[Prompt]:
-    """`count` prompts whose images must stay: neighbours in the same wordings, and the concept's whole prompts.
+    """Return `count` prompts whose images must be preserved: neighbours in the same templates, and `keep_prompts`.
 
-    The whole prompts together come as often as one neighbour; held-out prompts are of neighbours alone.
-    Arguments and errors as in `erase_prompts`.
+    All `keep_prompts` together occur as often as one neighbour. Held-out prompts ask for neighbours only. Arguments as
+    for `erase_prompts`.
+
+    Raises:
+        UserError: the concept has nothing to keep, or `held_out` is set and it has no held-out templates.
+        ValueError: negative count.
     """
-    whole = () if held_out else concept.keep_prompts
-    if not concept.keep and not whole:
-        raise UserError(f"concept {concept.name!r} keeps nothing: fill `keep` with neighbours that must stay")
-    return _deal(concept, concept.keep, whole, count, seed, "keep", held_out, purpose)
+    complete = () if held_out else concept.keep_prompts
+    if not concept.keep and not complete:
+        raise UserError(f"concept {concept.name!r} keeps nothing: list the neighbours to preserve in `keep`")
+    return _deal(concept, concept.keep, complete, count, seed, "keep", held_out, purpose)
 
 
 def given_prompts(concept: Concept, prompts: Sequence[str], count: int, seed: int) -> list[Prompt]:
-    """`count` erase prompts out of a user's own, in turn, each time with a new seed."""
+    """Return `count` erase prompts from a user's own list, cycling through it with a new seed for each row."""
     rows = []
     for index in range(count):
         text = prompts[index % len(prompts)]
-        asked = concept.mentions(text)
-        name = next((name for name in concept.names if name in asked), concept.names[0])
+        mentioned = concept.mentions(text)
+        name = next((name for name in concept.names if name in mentioned), concept.names[0])
         row_seed = sampling_seed("given", concept.name, seed, index)
         rows.append(Prompt(stable_id("erase", text, row_seed), text, "erase", name, "", False, row_seed))
     return rows
 
 
 def sampling_seed(*parts: object) -> int:
-    """A seed below 2**63 that follows from `parts`, for one row."""
+    """Hash `parts` to a seed below 2**63."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """A user's own prompts, one per line of a UTF-8 file; blanks around a line are dropped.
+    """Read a user's own prompts from a UTF-8 file, one per line. White space around a line is stripped.
 
-    Raises UserError that names file and line for an empty, overlong or repeated line, for control
-    characters, and for a file that cannot be read or holds no or too many prompts.
+    Raises:
+        UserError: the file cannot be read, or contains no prompts, too many, or an invalid line: empty, too long,
+            repeated, or with control characters. The message names the file and the line.
     """
     path = Path(path)
     try:
@@ -125,20 +136,20 @@ def read_prompts(path: str | Path) -> list[str]:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     lines = text.removesuffix("\n").split("\n") if text else []
     if not lines:
-        raise UserError(f"{path} holds no prompts: write one per line")
+        raise UserError(f"{path} contains no prompts: write one per line")
     if len(lines) > MAX_PROMPTS:
-        raise UserError(f"{path} holds {len(lines)} lines; at most {MAX_PROMPTS} prompts are taken")
+        raise UserError(f"{path} has {len(lines)} lines: give at most {MAX_PROMPTS} prompts")
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         prompt = line.strip()
         if not prompt:
-            raise UserError(f"{path}, line {number}: an empty line where a prompt should be")
+            raise UserError(f"{path}, line {number}: empty line: delete it or write a prompt")
         if len(prompt) > MAX_PROMPT_LENGTH:
-            raise UserError(f"{path}, line {number}: {len(prompt)} characters; at most {MAX_PROMPT_LENGTH} are taken")
+            raise UserError(f"{path}, line {number}: {len(prompt)} characters; at most {MAX_PROMPT_LENGTH} are allowed")
         if found := re.search(r"[\x00-\x1f\x7f-\x9f]", prompt):
-            raise UserError(f"{path}, line {number}: the control character {found.group()!r} in a prompt")
+            raise UserError(f"{path}, line {number}: control character {found.group()!r} in a prompt: remove it")
         if prompt in first_line:
-            raise UserError(f"{path}, line {number}: {prompt!r} stands in line {first_line[prompt]} already")
+            raise UserError(f"{path}, line {number}: {prompt!r} repeats line {first_line[prompt]}: remove one")
         first_line[prompt] = number
     return list(first_line)
 
@@ -146,38 +157,41 @@ def read_prompts(path: str | Path) -> list[str]:
 def _deal(
     concept: Concept,
     names: Sequence[str],
-    whole: Sequence[str],
+    complete: Sequence[str],
     count: int,
     seed: int,
     kind: PromptKind,
     held_out: bool,
     purpose: str,
 ) -> list[Prompt]:
+    """Deal `count` prompts for `names` and the complete prompts, which share one card of the deck of names."""
     if count < 0:
         raise ValueError(f"count is {count}: it must not be negative")
     templates = concept.held_out_templates if held_out else concept.templates
     if not templates:
         raise UserError(f"concept {concept.name!r} has no held_out_templates: write some, or use its templates")
     rng = random.Random(sampling_seed("order", purpose, concept.name, kind, held_out, seed))
-    name_deck = _Deck([*names, *([""] if whole else [])], rng)
-    whole_deck = _Deck(whole, rng)
-    of_name = {name: _Wordings(concept, name, templates, (purpose, name, held_out, seed)) for name in names}
-    times: Counter[str] = Counter()
+    name_deck = _Deck([*names, *([""] if complete else [])], rng)
+    complete_deck = _Deck(complete, rng)
+    by_name = {name: _NamePrompts(concept, name, templates, (purpose, name, held_out, seed)) for name in names}
+    occurrences: Counter[str] = Counter()
 
     rows = []
     for _ in range(count):
         name = name_deck.deal()
-        template, text = of_name[name].deal() if name else ("", whole_deck.deal())
-        asked = name or text
-        row_seed = sampling_seed(purpose, asked, held_out, seed, times[asked])
-        times[asked] += 1
+        template, text = by_name[name].deal() if name else ("", complete_deck.deal())
+        # Seeds count the occurrences of the name (or complete prompt), not the rows, and do not depend on the concept:
+        # otherwise the runs of a fleet could not share images.
+        subject = name or text
+        row_seed = sampling_seed(purpose, subject, held_out, seed, occurrences[subject])
+        occurrences[subject] += 1
         prompt_id = stable_id(kind, text, row_seed)
         rows.append(Prompt(prompt_id, text, kind, name, template, held_out, row_seed))
     return rows
 
 
-class _Wordings:
-    """The prompts that ask for one name, in an order that depends on `space` alone."""
+class _NamePrompts:
+    """Deals the prompts of one name, in an order that depends on `space` and the concept's templates and slots only."""
 
     def __init__(self, concept: Concept, name: str, templates: Sequence[str], space: tuple[object, ...]):
         rng = random.Random(sampling_seed("order", *space))
@@ -185,7 +199,7 @@ class _Wordings:
         self._slots = {slot: _Deck(concept.slots[slot], rng) for slot in sorted(concept.slots)}
 
     def deal(self) -> tuple[str, str]:
-        """A template, and the prompt that is made of it."""
+        """Return the next template and the prompt filled from it."""
         template = self._templates.deal()
         fillings = {slot: deck.deal() for slot, deck in self._slots.items() if f"{{{slot}}}" in template}
         return template, fix_articles(template.format(name=self._name, **fillings))

@@ -1,9 +1,23 @@
-"""Takes a concept out of a caption and leaves a sentence of the same content without it.
+"""Removes a concept from a caption and keeps the rest of its content.
 
-'a deer in the style of noto on a red background' becomes 'an animal in the style of noto on a red background';
-for the style noto it becomes 'a deer on a red background'. The rules are regular expressions that work
-sentence by sentence. They know a few hundred function words and no grammar, so an unusual sentence may come
-out clumsy; what is certain is that no term of the concept is left in it.
+'a deer in the style of noto on a red background' becomes 'an animal in the style of noto on a red background'; for the
+style noto it becomes 'a deer on a red background'.
+
+Approach: each sentence that mentions the concept goes through these steps.
+
+1. Names and synonyms are replaced by `concept.replacement`, if there is one.
+2. Every remaining term is dropped by an ordered list of regular expressions, together with the words that only lead to
+   it: 'in the style of ...', 'holding a ...', 'who is ...'. The first rules match whole phrases of known shapes; the
+   last one matches the bare term.
+3. The text is tidied (doubled commas, empty brackets, dangling prepositions) and its articles are corrected.
+
+Step 2 repeats, with the tidying, until the sentence no longer mentions the concept. A sentence without any content word
+left is dropped.
+
+Limits: the rules know a few hundred English function words and no grammar. An unusual sentence may come out clumsy or
+lose a phrase that could have stayed, and a concept that is described without any of its terms is not found. What is
+guaranteed is that the result contains no term of the concept. For more fluent captions, a refiner (endpoint.py) can
+rewrite them before these rules are applied.
 """
 
 from __future__ import annotations
@@ -12,8 +26,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vce_ray.concepts.concept import Concept, fix_articles, plural, words_pattern
-from vce_ray.pairs.captioner import ABBREVIATIONS
+from vce_ray.concepts.concept import Concept
+from vce_ray.concepts.wording import ABBREVIATIONS, fix_articles, plural, words_pattern
+
+# Word classes ---------------------------------------------------------------------------------------------------------
 
 _DET = (
     r"(?:an?|the|his|her|its|their|this|that|these|those|some|another|one|two|three|four|five|several|many|multiple|no)"
@@ -38,19 +54,24 @@ _VERY = (
     r"|heavily|scantily|explicitly|quite|rather|both|all|also|still)"
 )
 _STOP = rf"(?:{_DET}|{_PREP}|{_HOLDS}|{_BE}|{_PERSON}|and|or|but|who|which|while|as)"
+"""Words that cannot be adjectives."""
 _ADJ = rf"(?:(?!{_STOP}(?![\w-]))[\w'-]+ ){{0,3}}"
+"""Up to three adjectives. The bound limits backtracking."""
 _NP = rf"(?:\b{_DET} {_ADJ})"
+"""The start of a noun phrase: a determiner and adjectives."""
 _VERB = (
     r"(?:(?!(?:draw|paint|render|build|cloth|even|morn|ceil|k|r|th|str|w|spr|engrav|etch|print)ings?\b"
     r"|(?:r|b|sh|se|hundr)ed\b)"
     r"\w+(?:ing|ed)|(?:stand|sit|lie|rest|run|walk|hang|look|face|fl[iy]e?|swim|stare|graze|leap|jump|emerge|rise|fill"
     r"|dominate|surround|cover|grow|float|move|gaze|wait|sleep|lay|serve|add|create|give|make)s?)"
 )
-_HEAD = (  # what follows when the word before it ends its noun phrase; '%s' are nouns that look like verbs
+_HEAD = (
     rf"(?=\s*(?:$|[,.;:!?)\"]|(?:{_PREP}|{_BE}|{_HOLDS}|and|or|but|who|which|that|while|as|can|may|will)\b"
     rf"|(?!(?:%s)\b){_VERB}\b))"
 )
+"""Lookahead: the word before this position is the head of its noun phrase. '%s' are nouns that look like verbs."""
 _DOES = rf"(?:{_BE}|{_HOLDS}|{_VERB}|\w+[^\Wsu]s|\w+ly)"
+"""A verb or an adverb, also by its ending alone."""
 
 _STYLE = (
     r"(?:styles?|manners?|aesthetics?|techniques?|traditions?|spirit|vein|fashion|palettes?|looks?|brush ?work"
@@ -79,28 +100,29 @@ _EMPTY_WORDS = """
     photograph painting paintings drawing illustration artwork art work style manner scene depiction rendering
     emoji draw shows showing depicts depicting features featuring made done painted drawn very highly detailed
 """
-_SAYS_NOTHING = frozenset(_EMPTY_WORDS.split())
+_NO_CONTENT = frozenset(_EMPTY_WORDS.split())
+"""Words that give an image model nothing to draw."""
 
 
 @dataclass(frozen=True)
 class Refined:
-    """A caption without the concept. `text` is '' when nothing that could be drawn is left: reject the row."""
+    """A caption without the concept. `text` is '' if nothing that could be drawn is left; the row is then rejected."""
 
     text: str
     removed_terms: tuple[str, ...]
 
     @property
     def nothing_left(self) -> bool:
-        """Whether the caption said nothing but the concept."""
+        """Whether the caption described nothing but the concept."""
         return not self.text
 
 
 def refine(caption: str, concept: Concept) -> Refined:
-    """The caption without any term of the concept, grammatical as far as the rules reach, and what was taken out.
+    """Return the caption without any term of the concept, and the terms that it contained.
 
-    Names and synonyms are replaced by `concept.replacement` where it has one; everything else is dropped
-    together with the words that only led to it. A caption without the concept comes back as it is, but for
-    its white space and quotation marks. Describe looks again whether the concept is in what comes back.
+    Names and synonyms are replaced by `concept.replacement` if there is one; all other terms are dropped together with
+    the words that only lead to them. A caption that does not mention the concept is returned unchanged, except for
+    normalized white space and quotation marks. `Describe` checks the result again.
     """
     text = " ".join(caption.replace("\u2019", "'").replace("\u201c", '"').replace("\u201d", '"').split())
     removed = concept.mentions(text)
@@ -108,29 +130,35 @@ def refine(caption: str, concept: Concept) -> Refined:
         rules = _rules(concept.kind, concept.names + concept.synonyms, concept.terms(), concept.replacement)
         sentences = _SENTENCE_GAP.split(text)
         text = " ".join(filter(None, (_refine_sentence(sentence, concept, rules) for sentence in sentences)))
-    if not _says_something(text):
+    if not _has_content(text):
         text = ""
     return Refined(text, removed)
 
 
 @dataclass(frozen=True)
 class _Rules:
-    naming: re.Pattern[str]
+    """The compiled rules of one concept."""
+
+    name: re.Pattern[str]
     """Names and synonyms; used only with a replacement."""
     compound: re.Pattern[str]
-    """Adjectives made with a name, such as 'knife-wielding': they go even where names are replaced."""
+    """Compound adjectives with a name, such as 'knife-wielding'. They are dropped even if names are replaced."""
     singular: frozenset[str]
+    """Names and synonyms in lower case, to tell singular from plural."""
     replacement: str
-    dropping: tuple[tuple[re.Pattern[str], str], ...]
+    drop: tuple[tuple[re.Pattern[str], str], ...]
+    """Patterns and what replaces them, in the order in which they are applied."""
 
 
 @lru_cache(maxsize=64)
 def _rules(kind: str, names: tuple[str, ...], terms: tuple[str, ...], replacement: str) -> _Rules:
-    """The rules of one concept, in the order in which they are tried."""
+    """Compile the rules of a concept. Cached, because compiling takes about 0.1 s."""
     is_name = re.compile(words_pattern(names), re.IGNORECASE)
-    names = tuple(term for term in terms if is_name.search(term))  # 'dump truck' too, where 'truck' is a name
-    naming = words_pattern(names)
+    names = tuple(term for term in terms if is_name.search(term))  # also 'dump truck' if 'truck' is a name
+    name = words_pattern(names)
+    # one term with a hyphenated prefix or suffix, quotation marks, a possessive, a reflexive pronoun
     one = rf"(?:\"?(?:\b(?:\w+-)+)?{words_pattern(terms)}(?:-\w[\w-]*)?\"?(?:'s\b|')?(?: (?:him|her|it|them)self)?)"
+    # one term or a list of terms
     t = rf"(?:{one}(?:(?:\s?[,&/]|\s(?:and|or|by))?\s(?:{_DET}\s)?{one})*)"
     verbs_not = "|".join(map(re.escape, (replacement, plural(replacement)))) if replacement else "-"
     head = _HEAD % verbs_not
@@ -141,7 +169,7 @@ def _rules(kind: str, names: tuple[str, ...], terms: tuple[str, ...], replacemen
     of_work = rf"(?:{_STYLE}|composition|image|picture|scene)(?: of [\w ]{{1,40}})?"
     subject = rf"(?:it|(?:the|its|this|these) (?:[\w-]+ ){{0,4}}{of_work})"
     style_rules = [
-        # '... of Picasso and Rembrandt' keeps Rembrandt
+        # 'in the style of Picasso and Rembrandt' -> 'in the style of Rembrandt'
         (rf"\b(style of|of|by|like|after) {t},? (?:and|or|&) (?=(?-i:[A-Z])|[\w-]+(?:$|[.,;]| on\b| in\b))", r"\1 "),
         # a whole sentence: 'The colors are reminiscent of Van Gogh.'
         (rf"^{subject} (?:{_BE} )?(?:{_VERY} )?{made}{_AFTER} [^,;]{{0,80}}{t}[^,;]{{0,40}}$", ""),
@@ -165,7 +193,7 @@ def _rules(kind: str, names: tuple[str, ...], terms: tuple[str, ...], replacemen
     styled = r"(?: in the style of [\w-]+)?"
     bared = r"(?: (?:exposed|visible|showing|bare|uncovered|open|raised|spread)\b)?"
     drop_rules = [
-        # a sentence about it: 'The knife is bloody.'
+        # a sentence about the concept: 'The knife is bloody.'
         (rf"^{_NP}?{t} {_BE} (?:[\w-]+ ){{0,2}}[\w-]+[.!?]?$", ""),
         # ', blood on their faces,'
         (rf",\s*(?:and )?{_NP}?{t} (?:on|from|over|across) (?:his|her|its|their|the) [\w ]{{1,40}}(?=[,.;]|$)", ""),
@@ -179,10 +207,10 @@ def _rules(kind: str, names: tuple[str, ...], terms: tuple[str, ...], replacemen
         (rf"{t},? (?:and|or|&) (?=(?!{_DET}\b)\w)", ""),
         (rf"{_NP}?{t}(?:,? (?:and|or|&)|,) (?={_DET}\b)", ""),
         (rf",? (?:and|or|&) {_NP}?{t}{head}", ""),
-        # the subject goes with its verb: 'There is a deer standing in a meadow' leaves 'a meadow'
+        # the subject with its verb: 'There is a deer standing in a meadow' -> 'a meadow'
         (rf"^(?:there (?:is|are) )?{_NP}?{t}{styled}{head}(?: {_DOES}){{0,2}}(?: {_PREP})?(?= \w)", ""),
         (rf"^(?:there is )?\b(?:an?|the) {_ADJ}{t} \w+[^\Wsu]s\b(?: {_PREP})?(?= \w)", ""),
-        # what only leads to it: 'holding a big knife', 'with her breasts exposed', 'who is naked'
+        # a phrase that only leads to the concept: 'holding a big knife', 'with her breasts exposed', 'who is naked'
         (rf",?\s*\b{leads} {_NP}?{_ADJ}{t}{bared}{head}", ""),
         (rf",?\s*\b{leads} an? {_ADJ}{t}(?= \w+[^\Wsu]s\b)", ""),
         (rf",?\s*\b(?:(?:who|that|which) )?{_BE} (?:{_VERY} )?{_NP}?{_ADJ}{t}{head}", ""),
@@ -193,16 +221,16 @@ def _rules(kind: str, names: tuple[str, ...], terms: tuple[str, ...], replacemen
     ]  # fmt: skip
     rules = (style_rules if kind == "style" else []) + drop_rules
     return _Rules(
-        naming=re.compile(rf"(?:\b(?:\w+-)+)?(?P<term>{naming})", re.IGNORECASE),
-        compound=re.compile(rf"{naming}-(?:\w+ing|like|style|styled|inspired|shaped|esque|themed)\b ?", re.IGNORECASE),
+        name=re.compile(rf"(?:\b(?:\w+-)+)?(?P<term>{name})", re.IGNORECASE),
+        compound=re.compile(rf"{name}-(?:\w+ing|like|style|styled|inspired|shaped|esque|themed)\b ?", re.IGNORECASE),
         singular=frozenset(name.lower() for name in names),
         replacement=replacement,
-        dropping=tuple((re.compile(pattern, re.IGNORECASE), put) for pattern, put in rules),
+        drop=tuple((re.compile(pattern, re.IGNORECASE), kept) for pattern, kept in rules),
     )
 
 
 def _aside(phrase: str) -> list[tuple[str, str]]:
-    """Drops a phrase with the comma before it, and with the one after it too where a verb of the sentence follows."""
+    """Return rules that drop a phrase with the comma before it, and with the comma after it if a verb follows."""
     verb = rf"(?= (?:{_HOLDS}|{_BE}|{_VERB})\b)"
     return [(rf",\s*\b{phrase},{verb}", ""), (rf",?\s*\b{phrase}", "")]
 
@@ -211,31 +239,32 @@ def _refine_sentence(sentence: str, concept: Concept, rules: _Rules) -> str:
     if not concept.mentions(sentence):
         return sentence
     text = _replace(sentence, rules) if rules.replacement else sentence
-    while concept.mentions(text):  # again, should taking words out have brought others together
-        for pattern, put in rules.dropping:
-            text = " ".join(pattern.sub(put, text).split())
+    while concept.mentions(text):  # dropping words can join others into a term
+        for pattern, kept in rules.drop:
+            text = " ".join(pattern.sub(kept, text).split())
         text = _tidy(text)
     text = fix_articles(_tidy(text))
-    if not _says_something(text):
+    if not _has_content(text):
         return ""
     return text[0].upper() + text[1:] if sentence.lstrip("\"'(")[:1].isupper() else text
 
 
 def _replace(text: str, rules: _Rules) -> str:
-    """Names and synonyms become the replacement, in the number and letter case of what they replace."""
+    """Replace names and synonyms by the concept's replacement, in the same number and letter case."""
     one, many = rules.replacement, plural(rules.replacement)
 
-    def put(match: re.Match[str]) -> str:
+    def noun_for(match: re.Match[str]) -> str:
         word, before, after = match["term"], text[: match.start()], text[match.end() :]
-        several = re.sub(r"[\s_-]+", " ", word.lower()) not in rules.singular and word.lower() not in rules.singular
-        if plural(word) == word:  # 'two deer', 'the deer are': the word itself does not tell
-            several = bool(re.search(rf"\b{_MANY} (?:[\w-]+ ){{0,2}}$", before, re.IGNORECASE))
-            several = several or bool(re.match(r" (?:are|were|have|graze|stand|run|gather)\b", after))
-        noun = many if several else one
+        is_plural = re.sub(r"[\s_-]+", " ", word.lower()) not in rules.singular and word.lower() not in rules.singular
+        if plural(word) == word:  # 'deer': the number shows in the words around it, 'two deer' or 'the deer are'
+            is_plural = bool(re.search(rf"\b{_MANY} (?:[\w-]+ ){{0,2}}$", before, re.IGNORECASE))
+            is_plural = is_plural or bool(re.match(r" (?:are|were|have|graze|stand|run|gather)\b", after))
+        noun = many if is_plural else one
         return noun[0].upper() + noun[1:] if match.group()[0].isupper() and not before.strip(" \"'(") else noun
 
     text = rules.compound.sub("", text)
-    text = rules.naming.sub(put, text)
+    text = rules.name.sub(noun_for, text)
+    # merge repetitions: 'a knife, a dagger and an axe' has become 'a thing, a thing and a thing'
     either = rf"(?:{re.escape(many)}|{re.escape(one)})\b"
     text = re.sub(rf"\b({either})(?: {either})+", r"\1", text, flags=re.IGNORECASE)
     item = rf"(?:(?:an?|the|some) )?{either}"
@@ -244,8 +273,8 @@ def _replace(text: str, rules: _Rules) -> str:
 
 _TAIL = rf"(?:and|or|with|of|by|like|from|as|for|at|in|an?|the|{_BE}|(?:featur|show|depict|evok|resembl)ing)"
 _TIDY = tuple(
-    (re.compile(pattern, re.IGNORECASE), put)
-    for pattern, put in (
+    (re.compile(pattern, re.IGNORECASE), kept)
+    for pattern, kept in (
         (r"\(\W*\)|\[\W*\]|\"\W*\"|(?<!\w)'\s*'(?!\w)", ""),
         (r"\s+(?=[,.;:!?)])", ""),
         (r"(?<=[(\[])\s+", ""),
@@ -267,16 +296,17 @@ _TIDY = tuple(
 
 
 def _tidy(text: str) -> str:
-    """Removes what taking words out leaves behind: doubled commas, empty brackets, dangling words."""
+    """Remove what dropped words leave behind: doubled commas, empty brackets, dangling function words."""
     before = None
     while text != before:
         before = text
         if text.count('"') % 2:
             text = text.replace('"', "")
-        for pattern, put in _TIDY:
-            text = pattern.sub(put, text).strip()
+        for pattern, kept in _TIDY:
+            text = pattern.sub(kept, text).strip()
     return text
 
 
-def _says_something(text: str) -> bool:
-    return any(word not in _SAYS_NOTHING for word in re.findall(r"[^\W\d_][\w'-]*", text.lower()))
+def _has_content(text: str) -> bool:
+    """Return whether the text contains a word that an image model could draw."""
+    return any(word not in _NO_CONTENT for word in re.findall(r"[^\W\d_][\w'-]*", text.lower()))

@@ -1,33 +1,53 @@
-"""The two arms of an evaluation as steps of a flow: what the base draws, and what runs made of it.
+"""Evaluation on Ray Data: the images before (drawn by the base) and after (drawn with the adapters of the runs).
 
-The one place of the evaluation that knows Ray; pictures and verdicts come from score.py.
+The images and their rows come from `vce_ray.evaluation`, which knows nothing of Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
 
 from vce_ray.dataflow import schemas
-from vce_ray.dataflow.fanout import Step, batched, flow, open_claims, publish
+from vce_ray.dataflow.fanout import Step, batched, flow, open_refs, publish
 from vce_ray.dataflow.task import Task
-from vce_ray.pipeline.pair_flow import PICTURE
+from vce_ray.evaluation.detectors import evaluation_schema
+from vce_ray.pipeline.pair_flow import IMAGE
+from vce_ray.storage.store import Store
 
 
-def arm_step(arm: str, tasks: Mapping[str, Task]) -> Step:
-    """The step that draws and judges one arm, 'before' or 'after'."""
-    settings = {"tasks": dict(tasks), "arm": arm}
-    alike = PICTURE if arm == "before" else ()  # what the base draws is the same for all runs
-    source, made, core = "evaluation/prompts", schemas.EVALUATION, "vce_ray.evaluation.score:Score"
-    return Step(f"evaluation/{arm}", source, made, "prompt_id", core, settings, alike=alike)
+def evaluation_step(arm: str, tasks: Mapping[str, Task]) -> Step:
+    """Return the step that draws the images of one arm, 'before' or 'after', and runs the detectors on them."""
+    return Step(
+        stage=f"evaluation/{arm}",
+        source="evaluation/prompts",
+        schema=schemas.EVALUATION,
+        link="prompt_id",
+        core="vce_ray.evaluation.draw_and_detect:DrawAndDetect",
+        settings={"tasks": dict(tasks), "arm": arm},
+        alike=IMAGE if arm == "before" else (),  # runs share images of the base, but not those of their adapters
+        schemas={name: evaluation_schema(task.config, task.concept) for name, task in tasks.items()},
+    )
 
 
 def evaluate_after(tasks: Mapping[str, Task]) -> None:
-    """Draws, judges and publishes the after arm of runs whose adapters are trained."""
-    step = arm_step("after", tasks)
-    run = next(iter(tasks.values())).config
-    size = run.sampling.batch_size
-    batches = [batch for task in tasks.values() for batch in batched(open_claims(task, step), size)]
-    for _ in flow(batches, [([step], run.cluster.draw)], tasks, size, run.cluster.wait_s):
+    """Draw, evaluate and publish the images after, for runs whose adapters are trained."""
+    step = evaluation_step("after", tasks)
+    config = next(iter(tasks.values())).config
+    size = config.sampling.batch_size
+    batches = [batch for task in tasks.values() for batch in batched(open_refs(task, step), size)]
+    for _ in flow(batches, [([step], config.cluster.draw)], tasks, size, config.cluster.wait_s):
         pass
     for task in tasks.values():
         publish(task, step)
+
+
+def read_before_after(store: Store, columns: Sequence[str]) -> pa.Table:
+    """Return the published evaluation rows of a run, before and after.
+
+    Args:
+        store: the store of the run.
+        columns: columns of `evaluation_schema` to read.
+    """
+    return pa.concat_tables([store.stage(f"evaluation/{arm}").read(columns=columns) for arm in schemas.BEFORE_AFTER])

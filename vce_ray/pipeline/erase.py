@@ -1,8 +1,8 @@
-"""Erases concepts: one run or many, from a concept's name to its report, each stage skipped where it is published.
+"""Erases concepts: one run or many, from a concept's name to its report. Published stages are skipped.
 
-    prompts -> pair sets of all runs in one flow -> a training each, once its pairs are there -> evaluation, report
+    prompts -> pair sets of all runs in one flow -> one training each, once its pairs are ready -> evaluation, report
 
-Runs share the cluster and the pictures that several of them want. One that fails does so alone.
+Runs share the cluster, and the images that several of them need. A run that fails does so alone.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from vce_ray.config import TrainConfig
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError, format_error
-from vce_ray.pipeline.run import FLOW, STAGES, TRAINING, Run
+from vce_ray.pipeline.run import Run
+from vce_ray.pipeline.stages import METRICS, NAMES, PAIR_FLOW, PAIR_STAGES, REPORT
 from vce_ray.run_config import RunConfig
+from vce_ray.training import HISTORY
+from vce_ray.training.objectives import objective_for
 
 if TYPE_CHECKING:
     from vce_ray.training.train import Trainings
-
-METRICS = "evaluation/metrics.json"
-PAIRED = ("unsafe", "captions", "safe", "pairs", "reference")
-"""Stages that end when the pair set of a run is published."""
 
 SHARED: dict[str, Callable[[RunConfig], Any]] = {
     "base": lambda config: config.base,
@@ -37,25 +34,27 @@ SHARED: dict[str, Callable[[RunConfig], Any]] = {
     "num_workers": lambda config: config.train.num_workers,
     "cluster": lambda config: config.cluster,
 }
-"""What runs that are erased together have in common."""
+"""Settings in which runs that are erased together must agree."""
+REPORTED_PAIRS = 24
+"""Training pairs that are read for a report."""
 
 Failures = dict[str, BaseException]
 
 
 def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, Any] | BaseException]:
-    """Runs all stages of all runs that are not published yet.
+    """Run every stage of every run that is not published yet.
 
-    All have the same base, captioner and sampling. Whatever ends a run is written into its run.json first.
+    Records the failure of a run in its run.json before raising or returning it.
 
     Args:
-        pairs_only: stop each run once its pair set is published; without it the same run goes on from there.
+        pairs_only: stop each run once its pair set is published; the same call without it resumes from there.
 
     Returns:
-        The figures of each run's evaluation, none where it stops at its pairs, or what it failed with; by its name.
+        By run name: the metrics of its evaluation, {} if it stops at its pairs, or the exception it failed with.
 
     Raises:
-        UserError: the runs do not agree in what they share, or two have the same name.
-        KeyboardInterrupt, and faults that no single run is to blame for.
+        UserError: the runs disagree in settings that they must share, or two have the same name.
+        KeyboardInterrupt, and errors that no single run is to blame for.
     """
     failures: Failures = {}
     _check_shared(runs)
@@ -73,11 +72,6 @@ def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, 
     }
 
 
-def unfinished(run: Run) -> bool:
-    """Whether a run has work left, for which it needs a cluster."""
-    return not run.done("report")
-
-
 def _check_shared(runs: Sequence[Run]) -> None:
     first = runs[0]
     for number, run in enumerate(runs):
@@ -86,21 +80,22 @@ def _check_shared(runs: Sequence[Run]) -> None:
         for field, of in SHARED.items():
             if of(run.config) != of(first.config):
                 raise UserError(
-                    f"runs {first.name} and {run.name} share actors and pictures, but differ in {field}: "
-                    "give them the same, or erase them by commands of their own"
+                    f"runs {first.name} and {run.name} share actors and images, but differ in {field}: "
+                    "give them the same, or erase them with separate commands"
                 )
 
 
 def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
     for run in runs.values():
-        for stage in STAGES:
+        for stage in NAMES:
             if run.done(stage):
-                run.tell(stage, "published before")
-    for run in [run for run in runs.values() if not unfinished(run)]:
-        runs.pop(run.name).finish("done")
+                run.log_stage(stage, "published before")
+    for run in [run for run in runs.values() if not run.unfinished]:
+        del runs[run.name]
     if not runs:
         return
     for run in runs.values():
+        run.start()
         if not run.done("prompts"):
             _prompts(run)
 
@@ -109,31 +104,32 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
         run.finish("failed", format_error(error))
         del runs[run.name]
 
-    lanes = None if pairs_only else _lanes(dict(runs))
+    trainings = None if pairs_only else _trainings(dict(runs))
     try:
-        trainings: dict[Future[None], Run] = {}
+        under_way: dict[Future[None], Run] = {}
 
-        def train_or_fail(run: Run, fault: BaseException | None) -> None:
-            if fault is not None:
-                fail(run, fault)
-            elif lanes is not None:
-                trainings[_train(run, lanes)] = run
+        def train_or_fail(run: Run, error: BaseException | None) -> None:
+            if error is not None:
+                fail(run, error)
+            elif trainings is not None:
+                under_way[_train(run, trainings)] = run
 
         _pairs(dict(runs), train_or_fail)
         trained: dict[str, Run] = {}
-        while trainings or trained:
-            for future in wait(trainings, return_when=FIRST_COMPLETED).done:
-                run = trainings.pop(future)
+        while under_way or trained:
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                run = under_way.pop(future)
                 if error := future.exception():
                     fail(run, error)
                 else:
                     trained[run.name] = run
-            if trained and lanes and len(trainings) < lanes.at_once:  # there is room for more than what still trains
+            # evaluate once fewer trainings are left than fit at once: until then the cluster is busy anyway
+            if trained and trainings and len(under_way) < trainings.concurrency:
                 _evaluate(trained, fail)
                 trained = {}
     finally:
-        if lanes is not None:
-            lanes.close()
+        if trainings is not None:
+            trainings.close()
     for run in runs.values():
         if run.done("report"):
             run.finish("done")
@@ -141,21 +137,20 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
             run.finish("stopped", "as asked, with its pairs published")
 
 
-def _lanes(runs: Mapping[str, Run]) -> Trainings:
-    """Where these runs are trained."""
+def _trainings(runs: Mapping[str, Run]) -> Trainings:
     from vce_ray.training.train import Trainings
 
     configs = [run.config.train for run in runs.values()]
     return Trainings(
         configs,
-        min(_slots(configs[0]), len(runs)),
-        began=lambda name: runs[name].begin("training"),
-        ended=lambda name: _end_training(runs[name]),
+        min(_concurrent_trainings(configs[0]), len(runs)),
+        on_start=lambda name: runs[name].start_stage("training"),
+        on_finish=lambda name: _finish_training(runs[name]),
     )
 
 
-def _slots(config: TrainConfig) -> int:
-    """How many trainings there is room for at once."""
+def _concurrent_trainings(config: TrainConfig) -> int:
+    """How many trainings the cluster has room for at once."""
     import ray
 
     cluster, workers = ray.cluster_resources(), config.num_workers or 1
@@ -172,54 +167,53 @@ def _finish_all(runs: Mapping[str, Run], status: str, error: str) -> None:
 
 def _prompts(run: Run) -> None:
     from vce_ray.evaluation.prompts import evaluation_prompts
-    from vce_ray.pipeline.pair_flow import publish_prompts, publish_rows
+    from vce_ray.pairs.build import run_prompts
+    from vce_ray.pipeline.pair_flow import publish_prompts
 
-    run.begin("prompts")
-    publish_prompts(run.task)
-    asked = run.store.stage("evaluation/prompts")
-    if not asked.published():
-        publish_rows(asked, evaluation_prompts(run.config, run.concept))
-    run.end("prompts", **run.rows("prompts"))
+    run.start_stage("prompts")
+    publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept))
+    publish_prompts(run.store.stage("evaluation/prompts"), lambda: evaluation_prompts(run.config, run.concept))
+    run.finish_stage("prompts", **run.row_counts("prompts"))
 
 
-def _pairs(runs: Mapping[str, Run], settled: Callable[[Run, BaseException | None], None]) -> None:
-    """Makes the pair sets that are not there yet; `settled(run, fault)` is called for each run."""
-    from vce_ray.pipeline.before_after import arm_step
+def _pairs(runs: Mapping[str, Run], on_ready: Callable[[Run, BaseException | None], None]) -> None:
+    """Make the pair sets that are missing. Calls `on_ready(run, error)` for each run."""
+    from vce_ray.pipeline.before_after import evaluation_step
     from vce_ray.pipeline.pair_flow import make_pairs
-    from vce_ray.pipeline.reuse import adopt_pairs
+    from vce_ray.pipeline.reuse import reuse_pairs
 
-    def settle(task: Task, fault: BaseException | None) -> None:
+    def finish(task: Task, error: BaseException | None) -> None:
         run = runs[task.name]
-        if fault is None:
-            for stage in PAIRED:
+        if error is None:
+            for stage in PAIR_STAGES:
                 if not run.done(stage):
-                    run.end(stage, **run.rows(stage))
-        settled(run, fault)
+                    run.finish_stage(stage, **run.row_counts(stage))
+        on_ready(run, error)
 
     for run in runs.values():
-        run.begin(*(stage for stage in PAIRED if not run.done(stage)))
+        run.start_stage(*(stage for stage in PAIR_STAGES if not run.done(stage)))
         if run.config.pairs_of:
-            adopt_pairs(run.task)
+            reuse_pairs(run.task)
     tasks = {run.name: run.task for run in runs.values()}
-    make_pairs(tasks, arm_step("before", tasks), settle)
+    make_pairs(tasks, evaluation_step("before", tasks), finish)
 
 
-def _train(run: Run, lanes: Trainings) -> Future[None]:
-    """Puts a run in line for its training, unless it is trained already; what this gives is done when it is."""
-    if run.store.exists(TRAINING):
+def _train(run: Run, trainings: Trainings) -> Future[None]:
+    """Queue a run for training, unless it is trained already. Returns a future that is done when it is trained."""
+    if run.store.exists(HISTORY):
         trained: Future[None] = Future()
         trained.set_result(None)
         if not run.done("training"):
-            run.begin("training")
-            _end_training(run)
+            run.start_stage("training")
+            _finish_training(run)
         return trained
     facts = {"concept": run.concept.name, "run": run.name, "method": run.config.train.method}
-    return lanes.submit(run.name, run.config, run.store, facts)
+    return trainings.submit(run.name, run.config, run.store, facts)
 
 
-def _end_training(run: Run) -> None:
-    last = run.store.read_json(TRAINING)[-1]
-    run.end("training", **{key: round(last[key], 4) for key in ("step", "loss", "margin")})
+def _finish_training(run: Run) -> None:
+    last = run.store.read_json(HISTORY)[-1]
+    run.finish_stage("training", **{key: round(last[key], 4) for key in ("step", "loss", "margin") if key in last})
 
 
 def _evaluate(runs: Mapping[str, Run], fail: Callable[[Run, BaseException], None]) -> None:
@@ -227,51 +221,50 @@ def _evaluate(runs: Mapping[str, Run], fail: Callable[[Run, BaseException], None
 
     todo = [run for run in runs.values() if not run.done("evaluation")]
     for run in todo:
-        run.begin("evaluation")
+        run.start_stage("evaluation")
     if todo:
         evaluate_after({run.name: run.task for run in todo})
     for run in runs.values():
         try:
             _report(run)
-        except UserError as error:  # figures that cannot be had of this run's images
+        except UserError as error:  # this run's images do not allow the metrics
             fail(run, error)
 
 
 def _report(run: Run) -> None:
-    from vce_ray.evaluation.metrics import evaluate
+    from vce_ray.evaluation.detectors import evaluation_schema
+    from vce_ray.evaluation.metrics import columns_to_read, evaluate
     from vce_ray.evaluation.report import write_report
+    from vce_ray.pipeline.before_after import read_before_after
 
     if not run.done("evaluation"):
-        figures = evaluate(judged(run, [name for name in schemas.EVALUATION.names if name != "image"]), run.concept)
-        run.store.write_json(METRICS, figures)
-        told = ("seen_before", "seen_after", "kept_drop", "score_drop")
-        run.end("evaluation", **{key: round(figures[key], 4) for key in told if figures[key] is not None})
+        columns = columns_to_read(evaluation_schema(run.config, run.concept))
+        metrics = evaluate(read_before_after(run.store, columns), run.concept)
+        run.store.write_json(METRICS, metrics)
+        shown = ("seen_before", "seen_after", "kept_drop", "score_drop")
+        run.finish_stage("evaluation", **{key: round(metrics[key], 4) for key in shown if metrics[key] is not None})
     if not run.done("report"):
-        run.begin("report")
-        run.store.write_bytes("report/index.html", write_report(report_data(run)).encode())
-        run.end("report", page=run.store.where("report/index.html"))
-
-
-def judged(run: Run, columns: Sequence[str]) -> pa.Table:
-    """The judged images of both arms of a run."""
-    from vce_ray.evaluation.prompts import ARMS
-
-    return pa.concat_tables([run.store.stage(f"evaluation/{arm}").read(columns=columns) for arm in ARMS])
+        run.start_stage("report")
+        run.store.write_bytes(REPORT, write_report(report_data(run)).encode())
+        run.finish_stage("report", page=run.store.where(REPORT))
 
 
 def report_data(run: Run):
-    """All that a run's report shows, read back from its published stages."""
+    """Read everything that a run's report shows from its published stages."""
+    from vce_ray.evaluation.detectors import evaluation_schema
     from vce_ray.evaluation.report import ReportData
+    from vce_ray.pipeline.before_after import read_before_after
 
     rejects = [
-        run.store.stage(f"rejects/{stage}").read(allow_missing=True, columns=schemas.REJECTS.names) for stage in FLOW
+        run.store.stage(f"rejects/{name}").read(allow_missing=True, columns=schemas.REJECTS.names) for name in PAIR_FLOW
     ]
     return ReportData(
         run=run.record,
         concept=run.concept,
         metrics=run.store.read_json(METRICS),
-        evaluation=judged(run, schemas.EVALUATION.names).to_pylist(),
-        pairs=run.store.stage("pairs").read().slice(0, 24).to_pylist(),
-        training=run.store.read_json(TRAINING),
+        evaluation=read_before_after(run.store, evaluation_schema(run.config, run.concept).names).to_pylist(),
+        pairs=run.store.stage("pairs").read().slice(0, REPORTED_PAIRS).to_pylist(),
+        training=run.store.read_json(HISTORY),
+        curves=objective_for(run.config.train).curves,
         rejects=[row for table in rejects for row in table.to_pylist()],
     )

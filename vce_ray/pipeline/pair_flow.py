@@ -1,6 +1,6 @@
-"""The pair sets of runs, on Ray Data: prompts -> unsafe -> captions -> safe -> reference, in one flow.
+"""Pair sets of runs on Ray Data: prompts -> unsafe -> captions -> safe -> reference, in one flow.
 
-Runs of a fleet flow together: what several of them want is drawn once, and none waits for another.
+Runs of a fleet flow together: an image that several of them need is drawn once, and none waits for another.
 """
 
 from __future__ import annotations
@@ -11,70 +11,94 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from vce_ray.config import PROMPT_MODES, PoolConfig
+from vce_ray.config import PoolConfig
 from vce_ray.dataflow import schemas
-from vce_ray.dataflow.fanout import RejectedTooMuch, Step, batched, flow, open_claims, publish
+from vce_ray.dataflow.fanout import Step, TooManyRejects, batched, flow, open_refs, publish
 from vce_ray.dataflow.rows import Row
 from vce_ray.dataflow.task import Task
-from vce_ray.models.load import base_stamp
-from vce_ray.pairs.captioner import checks_safe_images, parse_captioner
-from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
-from vce_ray.pipeline.run import FLOW
+from vce_ray.models.folder import base_stamp
+from vce_ray.pairs.build import join_pairs, keep_images
+from vce_ray.pairs.captioner import parse_captioner, safe_image_captioner
+from vce_ray.pairs.prompts import Prompt
+from vce_ray.pipeline.stages import PAIR_FLOW, stage
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.stage import Stage
 from vce_ray.storage.store import Store
 
-PROMPTS_OF_A_PART = 1024
-PICTURE = ("prompt", "seed")
-"""What determines a picture of the base."""
-UNSAFE, SAFE = "vce_ray.pairs.generate:DrawUnsafe", "vce_ray.pairs.generate:DrawSafe"
-DESCRIBE, REFERENCE = "vce_ray.pairs.caption:Describe", "vce_ray.training.reference:Reference"
+PROMPTS_PER_PART = 1024
+"""Small enough that a worker may fetch a part for a few of its rows."""
+IMAGE = ("prompt", "seed")
+"""Columns that determine an image of the base."""
 
 
-def publish_prompts(task: Task) -> None:
-    """Stage prompts: what is drawn, and with which seeds; nothing where pairs of other runs are taken."""
-    stage, run, concept = task.store.stage("prompts"), task.config, task.concept
-    if stage.published():
+def publish_prompts(target: Stage, prompts: Callable[[], Sequence[Prompt]]) -> None:
+    """Publish a stage of prompts, unless it is published already."""
+    if target.published():
         return
-    count = run.pairs.num_pairs
-    if run.pairs_of:
-        return publish_rows(stage, [])
-    if run.prompts_file is None:
-        prompts = erase_prompts(concept, count, run.seed)
-    else:
-        prompts = given_prompts(concept, read_prompts(run.prompts_file), count, run.seed)
-    publish_rows(stage, prompts + keep_prompts(concept, run.pairs.num_keep, run.seed))
-
-
-def publish_rows(stage: Stage, prompts: Sequence[Prompt]) -> None:
-    """Publishes prompts in parts of a size that a worker may fetch for a few of their rows."""
-    starts = range(0, max(1, len(prompts)), PROMPTS_OF_A_PART)
-    shares = [[asdict(row) for row in prompts[i : i + PROMPTS_OF_A_PART]] for i in starts]
-    tables = [pa.Table.from_pylist(share, schemas.PROMPTS) for share in shares]
-    stage.publish([stage.write_part(table) for table in tables], key="prompt_id")
+    rows = [asdict(prompt) for prompt in prompts()]
+    starts = range(0, max(1, len(rows)), PROMPTS_PER_PART)
+    tables = [pa.Table.from_pylist(rows[start : start + PROMPTS_PER_PART], schemas.PROMPTS) for start in starts]
+    target.publish([target.write_part(table) for table in tables], key="prompt_id")
 
 
 def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
-    """The steps of the flow by stage. All runs share base, captioner and sampling."""
+    """Return the steps of the flow by stage. All runs share base, captioner and sampling."""
     run = next(iter(tasks.values())).config
     concepts = {name: task.concept for name, task in tasks.items()}
-    drawing = {"base": run.base, "sampling": run.sampling}
-    in_vllm = parse_captioner(run.reader).kind == "vllm"
-    reading = {"captioner": None if in_vllm else run.reader, "concepts": concepts, "refiner": run.refiner}
-    checking = {"captioner": checks_safe_images(run.reader, run.base), "concepts": concepts}
-    safe = drawing | checking | {"attempts": run.pairs.safe_attempts}
+    in_vllm = parse_captioner(run.captioning_model).kind == "vllm"  # then the engine answers and rows bring answers
+    captioner = None if in_vllm else run.captioning_model
+    checker = safe_image_captioner(run.captioning_model, run.base)
     modes = {name: task.config.train.prompt_modes for name, task in tasks.items()}
-    log_probs = {name: schemas.reference(of_run) for name, of_run in modes.items()}
-    referring = {"base": run.base, "modes": modes}
-    steps = (
-        Step("unsafe", "prompts", schemas.UNSAFE, "prompt_id", UNSAFE, drawing, alike=PICTURE),
-        Step("captions", "unsafe", schemas.CAPTIONS, "sample_id", DESCRIBE, reading, _is_to_erase, ("kind",)),
-        Step("safe", "captions", schemas.SAFE, "source_id", SAFE, safe),
-        Step("reference", "safe", schemas.reference(PROMPT_MODES), "pair_id", REFERENCE, referring, schemas=log_probs),
+    unsafe = _step(
+        "unsafe", "vce_ray.pairs.generate:DrawUnsafe", "prompt_id", base=run.base, sampling=run.sampling, alike=IMAGE
     )
-    return {step.stage: step for step in steps}
+    captions = _step(
+        "captions",
+        "vce_ray.pairs.caption:Describe",
+        "sample_id",
+        captioner=captioner,
+        concepts=concepts,
+        refiner=run.refiner,
+        wants=_is_to_erase,
+        wants_columns=("kind",),
+    )
+    safe = _step(
+        "safe",
+        "vce_ray.pairs.generate:DrawSafe",
+        "source_id",
+        base=run.base,
+        captioner=checker,
+        sampling=run.sampling,
+        concepts=concepts,
+        attempts=run.pairs.safe_attempts,
+    )
+    reference = _step(
+        "reference",
+        "vce_ray.training.reference:Reference",
+        "pair_id",
+        base=run.base,
+        modes=modes,
+        schemas={name: schemas.reference(of_run) for name, of_run in modes.items()},
+    )
+    return {step.stage: step for step in (unsafe, captions, safe, reference)}
+
+
+def _step(
+    name: str,
+    core: str,
+    link: str,
+    *,
+    alike: tuple[str, ...] = (),
+    wants: Callable[[Row], bool] | None = None,
+    wants_columns: tuple[str, ...] = (),
+    schemas: Mapping[str, pa.Schema] | None = None,
+    **settings: Any,
+) -> Step:
+    """Return the step of a stage in the table of stages; `settings` go to its core."""
+    spec = stage(name)
+    assert spec.schema is not None, f"{name} is a stage of actors"
+    return Step(name, spec.inputs[0], spec.schema, link, core, settings, wants, wants_columns, alike, schemas or {})
 
 
 def _is_to_erase(row: Mapping[str, Any]) -> bool:
@@ -82,136 +106,107 @@ def _is_to_erase(row: Mapping[str, Any]) -> bool:
 
 
 def make_pairs(
-    tasks: Mapping[str, Task], beside: Step, settled: Callable[[Task, RejectedTooMuch | None], None]
+    tasks: Mapping[str, Task], evaluation: Step, on_ready: Callable[[Task, TooManyRejects | None], None]
 ) -> None:
-    """Makes and publishes the pair sets of runs.
+    """Make and publish the pair sets of runs.
 
     Args:
-        beside: a further step for the same actors: what the base draws for the evaluation. It comes last.
-        settled: called for each run as soon as its pairs are published, or with what keeps them from it.
+        evaluation: one more step for the same actors, which runs last: what the base draws for the evaluation.
+        on_ready: called for each run as soon as its pairs are published, or with the error that prevents it.
     """
     steps = pair_steps(tasks)
-    every = [*steps.values(), beside]
-    claims = {step.stage: pa.concat_tables([open_claims(task, step) for task in tasks.values()]) for step in every}
-    waiting = Counter(name for stage in steps for name in claims[stage]["run"].to_pylist())
+    every = [*steps.values(), evaluation]
+    refs = {step.stage: pa.concat_tables([open_refs(task, step) for task in tasks.values()]) for step in every}
+    waiting = Counter(name for stage in steps for name in refs[stage]["run"].to_pylist())
 
-    def settle(name: str) -> None:
-        fault = None
+    def finish(name: str) -> None:
+        failure = None
         try:
             publish_pairs(tasks[name], steps)
-        except RejectedTooMuch as error:
-            fault = error
-        settled(tasks[name], fault)
+        except TooManyRejects as error:
+            failure = error
+        on_ready(tasks[name], failure)
 
     for name in tasks:
         if not waiting[name]:
-            settle(name)
-    for claim in _ends(claims, steps, beside, tasks):
-        if claim["stage"] in steps:
-            waiting[claim["run"]] -= 1
-            if not waiting[claim["run"]]:
-                settle(claim["run"])
+            finish(name)
+    for ref in _finished_refs(refs, steps, evaluation, tasks):
+        if ref["stage"] in steps:
+            waiting[ref["run"]] -= 1
+            if not waiting[ref["run"]]:
+                finish(ref["run"])
     for task in tasks.values():
-        publish(task, beside)
+        publish(task, evaluation)
 
 
-def _ends(
-    claims: dict[str, pa.Table], steps: Mapping[str, Step], beside: Step, tasks: Mapping[str, Task]
+def _finished_refs(
+    refs: dict[str, pa.Table], steps: Mapping[str, Step], evaluation: Step, tasks: Mapping[str, Task]
 ) -> Iterator[Row]:
-    """Takes claims to their ends: all in one flow, or in three where vLLM captions, which wants its GPUs for itself."""
+    """Take row references to their ends: in one flow, or in three if vLLM captions, which needs its GPUs for itself."""
     run = next(iter(tasks.values())).config
-    size, wait_s, every = run.sampling.batch_size, run.cluster.wait_s, [*steps.values(), beside]
+    size, wait_s, every = run.sampling.batch_size, run.cluster.wait_s, [*steps.values(), evaluation]
 
-    def batches(mine: Sequence[Step]) -> list[pa.Table]:
-        return [batch for step in mine for batch in batched(claims[step.stage], size)]
+    def batches(of: Sequence[Step]) -> list[pa.Table]:
+        return [batch for step in of for batch in batched(refs[step.stage], size)]
 
-    captioner = parse_captioner(run.reader)
+    captioner = parse_captioner(run.captioning_model)
     if captioner.kind != "vllm":
-        yield from flow(batches(every), _pools(steps, beside, run), tasks, size, wait_s)
+        yield from flow(batches(every), _pools(steps, evaluation, run), tasks, size, wait_s)
         return
 
-    def draw(*mine: Step) -> Iterator[Row]:
-        return flow(batches(mine), [(mine, run.cluster.draw)], tasks, size, wait_s, later=every)
+    def draw(*of: Step) -> Iterator[Row]:
+        return flow(batches(of), [(of, run.cluster.draw)], tasks, size, wait_s, later=every)
 
     def describe(captions: Step) -> Iterator[Row]:
-        from vce_ray.pipeline.vllm import caption_claims
+        from vce_ray.pipeline.vllm import caption_refs
 
         followers = {step.source: step for step in every}
         pool = run.cluster.caption or PoolConfig()
-        return caption_claims(batches([captions]), captions, followers, tasks, captioner.model, pool, wait_s)
+        return caption_refs(batches([captions]), captions, followers, tasks, captioner.model, pool, wait_s)
 
-    first, last = (steps["unsafe"], beside), (steps["safe"], steps["reference"])
-    for through, mine in ((draw, first), (describe, (steps["captions"],)), (draw, last)):
+    first, last = (steps["unsafe"], evaluation), (steps["safe"], steps["reference"])
+    for run_flow, of in ((draw, first), (describe, (steps["captions"],)), (draw, last)):
         onward: dict[str, list[Row]] = {}
-        for claim in through(*mine):
-            if claim["next"] in steps:
-                onward.setdefault(claim["next"], []).append(claim)
+        for ref in run_flow(*of):
+            if ref["next"] in steps:
+                onward.setdefault(ref["next"], []).append(ref)
             else:
-                yield claim
-        for stage, rows in onward.items():
-            table = pa.Table.from_pylist(rows, schemas.CLAIM)
-            claims[stage] = pa.concat_tables([claims[stage], table.append_column("alike", table["key"])])
+                yield ref
+        for name, rows in onward.items():
+            table = pa.Table.from_pylist(rows, schemas.ROW_REF)
+            refs[name] = pa.concat_tables([refs[name], table.append_column("alike", table["key"])])
 
 
-def _pools(steps: Mapping[str, Step], beside: Step, run: RunConfig) -> list[tuple[list[Step], PoolConfig]]:
-    """All steps in one pool, whose actors load the base once; or those that draw and those that read apart."""
+def _pools(steps: Mapping[str, Step], evaluation: Step, run: RunConfig) -> list[tuple[list[Step], PoolConfig]]:
+    """Return one pool for all steps, whose actors load the base once, or separate pools to draw and to caption."""
     cluster, caption = run.cluster, run.cluster.caption
     if caption is None:
-        return [([*steps.values(), beside], cluster.draw)]
-    if parse_captioner(run.reader).kind == "endpoint":  # its actors only wait for answers
+        return [([*steps.values(), evaluation], cluster.draw)]
+    if parse_captioner(run.captioning_model).kind == "endpoint":  # its actors only wait for answers
         caption = caption.model_copy(update={"gpus_per_actor": 0.0, "accelerator": None})
     last = [steps["safe"], steps["reference"]]
-    return [([steps["unsafe"], beside], cluster.draw), ([steps["captions"]], caption), (last, cluster.draw)]
+    return [([steps["unsafe"], evaluation], cluster.draw), ([steps["captions"]], caption), (last, cluster.draw)]
 
 
 def publish_pairs(task: Task, steps: Mapping[str, Step]) -> None:
-    """Publishes what the flow made of a run, then keep and pairs: the join of it.
+    """Publish the flow's stages of a run, then `keep` and `pairs`, which join them.
 
     Raises:
-        RejectedTooMuch: a stage rejected a larger share of its rows than the run allows.
+        TooManyRejects: a stage rejected a larger share of its rows than the run allows.
     """
     limit = task.config.pairs.max_reject_ratio
-    for name in FLOW:
+    for name in PAIR_FLOW:
         publish(task, steps[name], limit, **(base_stamp(task.config.base) if name == "reference" else {}))
-    _join(task.store)
+    _publish_joined(task.store)
 
 
-def _join(store: Store) -> None:
+def _publish_joined(store: Store) -> None:
     keep, pairs = store.stage("keep"), store.stage("pairs")
     if keep.published() and pairs.published():
         return
     unsafe = store.stage("unsafe").read()
     if not keep.published():
-        kept = unsafe.filter(pc.equal(unsafe["kind"], "keep")).select(
-            ["sample_id", "prompt", "name", "tokens", "image"]
-        )
-        keep.publish([keep.write_part(kept)], key="sample_id")
-    if pairs.published():
-        return
-    captions, safe = store.stage("captions").read(), store.stage("safe").read()
-    sources = safe["source_id"].to_pylist()
-    rejected, said = _rows_of(unsafe, sources), _rows_of(captions, sources)
-    table = pa.table(
-        {
-            "pair_id": safe["pair_id"],
-            "prompt_id": rejected["prompt_id"],
-            "prompt": safe["prompt"],
-            "name": rejected["name"],
-            "caption": said["caption"],
-            "refined_caption": safe["refined_caption"],
-            "check_caption": safe["check_caption"],
-            "rejected_id": safe["source_id"],
-            "chosen_id": safe["sample_id"],
-            "rejected": safe["rejected"],
-            "chosen": safe["chosen"],
-            "rejected_image": rejected["image"],
-            "chosen_image": safe["image"],
-        }
-    )
-    pairs.publish([pairs.write_part(table)], key="pair_id")
-
-
-def _rows_of(table: pa.Table, sample_ids: list[str]) -> pa.Table:
-    """The rows of these samples, in this order."""
-    rows = {sample_id: i for i, sample_id in enumerate(table["sample_id"].to_pylist())}
-    return table.take([rows[sample_id] for sample_id in sample_ids])
+        keep.publish([keep.write_part(keep_images(unsafe))], key="sample_id")
+    if not pairs.published():
+        table = join_pairs(unsafe, store.stage("captions").read(), store.stage("safe").read())
+        pairs.publish([pairs.write_part(table)], key="pair_id")

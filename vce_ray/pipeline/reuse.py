@@ -1,7 +1,7 @@
-"""One adapter for several concepts: a run that trains on the pair sets of other runs, in place of new ones.
+"""Reuses pair sets: a run that trains on the pairs of other runs, such as one adapter for several concepts.
 
-Its own concept names all of them, such as `names: [openmoji, noto]`. What one of those runs kept and another erases is
-kept no more, and a pair whose safe side shows what another run erases is left out.
+Its own concept names all of theirs, such as `names: [openmoji, noto]`. What one of the runs kept and another erases is
+not kept, and a pair whose safe image shows what another run erases is left out.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
-from vce_ray.models.load import base_stamp, check_stamp
+from vce_ray.models.folder import base_stamp, check_stamp
 from vce_ray.pipeline.run import RUN
+from vce_ray.pipeline.stages import STAGES
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
@@ -25,49 +26,48 @@ DETERMINING: dict[str, Callable[[RunConfig], Any]] = {
     "sampling": lambda config: config.sampling.determining(),
 }
 """Settings that pairs depend on."""
-_EMPTY = {"unsafe": schemas.UNSAFE, "captions": schemas.CAPTIONS, "safe": schemas.SAFE}
-"""Stages that the other runs hold; this one has them without rows."""
+COPIED = ("reference", "keep", "pairs")
+"""Stages to take from the other runs. The stages that lead to them stay empty here."""
 
 
-def adopt_pairs(task: Task) -> None:
-    """Publishes pairs, their reference log-probs and kept images of the runs in `pairs_of` as this run's.
+def reuse_pairs(task: Task) -> None:
+    """Publish pairs, reference log-probs and kept images of the runs in `pairs_of` as this run's own.
 
     Raises:
-        UserError: a run was made with another base or other sampling, its reference lacks a prompt mode, or nothing of
-            its pairs is left.
-        StoreError: a run is not there, or its pairs are not published.
+        UserError: a run has another base or other sampling, its reference lacks a prompt mode, or no pair is left.
+        StoreError: a run is missing, or its pairs are not published.
     """
     sources = {name: Store(task.config.store).child(name) for name in task.config.pairs_of}
     for name, source in sources.items():
         _check(task, name, source)
-    for name, schema in _EMPTY.items():
-        stage = task.store.stage(name)
-        if not stage.published():
-            stage.publish([stage.write_part(schema.empty_table())], key=schema.names[0], adopted=list(sources))
-    left_out = 0
-    for name in ("reference", "keep", "pairs"):
-        stage = task.store.stage(name)
-        if stage.published():
+    for spec in STAGES:
+        if spec.rejects and spec.schema is not None and spec.name not in COPIED:
+            empty = task.store.stage(spec.name)
+            if not empty.published():
+                part = empty.write_part(spec.schema.empty_table())
+                empty.publish([part], key=spec.schema.names[0], adopted=list(sources))
+    for name in COPIED:
+        target = task.store.stage(name)
+        if target.published():
             continue
-        parts, key = [], ""
+        parts, key, left_out = [], "", 0
         for source in sources.values():
             manifest = source.stage(name).manifest()
-            wanted = schemas.reference(task.config.train.prompt_modes).names if name == "reference" else None
-            table = source.stage(name).read(columns=wanted)
+            columns = schemas.reference(task.config.train.prompt_modes).names if name == "reference" else None
+            table = source.stage(name).read(columns=columns)
             assert manifest is not None, "read() has looked for it"
             key = manifest["key"]
-            fitting = _fitting(name, table, task.concept)
-            left_out += len(table) - len(fitting)
-            parts.append(stage.write_part(fitting))
+            compatible = _compatible(name, table, task.concept)
+            left_out += len(table) - len(compatible)
+            parts.append(target.write_part(compatible))
         stamp = base_stamp(task.config.base) if name == "reference" else {}
-        manifest = stage.publish(parts, key=key, adopted=list(sources), left_out=left_out, **stamp)
+        manifest = target.publish(parts, key=key, adopted=list(sources), left_out=left_out, **stamp)
         if name == "pairs" and not manifest["rows"]:
             raise UserError(f"no pair of {', '.join(sources)} is free of what {task.concept.name} erases")
-        left_out = 0
 
 
 def _check(task: Task, name: str, source: Store) -> None:
-    theirs, own = RunConfig.model_validate(source.read_json(RUN)["config"]), task.config
+    theirs, own = RunConfig.from_record(source.read_json(RUN)["config"]), task.config
     for field, of in DETERMINING.items():
         if of(theirs) != of(own):
             raise UserError(f"run {name} has {field} {of(theirs)}, this run {of(own)}: its pairs do not fit")
@@ -79,8 +79,8 @@ def _check(task: Task, name: str, source: Store) -> None:
         raise UserError(f"run {name} has no reference log-probs for prompt mode {missing[0]}: use its own method")
 
 
-def _fitting(stage: str, table: pa.Table, concept: Concept) -> pa.Table:
-    """The rows of a stage that do not contradict a concept."""
+def _compatible(stage: str, table: pa.Table, concept: Concept) -> pa.Table:
+    """Return the rows of a stage that do not mention what the concept erases."""
     if stage == "reference":
         return table
     columns = ("prompt",) if stage == "keep" else ("refined_caption", "check_caption")

@@ -1,6 +1,6 @@
-"""One run: its settings, its place in the store, and `run.json`, which tells the truth about each of its stages.
+"""One run: its task, and `run.json`, the record of its settings and of the state of each stage.
 
-A killed run goes on with the same command: nothing but the run's store holds state.
+A killed run resumes with the same command: nothing but the run's store holds state.
 """
 
 from __future__ import annotations
@@ -12,120 +12,114 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from vce_ray.concepts.concept import Concept, load_concept
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
-from vce_ray.models.load import EMBEDDED, judge_folder, model_config, model_folder
-from vce_ray.pairs.captioner import check_captioner, open_refiner
-from vce_ray.pairs.prompts import read_prompts
+from vce_ray.pipeline.stages import NAMES
 from vce_ray.run_config import RunConfig
-from vce_ray.storage.store import Store
 
-STAGES = ("prompts", "unsafe", "captions", "safe", "pairs", "reference", "training", "evaluation", "report")
-FLOW = ("unsafe", "captions", "safe", "reference")
-"""Those that actors make in one flow, in their order, and whose rows may be rejected."""
-PACKAGES = ("vce_ray", "torch", "transformers", "ray", "peft", "open_clip_torch", "pyarrow")
 RUN = "run.json"
-TRAINING = "training.json"
-"""The figures of each step: loss, margin, log-probs of both sides, gradient norm."""
+PACKAGES = ("vce_ray", "torch", "transformers", "ray", "peft", "open_clip_torch", "pyarrow")
+"""Packages whose versions a run records."""
 
 
 class Run:
-    """A run's task, and the record of its stages."""
+    """A run's task and its record. pipeline/preflight.py opens one."""
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None] = print):
-        """Checks all settings and the store, before any model loads.
+    def __init__(self, task: Task, log: Callable[[str], None] = print):
+        """Read the record, if there is one. Nothing is written before `start`.
 
         Raises:
-            UserError: unknown concept or base, settings that contradict each other, or a run of this name that was
-                made with other settings.
+            UserError: the store has a run of this name with other settings.
             StoreError: the store cannot be reached.
         """
-        self.config, self.say = config, say
-        model_config(model_folder(config.base))
-        judge_folder(config.base, config.evaluation.judge)
-        check_captioner(config.reader, config.base)
-        if config.refiner is not None:
-            open_refiner(config.refiner)
-        self.concept: Concept = load_concept(config.concept, catalogue_of(config.base))
-        if config.prompts_file is not None:
-            read_prompts(config.prompts_file)
-        self.name = config.name or f"{self.concept.name}-{config.train.method.replace('_', '-')}-{config.seed}"
-        self.store = Store(config.store).child(self.name)
-        self.task = Task(self.name, config, self.concept, self.store)
-        settings = config.model_dump(mode="json", exclude={"store", "cluster"})
-        says = self.concept.model_dump(
-            mode="json", exclude={"train", "pairs"}
-        )  # of which the settings have what is used
+        self.task, self.log = task, log
+        self.name, self.config, self.concept, self.store = task.name, task.config, task.concept, task.store
+        settings = task.config.recorded()
+        concept = task.concept.model_dump(mode="json", exclude={"train", "pairs"})  # the settings contain these two
         if self.store.exists(RUN):
             self.record = self.store.read_json(RUN)
-            changed = [key for key in settings if self.record["config"].get(key) != settings[key]]
-            if self.record["concept"] != says:
-                changed.append("what its concept says")
+            changed = _differences(RunConfig.from_record(self.record["config"]).recorded(), settings)
+            if self.record["concept"] != concept:
+                changed.append("the concept's definition")
             if changed:
                 raise UserError(
-                    f"run {self.name} in {self.store.where()} was started with other settings ({', '.join(changed)}): "
-                    "give it the same ones to go on, or another --name"
+                    f"run {self.name} in {self.store.where()} was started with other settings ({'; '.join(changed)}): "
+                    "use the same ones to resume it, or another --name"
                 )
         else:
-            self.record = {"name": self.name, "config": settings, "concept": says}
+            self.record = {"name": self.name, "config": settings, "concept": concept}
             self.record |= {"stages": {}, "versions": versions(), "git": git_revision()}
+
+    def start(self) -> None:
+        """Record that the run is running."""
         self.record |= {"status": "running", "error": None}
         self._write()
 
-    def _write(self) -> None:
-        self.store.write_json(RUN, self.record)
-
-    def done(self, stage: str) -> bool:
-        """Whether a stage has come to its end."""
-        return self.record["stages"].get(stage, {}).get("state") == "done"
-
-    def begin(self, *stages: str) -> None:
-        """Records that these stages run."""
-        for stage in stages:
-            self.record["stages"][stage] = {"state": "running", "started": time.time()}
-        self._write()
-
-    def end(self, stage: str, **facts: Any) -> None:
-        """Records that a stage is done, with what is to be told of it, and says so."""
-        begun = self.record["stages"][stage]["started"]
-        seconds = round(time.time() - begun, 1)
-        self.record["stages"][stage] = {"state": "done", "started": begun, "seconds": seconds, **facts}
-        self._write()
-        self.tell(stage, f"{seconds:6.1f} s  " + "  ".join(f"{key} {value}" for key, value in facts.items()))
-
-    def tell(self, stage: str, what: str) -> None:
-        """A line about a stage."""
-        self.say(f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage:<10} {what}")
-
     def finish(self, status: str, error: str | None = None) -> None:
-        """Writes the end of the run: done, failed or stopped."""
+        """Record the end of the run: done, failed or stopped."""
         for stage in self.record["stages"].values():
             if stage["state"] == "running":
                 stage["state"] = status
         self.record |= {"status": status, "error": error}
         self._write()
 
-    def rows(self, stage: str) -> dict[str, Any]:
-        """How many rows a published stage has, and how many it rejected."""
+    def done(self, stage: str) -> bool:
+        """Whether a stage is finished."""
+        return self.record["stages"].get(stage, {}).get("state") == "done"
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the run has work left, for which it needs a cluster."""
+        return not self.done(NAMES[-1])
+
+    def start_stage(self, *stages: str) -> None:
+        """Record that these stages are running."""
+        for stage in stages:
+            self.record["stages"][stage] = {"state": "running", "started": time.time()}
+        self._write()
+
+    def finish_stage(self, stage: str, **facts: Any) -> None:
+        """Record that a stage is done, with facts about it, and log them."""
+        started = self.record["stages"][stage]["started"]
+        seconds = round(time.time() - started, 1)
+        self.record["stages"][stage] = {"state": "done", "started": started, "seconds": seconds, **facts}
+        self._write()
+        self.log_stage(stage, f"{seconds:6.1f} s  " + "  ".join(f"{key} {value}" for key, value in facts.items()))
+
+    def log_stage(self, stage: str, message: str) -> None:
+        """Log a line about a stage."""
+        self.log(f"[{NAMES.index(stage) + 1}/{len(NAMES)}] {stage:<10} {message}")
+
+    def row_counts(self, stage: str) -> dict[str, Any]:
+        """Return how many rows a published stage has, and how many it rejected if any."""
         manifest = self.store.stage(stage).manifest()
         assert manifest is not None, f"stage {stage} has just been published"
         rejected = manifest["facts"].get("rejected")
         return {"rows": manifest["rows"]} | ({"rejected": rejected} if rejected else {})
 
+    def _write(self) -> None:
+        self.store.write_json(RUN, self.record)
 
-def catalogue_of(base: str) -> str:
-    """Which catalogue of concepts speaks to a base model."""
-    return "emoji_world" if base == EMBEDDED else ""
+
+def _differences(recorded: dict[str, Any], asked: dict[str, Any], path: str = "") -> list[str]:
+    """Name the settings that differ, with both values."""
+    found = []
+    for key in dict.fromkeys((*recorded, *asked)):
+        was, now, name = recorded.get(key), asked.get(key), f"{path}{key}"
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _differences(was, now, f"{name}.")
+        elif was != now:
+            found.append(f"{name} {now}, was {was}")
+    return found
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of what a result depends on."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that runs, '+' after it where files differ from it; None outside a checkout."""
+    """Return the commit of the running checkout, with '+' if files differ from it; None outside a checkout."""
     try:
         out = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

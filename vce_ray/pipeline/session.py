@@ -1,4 +1,4 @@
-"""Joins the Ray cluster a job runs on, or starts one on this machine; the one place that calls ray.init."""
+"""Joins the Ray cluster that a job runs on, or starts one on this machine. The only place that calls ray.init."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from typing import Any
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the driver prints workers' lines already: with the patch they come twice
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the driver prints workers' lines already; the patch would print them twice
 }
-"""Workers tell what went wrong, not that weights are loading."""
+"""Environment of workers: they report errors, but not that weights are loading."""
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """A Ray session for jobs and commands. A cluster named by RAY_ADDRESS (as `ray job submit` sets it) is joined.
+    """Open a Ray session for a job or command. Joins the cluster in RAY_ADDRESS, which `ray job submit` sets.
 
-    Plain lines instead of progress bars where nobody watches a terminal. A cluster that is started here wants a token,
-    made up where the environment has none: Ray's processes listen on all addresses of a machine and run what they are
-    sent.
+    Progress is printed as plain lines unless standard error is a terminal. A cluster started here requires a token,
+    generated unless the environment has one: Ray's processes listen on all addresses of a machine and execute whatever
+    they are sent.
     """
     options: dict[str, Any] = {"logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
         options["runtime_env"] = {"env_vars": QUIET}
     else:
-        os.environ.update(QUIET)  # its processes inherit them, and those that wait for work already can be used
-        # with its dashboard, which Ray Train asks every second whether its controller lives
+        # Set in this process and not as a runtime_env: Ray's processes inherit it, and its prestarted workers can be
+        # used, which a runtime_env would exclude.
+        os.environ.update(QUIET)
+        # Ray Train asks the dashboard every second whether its controller is alive.
         options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        if "ray" not in sys.modules:  # it reads these when it is imported; where it was before, it makes its own token
+        if "ray" not in sys.modules:  # Ray reads these variables on import; imported before, it makes its own token
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-            named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-            if os.environ["RAY_AUTH_MODE"] == "token" and not named:
+            has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+            if os.environ["RAY_AUTH_MODE"] == "token" and not has_token:
                 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(24)
     import ray
     import ray.data

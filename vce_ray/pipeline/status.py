@@ -1,4 +1,4 @@
-"""How far a run is, read from its store alone, from anywhere, also while it runs; and its rejects, tried again."""
+"""Progress of a run, read from its store alone, from anywhere, also while it runs; and its rejects, tried again."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from vce_ray.errors import UserError
-from vce_ray.pipeline.run import FLOW, RUN, STAGES
-from vce_ray.storage.stage import MANIFEST
+from vce_ray.pipeline.run import RUN
+from vce_ray.pipeline.stages import NAMES, PAIR_FLOW, StageSpec, downstream, stage
 from vce_ray.storage.store import Store
-
-_PARTS = {name: (name,) for name in FLOW} | {"evaluation": ("evaluation/before", "evaluation/after")}
-_AFTER_PAIRS = ("report", "evaluation/metrics.json", "evaluation/after", "adapter", "checkpoints", "training.json")
-_FROM_PAIRS = ("pairs", "reference", "training", "evaluation", "report")
-"""Stages in run.json that end anew when rows are added to the flow."""
 
 
 def status_lines(store: Store) -> Iterator[str]:
-    """Lines on a run; on each of the runs below a store where it is none itself.
+    """Yield lines about a run, or one about each run of a store.
 
     Raises:
         UserError: there is no run here.
@@ -34,7 +29,7 @@ def status_lines(store: Store) -> Iterator[str]:
 
 
 def _headline(record: dict[str, Any]) -> str:
-    last = next((name for name in reversed(STAGES) if name in record["stages"]), None)
+    last = next((name for name in reversed(NAMES) if name in record["stages"]), None)
     at = f", {last} {record['stages'][last]['state']}" if last and record["status"] == "running" else ""
     return f"{record['name']}: {record['status']}{at}" + (f" ({record['error']})" if record["error"] else "")
 
@@ -42,54 +37,55 @@ def _headline(record: dict[str, Any]) -> str:
 def _run_lines(store: Store) -> Iterator[str]:
     record = store.read_json(RUN)
     yield _headline(record)
-    for name, stage in record["stages"].items():
-        facts = {key: value for key, value in stage.items() if key not in ("state", "started")}
-        if stage["state"] != "done":
-            facts |= _so_far(store, name)
-        yield f"  {name:<10} {stage['state']:<8} " + "  ".join(f"{key} {value}" for key, value in facts.items())
+    for name, state in record["stages"].items():
+        facts = {key: value for key, value in state.items() if key not in ("state", "started")}
+        if state["state"] != "done":
+            facts |= _so_far(store, stage(name))
+        yield f"  {name:<10} {state['state']:<8} " + "  ".join(f"{key} {value}" for key, value in facts.items())
 
 
-def _so_far(store: Store, name: str) -> dict[str, int]:
-    """Rows that workers have made of a stage and rows that they rejected, published or not."""
-    made = sum(store.stage(part).inventory().num_rows for part in _PARTS.get(name, ()))
-    rejected = store.stage(f"rejects/{name}").inventory().num_rows if name in FLOW else 0
-    return ({"rows": made} if name in _PARTS else {}) | ({"rejected": rejected} if rejected else {})
+def _so_far(store: Store, spec: StageSpec) -> dict[str, int]:
+    """Rows that actors have made of a stage, and rows that they rejected, published or not."""
+    if spec.runner != "actors":
+        return {}
+    rows = sum(store.stage(table).inventory().num_rows for table in spec.tables)
+    rejected = store.stage(f"rejects/{spec.name}").inventory().num_rows if spec.rejects else 0
+    return {"rows": rows} | ({"rejected": rejected} if rejected else {})
 
 
 def retry_rejects(store: Store) -> Counter[tuple[str, str]]:
-    """Takes back the rejects of a run, so that the same command tries those rows again and what follows from them.
+    """Take back the rejects of a run, so that the same command tries those rows again, and what depends on them.
 
-    Pictures, captions and pairs that came out well stay; the training that was done without the rejected rows, and what
-    was judged of it, goes.
+    Images, captions and pairs that came out well stay. The training that was done without the rejected rows goes, and
+    what was judged of it.
 
     Returns:
-        How many rows are tried again, by stage and reason.
+        The number of rows to try again, by stage and reason.
 
     Raises:
-        UserError: the run goes on at this moment, or there is no run here.
+        UserError: the run is running, or there is no run here.
     """
     if not store.exists(RUN):
         raise UserError(f"no run in {store.where()}: give a run's folder, such as runs/deer-vsafe-dpo-0")
     record = store.read_json(RUN)
     if record["status"] == "running":
         raise UserError(
-            f"run {record['name']} says that it is running: wait for its end; if its driver was killed, give its "
+            f"run {record['name']} says that it is running: wait for it to end; if its driver was killed, run its "
             "command again first"
         )
-    taken: Counter[tuple[str, str]] = Counter()
-    for name in FLOW:
+    rejects: Counter[tuple[str, str]] = Counter()
+    for name in PAIR_FLOW:
         reasons = store.stage(f"rejects/{name}").inventory(["reason"])["reason"].to_pylist()
-        taken.update((name, reason) for reason in reasons)
-    if not taken:
-        return taken
-    first = min(FLOW.index(name) for name, _ in taken)
-    for path in (*_AFTER_PAIRS, "pairs", "keep"):
-        store.delete_prefix(path)
-    for name in FLOW[first:]:
-        store.delete_prefix(f"{name}/{MANIFEST}")
-    for name in dict.fromkeys((*FLOW[first:], *_FROM_PAIRS)):
-        record["stages"].pop(name, None)
+        rejects.update((name, reason) for reason in reasons)
+    if not rejects:
+        return rejects
+    affected = downstream({name for name, _ in rejects})
+    for spec in affected:
+        for path in spec.invalidated:
+            store.delete_prefix(path)
+        record["stages"].pop(spec.name, None)
     store.write_json(RUN, record | {"status": "stopped", "error": "its rejects are to be tried again"})
-    for name in FLOW[first:]:  # last: until here the same call can be given again
-        store.delete_prefix(f"rejects/{name}")
-    return taken
+    for spec in affected:  # last: an interrupted call finds its rejects and can be repeated
+        if spec.rejects:
+            store.delete_prefix(f"rejects/{spec.name}")
+    return rejects

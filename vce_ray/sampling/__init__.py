@@ -1,4 +1,4 @@
-"""The fixed-length decoder for image tokens: `draw` is its door."""
+"""Sampling of image tokens with a fixed number of steps. `draw` is the entry point."""
 
 from vce_ray.sampling.draw import draw
 

@@ -1,5 +1,8 @@
-"""Drawing on a GPU: the whole step, from hidden states over the choice of tokens to the next hidden states, captured
-once as a CUDA graph and replayed for every token. The host does nothing in between, and no step waits for it.
+"""Sampling on a GPU: one whole step, captured once as a CUDA graph and replayed for every token.
+
+A step goes from hidden states through guidance and the choice of tokens to the next hidden states. Everything that
+changes from one step to the next (slots, step numbers, seeds, tokens) is in tensors on the GPU, so the host only
+launches the graph: it computes nothing between steps and waits for none of them.
 """
 
 from __future__ import annotations
@@ -7,7 +10,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,151 +18,152 @@ from torch import Tensor
 
 from vce_ray.config import SamplingConfig
 from vce_ray.env import CAPTURE
+from vce_ray.models.base import ImageModel
 from vce_ray.sampling import kernels
 from vce_ray.sampling.choose import choose, guide
+from vce_ray.sampling.decoder import decoder_of
 from vce_ray.sampling.layers import LayerWeights
-from vce_ray.sampling.rolling import Underway
-
-if TYPE_CHECKING:
-    from vce_ray.models.base import ImageModel
+from vce_ray.sampling.rolling import BatchState
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 2
-"""The host runs at most so many calls ahead of the GPU: between two of them somebody may say stop, or join."""
+MAX_CALLS_AHEAD = 2
+"""The host runs at most this many calls ahead of the GPU: between calls, drawing may stop or images may join, and what
+is already queued must be drawn first."""
 TOLERANCE = 0.05
-"""How far hidden states of a captured step may be from those of the plain one, relative to their length."""
-
-
-def _joined_weight(parts: list[Any]) -> Tensor:
-    """One matrix of several linear modules, of which they become views: no weight lies in memory twice."""
-    weights = [part.weight.detach() for part in parts]
-    sizes, first = [len(weight) for weight in weights], weights[0]
-    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
-    same_storage = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
-    if same_storage and all(weight.data_ptr() == end for weight, end in zip(weights[1:], ends, strict=False)):
-        return first.as_strided((sum(sizes), first.shape[1]), first.stride())  # joined by an earlier capture
-    joined = torch.cat(weights)
-    for part, view in zip(parts, joined.split(sizes), strict=True):
-        part.weight.data = view
-    return joined
+"""Largest relative distance of a captured step's hidden states from those of torch's operators."""
 
 
 class CapturedStep:
-    """One step for a number of pictures and one way of sampling.
+    """A step for one batch size and one set of sampling settings.
 
-    Where fewer are underway, copies of the last row are drawn for nothing, in rows of the cache that are free.
+    If fewer images are in progress, copies of the last row fill the batch. They write to free rows of the cache, and
+    their tokens are thrown away.
 
     Args:
-        model: what draws; its decoder's cache must not be replaced while this is drawn with.
-        pictures: B, drawn at once at most.
-        sampling: guidance, temperature, top-k and top-p, fixed by the capture.
+        model: the model to draw with. The captured graph is valid for as long as its decoder's cache is not
+            reallocated; the decoder drops the step with the cache.
+        images: batch size, B.
+        sampling: guidance, temperature, top-k and top-p, which are part of the graph.
     """
 
-    def __init__(self, model: ImageModel, pictures: int, sampling: SamplingConfig):
+    def __init__(self, model: ImageModel, images: int, sampling: SamplingConfig):
         self._head, self._sampling = model.image_head, sampling
-        self._decoder = weakref.proxy(model.decoder)  # which holds this: a cycle would keep a dropped model's memory
+        # The decoder owns this step. A strong reference back would be a cycle, and cycles wait for the garbage
+        # collector: a dropped model's gigabytes would stay on the GPU until it happens to run.
+        self._decoder = weakref.proxy(decoder_of(model))
         self._guided = sampling.guidance_scale != 1
-        self.rows = 2 * pictures if self._guided else pictures
+        self.rows = 2 * images if self._guided else images
         device, stack = model.device, model.language_model
         self._norm = stack.norm
         self._weights = [
             LayerWeights(
                 layer.input_layernorm.weight,
-                _joined_weight([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
+                _join_weights([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]),
                 layer.self_attn.o_proj.weight,
                 layer.post_attention_layernorm.weight,
-                _joined_weight([layer.mlp.gate_proj, layer.mlp.up_proj]),
+                _join_weights([layer.mlp.gate_proj, layer.mlp.up_proj]),
                 layer.mlp.down_proj.weight,
             )
             for layer in stack.layers
         ]
         self._embeddings_VE = model.image_embeddings_VE
+        # Buffers that the graph reads and writes. Their addresses are part of it, so a batch is copied in and out.
         self._slots_R, self._first_R = (torch.zeros(self.rows, dtype=torch.int64, device=device) for _ in range(2))
-        seeds_B = torch.zeros(pictures, dtype=torch.int64, device=device)
-        self._state = Underway(
+        seeds_B = torch.zeros(images, dtype=torch.int64, device=device)
+        self._state = BatchState(
             self._embeddings_VE.new_zeros(self.rows, self._embeddings_VE.shape[1]),
             seeds_B,
             torch.zeros_like(seeds_B),
-            seeds_B.new_zeros(pictures, model.num_image_tokens),
+            seeds_B.new_zeros(images, model.num_image_tokens),
         )
-        self._behind: list[torch.cuda.Event] = []
+        self._unfinished: list[torch.cuda.Event] = []
         self._replay: Callable[[], None] | None = None
-        self.sound = True
-        """Whether it was as the plain step when it was captured; where not, it must not be drawn with."""
+        self.valid = True
+        """False if its first replay differed from torch's operators; it must not be used then."""
 
     @torch.no_grad()
-    def prepare(self, state: Underway) -> bool:
-        """Captures the step on what is underway, unless that is done; whether it is sound."""
-        if self._replay is None and self.sound:
+    def prepare(self, state: BatchState) -> bool:
+        """Capture the step on first use, with the images in progress, and return whether it may be used.
+
+        The first replay is compared with the same step by torch's operators: a kernel that a new driver, GPU or
+        version of Triton gets wrong would otherwise draw bad images without any error.
+        """
+        if self._replay is None and self.valid:
             self._load(state)
             replay = self._capture()
-            self._load(state)
+            self._load(state)  # capturing ran the step, and so changed the buffers
             replay()
-            off = self._distance(len(state.hidden_RE))
-            self.sound = off < TOLERANCE
-            if self.sound:
+            distance = self._distance(len(state.hidden_RE))
+            self.valid = distance < TOLERANCE
+            if self.valid:
                 self._replay = replay
             else:
                 logger.error(
-                    "the captured drawing step is %.3f off from the plain one, the limit is %.2f: drawing goes on "
-                    "without it, slower; please report this, with your versions of torch and triton (%s=0 silences it)",
-                    off,
+                    "the captured sampling step differs from torch's operators by %.3f, more than %.2f: continuing "
+                    "without it, slower. Please report this with your versions of torch and triton (%s=0 silences it)",
+                    distance,
                     TOLERANCE,
                     CAPTURE.name,
                 )
-        return self.sound
+        return self.valid
 
     @torch.no_grad()
-    def take(self, state: Underway, steps: int, last: bool) -> None:
-        """Takes steps of what is underway, and notes them there.
+    def advance(self, state: BatchState, steps: int, last: bool) -> None:
+        """Draw tokens of the images in progress and update their state.
 
         Args:
-            last: whether all pictures are finished by them: their last token is chosen, and read by nothing.
+            steps: tokens to draw per image.
+            last: whether these are the last tokens of all images. Nothing reads the very last ones, so they are chosen
+                without a step.
         """
-        assert self._replay is not None, "prepare() comes first"
+        assert self._replay is not None, "prepare() must be called first"
         self._load(state)
         for _ in range(steps - last):
             self._replay()
         if last:
             self._choose()
-        for kept, given in zip(state.tensors(), self._state.tensors()):
-            kept.copy_(given[: len(kept)])
+        for target, buffer in zip(state.tensors(), self._state.tensors()):
+            target.copy_(buffer[: len(target)])
         self._decoder.advance(steps)
-        self._behind.append(torch.cuda.Event())
-        self._behind[-1].record()
-        if len(self._behind) == AHEAD:
-            self._behind.pop(0).synchronize()
+        self._unfinished.append(torch.cuda.Event())
+        self._unfinished[-1].record()
+        if len(self._unfinished) == MAX_CALLS_AHEAD:
+            self._unfinished.pop(0).synchronize()
 
-    def _load(self, state: Underway) -> None:
-        given = (*state.tensors(), self._decoder.next_R, self._decoder.first_R)
-        for kept, source in zip((*self._state.tensors(), self._slots_R, self._first_R), given):
-            kept[: len(source)] = source
-            kept[len(source) :] = source[-1:]
+    def _load(self, state: BatchState) -> None:
+        """Copy a batch into the buffers, and its last row into those beyond it."""
+        sources = (*state.tensors(), self._decoder.next_slot_R, self._decoder.first_R)
+        for buffer, source in zip((*self._state.tensors(), self._slots_R, self._first_R), sources):
+            buffer[: len(source)] = source
+            buffer[len(source) :] = source[-1:]
 
     def _capture(self) -> Callable[[], None]:
-        """Captures the step; what it returns replays it."""
-        side, pool = self._decoder.capturing()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._run()  # compiles kernels; what it writes is written again by the first replay
-        torch.cuda.current_stream().wait_stream(side)
+        """Capture the step and return the function that replays it."""
+        stream, pool = self._decoder.capture_resources()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Triton compiles kernels on their first launch, which is forbidden during a capture. What this run writes
+            # to the cache is written again by the first replay.
+            self._step()
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # other threads may use the GPU meanwhile; what graphs share in the pool does not outlive a replay
-        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-            self._run()
+        # Graphs share one memory pool: their temporaries do not outlive a replay, and replays never overlap.
+        # "thread_local", because other threads, such as one that decodes pixels, may use the GPU during the capture.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            self._step()
         return graph.replay
 
     def _distance(self, rows: int) -> float:
-        """How far hidden states after one replay are from those that torch's own operators give for the same token."""
-        found_RE, each = self._state.hidden_RE[:rows], 2 if self._guided else 1
+        """Return the relative distance of the hidden states after a replay from those of torch's operators."""
+        replayed_RE, rows_per_image = self._state.hidden_RE[:rows], 2 if self._guided else 1
         last_B1 = self._state.tokens_BT.gather(1, self._state.steps_B[:, None] - 1)
-        embeds_RE = F.embedding(last_B1[: rows // each, 0], self._embeddings_VE).repeat_interleave(each, 0)
-        expected_RE = self._decoder.look_ahead(embeds_RE).float()
-        return ((found_RE.float() - expected_RE).norm() / expected_RE.norm()).item()
+        embeds_BE = F.embedding(last_B1[: rows // rows_per_image, 0], self._embeddings_VE)
+        expected_RE = self._decoder.look_ahead(embeds_BE.repeat_interleave(rows_per_image, 0)).float()
+        return ((replayed_RE.float() - expected_RE).norm() / expected_RE.norm()).item()
 
     def _choose(self) -> Tensor:
-        """Picks each picture's next token, notes it, and gives its embedding to the picture's rows: [R, E]."""
+        """Choose and record the next token of each image; return its embedding for each of the image's rows, [R, E]."""
         state = self._state
         logits = self._head(state.hidden_RE).float()
         if self._guided:
@@ -171,9 +175,11 @@ class CapturedStep:
         embeds_BE = F.embedding(chosen_B, self._embeddings_VE)
         return embeds_BE.repeat_interleave(2, 0) if self._guided else embeds_BE
 
-    def _run(self) -> None:
+    def _step(self) -> None:
+        """Choose a token and run it through all layers, in place on the buffers."""
         x_RE, delta_RE = self._choose(), None
         decoder, epsilon = self._decoder, self._norm.variance_epsilon
+        # The feed-forward's residual is added by the next norm, which reads the stream anyway: one pass over it less.
         for weights, keys, values in zip(self._weights, *decoder.cache(self.rows), strict=True):
             normed = kernels.add_norm(x_RE, delta_RE, weights.before, epsilon)
             projected = F.linear(normed, weights.qkv)
@@ -185,3 +191,20 @@ class CapturedStep:
             delta_RE = F.linear(kernels.gate(F.linear(normed, weights.gate_up)), weights.down)
         self._state.hidden_RE.copy_(kernels.add_norm(x_RE, delta_RE, self._norm.weight, epsilon))
         self._slots_R += 1
+
+
+def _join_weights(parts: list[Any]) -> Tensor:
+    """Return one matrix of several linear modules, turning their weights into views of it.
+
+    One product instead of three keeps a GPU busier, and as the modules share the memory no weight is stored twice.
+    """
+    weights = [part.weight.detach() for part in parts]
+    sizes, first = [len(weight) for weight in weights], weights[0]
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    same_storage = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+    if same_storage and all(weight.data_ptr() == end for weight, end in zip(weights[1:], ends, strict=False)):
+        return first.as_strided((sum(sizes), first.shape[1]), first.stride())  # joined by an earlier capture
+    joined = torch.cat(weights)
+    for part, view in zip(parts, joined.split(sizes), strict=True):
+        part.weight.data = view
+    return joined

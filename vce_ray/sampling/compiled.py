@@ -1,8 +1,8 @@
-"""A step on CPUs (step.cpp), compiled when it is first needed, which takes a second.
+"""The sampling step on CPUs (step.cpp), compiled on first use, which takes a second.
 
-torch's operators multiply the few rows of a step at half the machine's speed where matrices are small, have none for
-one query of each row over a short cache, and wait for each other a hundred times a step. Where there is no C++
-compiler they draw all the same.
+torch's operators reach half of the machine's speed on the few rows of a step if the matrices are small, have no
+attention for one query per row over a short cache, and synchronise their threads a hundred times per step. They are
+the fallback on machines without a C++ compiler.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import logging
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class CLayer(ctypes.Structure):
-    """One layer, as step.cpp reads it."""
+    """One layer, as declared in step.cpp."""
 
     _fields_ = [
         (name, ctypes.c_void_p) for name in ("before", "qkv", "out", "between", "gate_up", "down", "keys", "values")
@@ -35,44 +36,36 @@ class CLayer(ctypes.Structure):
 
 
 class StepKernels:
-    """The compiled functions, on contiguous float32 tensors in a CPU's memory; they run on torch's own threads."""
+    """The compiled functions. They take contiguous float32 CPU tensors and run on torch's own threads."""
 
     def __init__(self, library: Path):
         loaded = ctypes.CDLL(str(library))
         pointer, size = ctypes.c_void_p, ctypes.c_int64
-        self._norm, self._attend, self._gumbel = loaded.vce_norm, loaded.vce_attend, loaded.vce_gumbel
-        self._multiply, self._step = loaded.vce_multiply, loaded.vce_step
-        self._norm.argtypes, self._norm.restype = [pointer] * 3 + [size] * 2 + [ctypes.c_float], None
+        self._multiply, self._step, self._gumbel = loaded.vce_multiply, loaded.vce_step, loaded.vce_gumbel
         self._multiply.argtypes, self._multiply.restype = [pointer] * 4 + [size] * 3, None
         self._step.argtypes = [pointer, size, *[pointer] * 8, *[size] * 7, ctypes.c_float]
         self._step.restype = None
+        self._gumbel.argtypes, self._gumbel.restype = [pointer] * 3 + [size] * 2, None
         self.seconds: Tensor | None = None
-        """Where a float64 [3] is set, steps add to it what norms, products and attention took."""
+        """For profiling: if this is a float64 tensor [3], steps add their seconds in norms, products and attention."""
         loaded.vce_panel.restype = size
         self.panel: int = loaded.vce_panel()
-        """The rows of a packed matrix are a multiple of it."""
-        self._attend.argtypes, self._attend.restype = [pointer] * 8 + [size] * 5, None
-        self._gumbel.argtypes, self._gumbel.restype = [pointer] * 3 + [size] * 2, None
-
-    def norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """RMSNorm over the last dimension of x [..., E]."""
-        x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        width = x.shape[-1]
-        self._norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, epsilon)
-        return out
+        """The number of rows of a packed matrix must be a multiple of this."""
 
     def pack(self, *matrices: Tensor) -> Tensor:
-        """A copy of matrices [out, in] of one size, as `multiply` and `step` read it: panels of rows, of several
-        matrices in turns, each column by column: [panels, in, panel]."""
+        """Copy matrices [out, in] into the layout of `multiply` and `step`: [panels, in, panel].
+
+        A panel is a block of rows, stored column by column. The panels of several matrices of one size alternate.
+        """
         panels = torch.stack([matrix.detach().unflatten(0, (-1, self.panel)) for matrix in matrices], dim=1)
         return panels.flatten(0, 1).transpose(1, 2).contiguous()
 
     def multiply(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Products [R, out] of x [R, in] with a packed matrix, with a bias added."""
+        """Multiply x [R, in] with a packed matrix and add a bias, if given: [R, out]."""
         x, width = x.contiguous(), packed.shape[0] * packed.shape[2]
         out = x.new_empty(len(x), width)
-        given = None if bias is None else bias.data_ptr()
-        self._multiply(x.data_ptr(), packed.data_ptr(), given, out.data_ptr(), *x.shape, width)
+        bias_pointer = None if bias is None else bias.data_ptr()
+        self._multiply(x.data_ptr(), packed.data_ptr(), bias_pointer, out.data_ptr(), *x.shape, width)
         return out
 
     def step(
@@ -86,82 +79,70 @@ class StepKernels:
         heads: int,
         feed_forward: int,
     ) -> Tensor:
-        """All layers' work on one token of each row, and the last norm: hidden states [R, E].
+        """Run one token of each row through all layers and the last norm: hidden states [R, E].
+
+        Each row attends to its slots up to and including the one its own key and value are written to.
 
         Args:
-            layers: their packed weights, norms and caches.
-            last, epsilon: of the last norm; all norms have this epsilon.
-            place: cos_SD, sin_SD, slot_R, first_R, as `attend` takes them.
-            cache_RKSD: one of these, for its shape; it may have more rows.
+            layers: packed weights, norms and caches.
+            last: weight of the last norm.
+            epsilon: epsilon of all norms.
+            embeds_RE: embeddings of the tokens.
+            place: cosines and signed sines of the rotary embedding by position, [S, D] each, then int64 [R] each: the
+                slot of each row's token, and the position of each row's slot 0.
+            cache_RKSD: keys of one layer, read for their shape only; they may have more rows than the step.
+            heads: query heads, H.
+            feed_forward: width of the feed-forward, F.
         """
-        (held, key_heads, slots, width), rows = cache_RKSD.shape, len(embeds_RE)
+        (cache_rows, key_heads, slots, width), rows = cache_RKSD.shape, len(embeds_RE)
         hidden = embeds_RE.clone(memory_format=torch.contiguous_format)
-        needed = embeds_RE.shape[1] + 2 * (heads + key_heads) * width + feed_forward
-        scratch = embeds_RE.new_empty(rows * needed)
-        assert len(place[2]) == rows <= held and all(tensor.is_contiguous() for tensor in (*place, cache_RKSD))
+        scratch_width = embeds_RE.shape[1] + 2 * (heads + key_heads) * width + feed_forward
+        scratch = embeds_RE.new_empty(rows * scratch_width)
+        assert len(place[2]) == rows <= cache_rows and all(tensor.is_contiguous() for tensor in (*place, cache_RKSD))
         pointers = (tensor.data_ptr() for tensor in (last, hidden, scratch, *place))
         seconds = None if self.seconds is None else self.seconds.data_ptr()
         sizes = (rows, embeds_RE.shape[1], feed_forward, heads, key_heads, slots, width)
         self._step(layers, len(layers), *pointers, seconds, *sizes, epsilon)
         return hidden
 
-    def attend(
-        self,
-        projected: Tensor,
-        cos_SD: Tensor,
-        sin_SD: Tensor,
-        slot_R: Tensor,
-        first_R: Tensor,
-        keys_RKSD: Tensor,
-        values_RKSD: Tensor,
-    ) -> Tensor:
-        """Attention of one query of each row, [R, H * D], over its slots up to `slot_R`, into which its own key and
-        value are written first.
-
-        Args:
-            projected: queries, keys and values, not yet rotated: [R, (H + 2 K) * D].
-            cos_SD, sin_SD: the rotary embedding by position, the sines with the sign of their half.
-            slot_R, first_R: int64: the slot of each row's token, and the position of the row's slot 0.
-        """
-        rows, key_heads, slots, width = keys_RKSD.shape
-        heads = projected.shape[-1] // width - 2 * key_heads
-        out = projected.new_empty(rows, heads * width)
-        tensors = (projected, cos_SD, sin_SD, slot_R, first_R, keys_RKSD, values_RKSD, out)
-        assert all(tensor.is_contiguous() for tensor in tensors)
-        self._attend(*(tensor.data_ptr() for tensor in tensors), rows, heads, key_heads, slots, width)
-        return out
-
     def gumbel(self, seeds_N: Tensor, steps_N: Tensor, size: int) -> Tensor:
-        """`noise.gumbel_noise` of each seed at its step, [N, size], without its eight temporaries of twice the size."""
+        """Return `noise.gumbel_noise`, [N, size], without its eight temporaries of twice that size."""
         seeds_N, steps_N, out = seeds_N.contiguous(), steps_N.contiguous(), torch.empty(len(seeds_N), size)
         self._gumbel(*(tensor.data_ptr() for tensor in (seeds_N, steps_N, out)), *out.shape)
         return out
 
 
-@cache
 def step_kernels() -> StepKernels | None:
-    """The kernels, or None where they are switched off, no compiler is there, or what it makes cannot be loaded."""
+    """Return the kernels, compiled once per process; None if VCE_RAY_COMPILE is 0 or they cannot be compiled."""
+    return _compile_once() if COMPILE.get() else None
+
+
+@cache
+def _compile_once() -> StepKernels | None:
+    return compile_kernels()
+
+
+def compile_kernels(flags: Sequence[str] = FLAGS) -> StepKernels | None:
+    """Compile and load step.cpp for this machine.
+
+    Returns None if there is no compiler, and also, with a warning in the log, if the compiler fails or its output
+    cannot be loaded.
+    """
     compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None or not COMPILE.get():
+    if compiler is None:
         return None
     with TemporaryDirectory() as folder:
-        made, library = str(Path(folder, "step.o")), Path(folder, "step.so")
+        compiled, library = str(Path(folder, "step.o")), Path(folder, "step.so")
         try:
-            # linked apart, without -fopenmp and -ffast-math: the names are then found in the OpenMP that torch has
-            # loaded, whose threads the kernels share, and the process keeps its handling of tiny numbers
-            for line in ([*FLAGS, "-c", str(SOURCE), "-o", made], ["-shared", made, "-o", str(library)]):
-                subprocess.run([compiler, *line], check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+            # Linked in a step of its own, without -fopenmp and -ffast-math. The OpenMP symbols then resolve to the
+            # runtime that torch has loaded, so both share one thread pool, and the library does not switch the whole
+            # process to flushing denormal numbers to zero, as linking with -ffast-math does.
+            for arguments in ([*flags, "-c", str(SOURCE), "-o", compiled], ["-shared", compiled, "-o", str(library)]):
+                subprocess.run([compiler, *arguments], check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
             return StepKernels(library)
         except subprocess.CalledProcessError as error:
             reason = error.stderr.strip()
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
-    log.warning("drawing on this CPU goes without compiled kernels, at about half the speed: %s", reason)
-    return None
-
-
-def compiled_for(*tensors: Tensor) -> StepKernels | None:
-    """The kernels, where all these tensors are of the kind that they read."""
-    if all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors):
-        return step_kernels()
+    log.warning("sampling on this CPU runs without compiled kernels, at about half the speed: %s", reason)
     return None

@@ -1,27 +1,27 @@
-"""Steps many rows through image tokens over a static key-value cache.
+"""Run many rows through image tokens over a static key-value cache.
 
-transformers' own loop rebuilds masks, grows its cache by copying and re-reads padding at every step; this one
-reads each distinct prompt once, writes each step's keys and values into place, and reads only the live part.
-Prompts lie at the left of their cache rows and what a row draws follows without a gap: rows of different
-lengths need no padding between them, and rows may join and leave at any step.
+transformers' generation loop rebuilds masks, grows its cache by copying and reads padding again at every step. This one
+reads each distinct prompt once, writes the keys and values of each step in place, and reads only the used part of the
+cache. A prompt starts at slot 0 of its row and the drawn tokens follow without a gap, so rows of different lengths need
+no padding between prompt and image, and rows may join and leave at any step.
 
-Shape legend: R rows, U distinct prompts, P prompt length, S cache slots or positions, H key-value heads, E width of
-the model, D width of a head.
+Shape legend: R rows, U distinct prompts, P prompt length, S cache slots or positions, H query heads, K key-value heads,
+E width of the model, D width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vce_ray.sampling.compiled import compiled_for
-from vce_ray.sampling.layers import finish, norm, project
+from vce_ray.sampling.layers import finish_layer, project_qkv, rms_norm
+from vce_ray.sampling.memory import SLOT_BLOCK, round_up_slots
 from vce_ray.sampling.packed import PackedStack
-from vce_ray.sampling.plan import SLOT_BLOCK, whole_slots
 
 if TYPE_CHECKING:
     from vce_ray.config import SamplingConfig
@@ -29,95 +29,101 @@ if TYPE_CHECKING:
     from vce_ray.sampling.captured import CapturedStep
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of a step: takes a layer's projections and its cache, writes the tokens' keys and values into it, attends."""
-CAPTURES = 16
-"""How many captured steps are kept, for as many batch sizes and ways of sampling."""
+"""Attention of one step: takes a layer's projections and its cache, writes the new keys and values, attends."""
+MAX_CAPTURED_STEPS = 16
+"""Captured steps that are kept, one per batch size and sampling settings."""
 
 
 class Decoder:
-    """A Llama stack and its image head, read from transformers' (or peft's) modules; one set of rows at a time.
+    """A Llama stack and its image head, read from modules of transformers or peft; one set of rows at a time.
 
-    An adapter put on, merged or switched off while no row is underway is seen by the next ones. The cache is kept
-    between batches, and made anew when more rows or slots are needed.
+    The next rows see an adapter that was added, merged or switched off while no row was in progress. The cache is kept
+    between batches, and reallocated when more rows or slots are needed.
     """
 
     def __init__(self, language_model: Any, head: list[Any]):
         self._model, self._head = language_model, nn.Sequential(*head)
-        self._packed, self._is_packed = PackedStack(language_model, head), False
-        self.kept_dtype: torch.dtype | None = None
-        """Of keys and values, where it is not the model's own; to be changed while no row is underway."""
-        self._keys: list[Tensor] = []  # each [R, H, S, D]
+        self._packed = PackedStack(language_model, head)
+        self.uses_compiled_step = False
+        """Whether the rows in progress are stepped by the compiled function for CPUs (packed.py)."""
+        self.cache_dtype: torch.dtype | None = None
+        """Dtype of keys and values; None is the model's own. Change it only while no row is in progress."""
+        self._keys: list[Tensor] = []  # one [R, K, S, D] per layer
         self._values: list[Tensor] = []
-        self.next_R = self.first_R = torch.empty(0, dtype=torch.int64)
-        """The slot into which the next token of each row goes, and the position of its first slot: int64."""
+        self.next_slot_R = self.first_R = torch.empty(0, dtype=torch.int64)
+        """int64: the slot that the next token of each row is written to, and the position of the row's slot 0."""
         self._used_R = torch.empty(0, dtype=torch.int64)
-        """What `next_R` is, known to the host."""
+        """Copy of `next_slot_R` on the host: reading that one would wait for the GPU."""
         self.cos_SD = self.sin_SD = torch.empty(0, 0)
-        """The rotary embedding by position; the sines have the sign of the half that they fall on."""
-        self._captures: dict[Any, CapturedStep] = {}
+        """Rotary embedding by position. The sines of the left half are negated (see `_rotate`)."""
+        self.captured_steps: dict[Any, CapturedStep] = {}
+        """By batch size and sampling settings, oldest first."""
         self._addresses: list[int] = []
-        self._capturing: tuple[torch.cuda.Stream, Any] | None = None
+        self._capture_resources: tuple[torch.cuda.Stream, Any] | None = None
         config = language_model.config
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
         self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
     @property
     def cache_bytes(self) -> int:
-        """Memory that the cache holds."""
+        """Bytes of the cache."""
         return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
 
     @property
     def slots(self) -> int:
-        """Slots of the cache that is held; 0 where none is."""
+        """Slots of the cache; 0 if there is none."""
         return self._keys[0].shape[2] if self._keys else 0
 
     def whole_slots(self, slots: int) -> int:
-        """How many slots the cache has where so many are needed."""
-        return whole_slots(slots, SLOT_BLOCK if self._model.embed_tokens.weight.device.type == "cuda" else 1)
+        """Return the slots that a cache is allocated with if this many are needed."""
+        return round_up_slots(slots, SLOT_BLOCK if self._model.embed_tokens.weight.device.type == "cuda" else 1)
 
     def release(self) -> None:
-        """Gives the cache back; no row may be underway."""
-        self._captures.clear()
+        """Free the cache. No row may be in progress."""
+        self.captured_steps.clear()
         self._keys, self._values = [], []
 
     @property
     def rows(self) -> int:
-        """Rows that are underway."""
-        return len(self.next_R)
+        """Number of rows in progress."""
+        return len(self.next_slot_R)
 
     def logits(self, hidden_RE: Tensor) -> Tensor:
-        """Logits of the next image token, float32 [R, V]."""
-        return (self._packed.head(hidden_RE) if self._is_packed else self._head(hidden_RE)).float()
+        """Return the logits of the next image token, float32 [R, V]."""
+        return (self._packed.head(hidden_RE) if self.uses_compiled_step else self._head(hidden_RE)).float()
 
     def prepare(self) -> None:
-        """Packs the weights where that is to be done, so that what is free afterwards is free for drawing."""
-        self._is_packed = self.kept_dtype is None and self._packed.update()
+        """Pack the weights if the compiled step can be used, so that memory measured afterwards is free for drawing."""
+        self.uses_compiled_step = self.cache_dtype is None and self._packed.update()
 
     def cache(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values of each layer, [rows, H, S, D]: views, which hold until a batch needs more."""
+        """Return views of each layer's keys and values, [rows, K, S, D], valid until the cache is reallocated."""
         return [keys[:rows] for keys in self._keys], [values[:rows] for values in self._values]
 
-    def captured(self, model: ImageModel, pictures: int, sampling: SamplingConfig) -> CapturedStep:
-        """The step for so many pictures, captured when it is first drawn with; the latest few are kept."""
-        from vce_ray.sampling.captured import CapturedStep  # Triton, which only machines with a GPU need
+    def captured(self, model: ImageModel, images: int, sampling: SamplingConfig) -> CapturedStep:
+        """Return the captured step for a batch size, made on first use. The latest MAX_CAPTURED_STEPS are kept."""
+        from vce_ray.sampling.captured import CapturedStep  # imports Triton, which only machines with a GPU need
 
-        read = (*self._model.parameters(), *model.image_head.parameters())
-        if (addresses := [parameter.data_ptr() for parameter in read]) != self._addresses:
-            self._captures.clear()
-        key = (pictures, sampling.model_copy(update={"batch_size": 1}))
-        if key not in self._captures:
-            if len(self._captures) == CAPTURES:
-                self._captures.pop(next(iter(self._captures)))
-            self._captures[key] = CapturedStep(model, pictures, sampling)
-            addresses = [parameter.data_ptr() for parameter in read]  # joined by the first capture
+        # A graph reads weights at the addresses it was captured with. An in-place change keeps them; a weight that
+        # moved, as one does when its `.data` is assigned, makes every graph stale.
+        parameters = (*self._model.parameters(), *model.image_head.parameters())
+        if (addresses := [parameter.data_ptr() for parameter in parameters]) != self._addresses:
+            self.captured_steps.clear()
+        key = (images, sampling.model_copy(update={"batch_size": 1}))
+        if key not in self.captured_steps:
+            if len(self.captured_steps) == MAX_CAPTURED_STEPS:
+                self.captured_steps.pop(next(iter(self.captured_steps)))
+            self.captured_steps[key] = CapturedStep(model, images, sampling)
+            addresses = [parameter.data_ptr() for parameter in parameters]  # the first capture joins matrices
         self._addresses = addresses
-        return self._captures[key]
+        return self.captured_steps[key]
 
-    def capturing(self) -> tuple[torch.cuda.Stream, Any]:
-        """The stream on which steps are captured, and the memory pool that their graphs share."""
-        if self._capturing is None:
-            self._capturing = torch.cuda.Stream(self._model.embed_tokens.weight.device), torch.cuda.graph_pool_handle()
-        return self._capturing
+    def capture_resources(self) -> tuple[torch.cuda.Stream, Any]:
+        """Return the stream that steps are captured on, and the memory pool that their graphs share."""
+        if self._capture_resources is None:
+            stream = torch.cuda.Stream(self._model.embed_tokens.weight.device)
+            self._capture_resources = stream, torch.cuda.graph_pool_handle()
+        return self._capture_resources
 
     @torch.no_grad()
     def join(
@@ -125,41 +131,42 @@ class Decoder:
         embeds_UPE: Tensor,
         lengths_U: Tensor,
         first_U: Tensor,
-        of_row_R: Tensor,
+        prompt_of_row_R: Tensor,
         new_tokens: int,
         spare_rows: int = 0,
     ) -> Tensor:
-        """Reads the prompts of more rows; returns the hidden state of each one's last token, [R, E].
+        """Read the prompts of additional rows; return the hidden state of each row's last prompt token, [R, E].
 
         Args:
             embeds_UPE: distinct prompts, padded on the right.
-            lengths_U: int64: how many places of each prompt are no padding.
-            first_U: int64: the position of each prompt's first place.
-            of_row_R: int64: which prompt each row continues.
-            new_tokens: how many steps will follow at most.
-            spare_rows: for how many rows more the cache shall have room.
+            lengths_U: int64: length of each prompt without padding.
+            first_U: int64: position of each prompt's first token.
+            prompt_of_row_R: int64: the prompt that each row continues.
+            new_tokens: the most steps that will follow.
+            spare_rows: further rows that the cache must have room for.
         """
         device, width, before = embeds_UPE.device, embeds_UPE.shape[1], self.rows
-        rows, lengths, first = before + len(of_row_R), lengths_U.cpu(), first_U.cpu()
+        rows, lengths, first = before + len(prompt_of_row_R), lengths_U.cpu(), first_U.cpu()
         self._reserve(rows + spare_rows, width + new_tokens)
         self._tabulate(int(first.max()) + width + new_tokens)
-        self._used_R = torch.cat([self._used_R, lengths[of_row_R.cpu()]])
-        # where these lie on another device they are of a batch before, of which nothing is left
-        self.next_R, self.first_R = (
-            torch.cat([of.to(device), more[of_row_R]])
-            for of, more in ((self.next_R, lengths_U), (self.first_R, first_U))
+        self._used_R = torch.cat([self._used_R, lengths[prompt_of_row_R.cpu()]])
+        # The old tensors are on another device only if the model was moved, and then they are empty.
+        self.next_slot_R, self.first_R = (
+            torch.cat([old.to(device), new[prompt_of_row_R]])
+            for old, new in ((self.next_slot_R, lengths_U), (self.first_R, first_U))
         )
-        place_UP = first_U[:, None] + torch.arange(width, device=device)
-        cos, sin = self.cos_SD[place_UP][:, :, None], self.sin_SD[place_UP][:, :, None]
+        position_UP = first_U[:, None] + torch.arange(width, device=device)
+        cos, sin = self.cos_SD[position_UP][:, :, None], self.sin_SD[position_UP][:, :, None]
         hidden_UPE = embeds_UPE
         self.prepare()
-        if self._is_packed:
-            self._packed.begin(*self.cache(rows))
+        if self.uses_compiled_step:
+            self._packed.set_cache(*self.cache(rows))
         for layer, keys, values in zip(self._model.layers, *self.cache(rows), strict=True):
-            query, key, value = self._split(project(layer, hidden_UPE), cos, sin)  # each [U, P, heads, D]
-            keys[before:, :, :width] = key.transpose(1, 2)[of_row_R]  # copies, into the cache's dtype
-            values[before:, :, :width] = value.transpose(1, 2)[of_row_R]
-            # right padding: what follows a token never reaches it, and padding's slots are written over later
+            query, key, value = self._split(project_qkv(layer, hidden_UPE), cos, sin)  # each [U, P, heads, D]
+            keys[before:, :, :width] = key.transpose(1, 2)[prompt_of_row_R]  # casts to the dtype of the cache
+            values[before:, :, :width] = value.transpose(1, 2)[prompt_of_row_R]
+            # Padding is on the right, where the causal mask hides it, so prompts of different lengths need no other
+            # mask. What padding writes into the cache is overwritten by drawn tokens before it is ever read.
             attended = F.scaled_dot_product_attention(
                 query.transpose(1, 2),
                 key.transpose(1, 2),
@@ -167,139 +174,154 @@ class Decoder:
                 is_causal=True,
                 enable_gqa=self._heads != self._key_heads,
             )
-            hidden_UPE = finish(layer, hidden_UPE, attended.transpose(1, 2).flatten(2))
+            hidden_UPE = finish_layer(layer, hidden_UPE, attended.transpose(1, 2).flatten(2))
         hidden_UE = hidden_UPE[torch.arange(len(lengths_U), device=device), lengths_U - 1]
-        return norm(self._model.norm, hidden_UE)[of_row_R]
+        return rms_norm(self._model.norm, hidden_UE)[prompt_of_row_R]
 
     @torch.no_grad()
     def keep(self, rows: list[int]) -> None:
-        """Forgets all rows but these, which are rows 0, 1, ... from now on; those that move are copied."""
-        moved = [place for place, row in enumerate(rows) if place != row]
-        kept, live = torch.tensor(rows, dtype=torch.int64), self._live
-        sources = [rows[place] for place in moved]
+        """Drop all rows but these, which become rows 0, 1, ... in this order. Rows that move are copied."""
+        moved = [target for target, row in enumerate(rows) if target != row]
+        kept, used = torch.tensor(rows, dtype=torch.int64), self._used_slots
+        sources = [rows[target] for target in moved]
         if moved:
             for cached in (*self._keys, *self._values):
-                cached[moved, :, :live] = cached[sources, :, :live]
+                cached[moved, :, :used] = cached[sources, :, :used]
         self._used_R = self._used_R[kept]
-        self.next_R, self.first_R = (of[kept.to(of.device)] for of in (self.next_R, self.first_R))
+        self.next_slot_R, self.first_R = (old[kept.to(old.device)] for old in (self.next_slot_R, self.first_R))
 
     @torch.no_grad()
     def step(self, embeds_RE: Tensor) -> Tensor:
-        """Reads one more token of each row; returns its hidden state, [R, E]."""
-        place = self.cos_SD, self.sin_SD, self.next_R, self.first_R
-        if self._is_packed:
-            hidden_RE = self._packed.step(embeds_RE, place)
+        """Read one more token of each row; return its hidden state, [R, E]."""
+        if self.uses_compiled_step:
+            hidden_RE = self._packed.step(embeds_RE, (self.cos_SD, self.sin_SD, self.next_slot_R, self.first_R))
         else:
-            attend = self._compiled_attention(embeds_RE) or self._plain_attention()
-            hidden_RE = embeds_RE
+            hidden_RE, attend = embeds_RE, self._attention()
             for layer, keys, values in zip(self._model.layers, *self.cache(len(embeds_RE)), strict=True):
-                hidden_RE = finish(layer, hidden_RE, attend(project(layer, hidden_RE), keys, values))
-            hidden_RE = norm(self._model.norm, hidden_RE)
+                attended = attend(project_qkv(layer, hidden_RE), keys, values)
+                hidden_RE = finish_layer(layer, hidden_RE, attended)
+            hidden_RE = rms_norm(self._model.norm, hidden_RE)
         self.advance(1)
         return hidden_RE
 
     def advance(self, steps: int) -> None:
-        """Takes note of so many tokens of each row, which lie in the cache."""
-        self.next_R, self._used_R = self.next_R + steps, self._used_R + steps
+        """Count tokens of each row whose keys and values have been written to the cache."""
+        self.next_slot_R, self._used_R = self.next_slot_R + steps, self._used_R + steps
 
     def look_ahead(self, embeds_RE: Tensor) -> Tensor:
-        """What `step` would return, without taking it: the token's keys and values are written again by the step."""
+        """Return what `step` would return, without counting the token: the next step overwrites its keys and values."""
         hidden_RE = self.step(embeds_RE)
         self.advance(-1)
         return hidden_RE
 
     @property
-    def _live(self) -> int:
-        """Slots that are in use, of the row that has most."""
+    def _used_slots(self) -> int:
+        """Slots in use in the longest row."""
         return int(self._used_R.max()) if self.rows else 0
 
-    def _compiled_attention(self, embeds_RE: Tensor) -> Attention | None:
-        kernels = compiled_for(embeds_RE, self.cos_SD, self._keys[0])
-        place = self.cos_SD, self.sin_SD, self.next_R, self.first_R
-        return kernels and (lambda projected, keys, values: kernels.attend(projected, *place, keys, values))
-
-    def _plain_attention(self) -> Attention:
-        slot_R, live = self.next_R, self._live + 1
-        row_R, place_R = torch.arange(self.rows, device=slot_R.device), slot_R + self.first_R
-        cos, sin = self.cos_SD[place_R][:, None], self.sin_SD[place_R][:, None]
-        unseen_R11S, even = None, bool((self._used_R == live - 1).all())
-        if not even:
-            unseen_R11S = (torch.arange(live, device=slot_R.device) > slot_R[:, None])[:, None, None]
+    def _attention(self) -> Attention:
+        """Return the attention of the next step with torch's operators."""
+        slot_R, live = self.next_slot_R, self._used_slots + 1
+        row_R, position_R = torch.arange(self.rows, device=slot_R.device), slot_R + self.first_R
+        cos, sin = self.cos_SD[position_R][:, None], self.sin_SD[position_R][:, None]
+        # Rows of one length, the usual case, need no mask and are written as one slice instead of by index.
+        unused_R11S, same_length = None, bool((self._used_R == live - 1).all())
+        if not same_length:
+            unused_R11S = (torch.arange(live, device=slot_R.device) > slot_R[:, None])[:, None, None]
 
         def attend(projected: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             query, key, value = self._split(projected, cos, sin)  # each [R, heads, D]
-            if even:
+            if same_length:
                 keys[:, :, live - 1], values[:, :, live - 1] = key, value
             else:
                 keys[row_R, :, slot_R], values[row_R, :, slot_R] = key.to(keys.dtype), value.to(keys.dtype)
-            seen_keys, seen_values = (cached[:, :, :live].to(query.dtype) for cached in (keys, values))
-            return _attend(query, seen_keys, seen_values, unseen_R11S)
+            live_keys, live_values = (cached[:, :, :live].to(query.dtype) for cached in (keys, values))
+            return _attend(query, live_keys, live_values, unused_R11S)
 
         return attend
 
     def _split(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, rotated, and values: each [..., heads, D] of projections [..., heads * D]."""
+        """Split projections [..., heads * D] into rotated queries, rotated keys, and values: each [..., heads, D]."""
         projected = projected.unflatten(-1, (-1, self._head_dim))
-        turned = _rotate(projected[..., : self._heads + self._key_heads, :], cos, sin)
-        return turned[..., : self._heads, :], turned[..., self._heads :, :], projected[..., -self._key_heads :, :]
+        rotated = _rotate(projected[..., : self._heads + self._key_heads, :], cos, sin)
+        return rotated[..., : self._heads, :], rotated[..., self._heads :, :], projected[..., -self._key_heads :, :]
 
     def _reserve(self, rows: int, slots: int) -> None:
-        """Makes the cache large enough; what is in use of it is carried over."""
-        weight, live = self._model.embed_tokens.weight, self._live
-        kept_dtype = self.kept_dtype or weight.dtype
-        if self._keys and (self._keys[0].device, self._keys[0].dtype) == (weight.device, kept_dtype):
+        """Make the cache large enough, carrying over the part in use."""
+        weight, used = self._model.embed_tokens.weight, self._used_slots
+        cache_dtype = self.cache_dtype or weight.dtype
+        if self._keys and (self._keys[0].device, self._keys[0].dtype) == (weight.device, cache_dtype):
             held_rows, _, held_slots, _ = self._keys[0].shape
             if rows <= held_rows and slots <= held_slots:
                 return
-            if live:
+            if used:
                 slots = max(slots, held_slots)
-        self._captures.clear()
+        self.captured_steps.clear()  # their graphs hold the addresses of the old cache
         slots = self.whole_slots(slots)
         shape = (rows, self._key_heads, slots, self._head_dim)
-        layers, made = len(self._model.layers), []
-        held = [*self._keys, *self._values] if live else []
-        self._keys, self._values = [], []  # what is not in use is freed first; there are new ones only if all are made
+        layers, new = len(self._model.layers), []
+        # Old and new cache never exist together: each old tensor is freed once its part in use is copied, and all of
+        # them before the first allocation if no row is in progress. If an allocation fails, the decoder has no cache
+        # rather than half of one.
+        old = [*self._keys, *self._values] if used else []
+        self._keys, self._values = [], []
         for i in range(2 * layers):
-            made.append(weight.new_zeros(shape, dtype=kept_dtype))
-            if live:
-                made[i][: self.rows, :, :live] = held[i][: self.rows, :, :live]
-                held[i] = weight.new_empty(0)  # freed before the next one is made
-        self._keys, self._values = made[:layers], made[layers:]
+            new.append(weight.new_zeros(shape, dtype=cache_dtype))
+            if used:
+                new[i][: self.rows, :, :used] = old[i][: self.rows, :, :used]
+                old[i] = weight.new_empty(0)
+        self._keys, self._values = new[:layers], new[layers:]
 
-    def _tabulate(self, places: int) -> None:
-        """Cosines and sines of the first positions, once for all batches."""
+    def _tabulate(self, positions: int) -> None:
+        """Tabulate cosines and sines of the first positions, once for all batches."""
         weight = self._model.embed_tokens.weight
-        if len(self.cos_SD) >= places and self.cos_SD.device == weight.device and self.cos_SD.dtype == weight.dtype:
+        if len(self.cos_SD) >= positions and self.cos_SD.device == weight.device and self.cos_SD.dtype == weight.dtype:
             return
-        cos, sin = self._model.rotary_emb(
-            weight, torch.arange(whole_slots(places, SLOT_BLOCK), device=weight.device)[None]
-        )
-        self.cos_SD, self.sin_SD = cos[0], _signed_by_half(sin[0])
-        self._captures.clear()
+        position_1S = torch.arange(round_up_slots(positions, SLOT_BLOCK), device=weight.device)[None]
+        cos, sin = self._model.rotary_emb(weight, position_1S)
+        self.cos_SD, self.sin_SD = cos[0], _negate_left_half(sin[0])
+        self.captured_steps.clear()  # their graphs hold the addresses of the old tables
 
 
-def _attend(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unseen_R11S: Tensor | None) -> Tensor:
-    """One query of each row over the live cache: [R, H * D]. Heads that share keys (H > K) are neighbours.
+_decoders: WeakKeyDictionary[ImageModel, Decoder] = WeakKeyDictionary()
 
-    Two batched products: on CPUs a third faster than torch's fused attention, which splits long queries, not rows.
+
+def decoder_of(model: ImageModel) -> Decoder:
+    """Return the decoder of a model, made on first use and kept with its cache for as long as the model lives."""
+    decoder = _decoders.get(model)
+    if decoder is None:
+        # A decoder refers to the modules of its model but never to the ImageModel: as the value of a weak key it must
+        # not, or a dropped model's weights and cache would stay in memory.
+        decoder = _decoders[model] = Decoder(model.language_model, model.image_head_parts)
+    return decoder
+
+
+def _attend(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unused_R11S: Tensor | None) -> Tensor:
+    """Attend with one query per row to the used part of the cache: [R, H * D]. Heads that share keys are neighbours.
+
+    Two batched products: on CPUs a third faster than torch's fused attention, which is parallel over long queries and
+    not over rows.
     """
     query = query_RHD.unflatten(1, (keys_RKSD.shape[1], -1)).flatten(0, 1)  # [R K, H / K, D]
     keys, values = keys_RKSD.flatten(0, 1), values_RKSD.flatten(0, 1)
     scale = query_RHD.shape[-1] ** -0.5
     scores = torch.baddbmm(query.new_empty(()), query, keys.transpose(1, 2), beta=0, alpha=scale)
-    if unseen_R11S is not None:
-        scores.unflatten(0, (len(query_RHD), -1)).masked_fill_(unseen_R11S, float("-inf"))
+    if unused_R11S is not None:
+        scores.unflatten(0, (len(query_RHD), -1)).masked_fill_(unused_R11S, float("-inf"))
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
     return torch.bmm(weights, values).view(len(query_RHD), -1)
 
 
-def _signed_by_half(sin: Tensor) -> Tensor:
-    """The sines of a rotation with the sign of the half that they fall on."""
+def _negate_left_half(sin: Tensor) -> Tensor:
+    """Negate the left half of the last dimension, as `_rotate` expects of its sines."""
     left, right = sin.chunk(2, dim=-1)
     return torch.cat((-left, right), dim=-1)
 
 
 def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotary position embedding of [..., D], halves paired as Llama does it."""
+    """Apply the rotary embedding to [..., D], pairing the halves as Llama does.
+
+    With the sign in the table, a rotation takes one multiply-add over swapped halves instead of two.
+    """
     left, right = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), signed_sin)

@@ -1,24 +1,21 @@
-"""Draws image tokens with classifier-free guidance; each sample has its own seed.
+"""Draw image tokens with classifier-free guidance; every sample has its own seed.
 
-Knows prompts and tokens, not pixels, files or Ray. The shape legend is in models/base.py.
+Works on prompts and tokens only: no pixels, files or Ray. The shape legend is in models/base.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vce_ray.config import SamplingConfig
+from vce_ray.models.base import ImageModel
 from vce_ray.sampling.rolling import RollingBatch
 
-if TYPE_CHECKING:
-    from vce_ray.models.base import ImageModel
-
 CHECK_EVERY = 16
-"""Steps between two looks at whether to go on, or whether others wait."""
+"""Steps between checks whether to stop, and between chances for waiting images to join."""
 
 
 def draw(
@@ -28,23 +25,28 @@ def draw(
     sampling: SamplingConfig,
     stop: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """Image tokens of one picture for each (prompt, seed): int64 [B, T], drawn in batches of `sampling.batch_size`, or
-    of what fits into memory (RollingBatch has more). `stop` is asked every few steps whether to give up: then only the
-    batches that were finished before are returned.
+    """Draw the image tokens of one image for each (prompt, seed) pair: int64 [B, T].
+
+    Images are drawn in batches of `sampling.batch_size`, or of as many as fit into memory (see RollingBatch).
+
+    Args:
+        stop: called every CHECK_EVERY steps. Once it returns True, the current batch is dropped and only the tokens of
+            earlier batches are returned.
 
     Raises:
-        ValueError: prompts and seeds differ in number, or a prompt is empty or too long.
+        ValueError: the numbers of prompts and seeds differ.
+        UserError: a prompt is empty or too long.
     """
     if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed for each prompt")
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed per prompt")
     batch: RollingBatch[int] = RollingBatch(model, sampling)
-    begun, drawn = 0, []
-    while len(batch) or begun < len(prompts):
+    started, finished = 0, []
+    while len(batch) or started < len(prompts):
         if not len(batch):
-            share = slice(begun, begun + sampling.batch_size)
-            begun += batch.join(range(begun, len(prompts)), prompts[share], seeds[share])
+            share = slice(started, started + sampling.batch_size)
+            started += batch.join(range(started, len(prompts)), prompts[share], seeds[share])
         if stop is not None and stop():
             batch.drop(range(len(prompts)))
             break
-        drawn += [tokens for _, tokens in batch.advance(model.num_image_tokens if stop is None else CHECK_EVERY)]
-    return torch.stack(drawn) if drawn else torch.empty((0, model.num_image_tokens), dtype=torch.int64)
+        finished += [tokens for _, tokens in batch.advance(model.num_image_tokens if stop is None else CHECK_EVERY)]
+    return torch.stack(finished) if finished else torch.empty((0, model.num_image_tokens), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Weights in the layout that the compiled step multiplies with, made anew when they have changed."""
+"""Weights in the layout of the compiled CPU step, packed again when they change."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from vce_ray.sampling.compiled import CLayer, StepKernels, step_kernels
-from vce_ray.sampling.device import free_memory
-from vce_ray.sampling.layers import LayerWeights, linears, plain
+from vce_ray.sampling.layers import LayerWeights, are_plain, layer_linears
+from vce_ray.sampling.memory import free_memory
 
+MEMORY_SHARE = 1 / 4
+"""Packed copies may take at most this share of the free memory: the cache needs the rest."""
 Place = tuple[Tensor, Tensor, Tensor, Tensor]
-"""cos_SD, sin_SD, slot_R and first_R: where the tokens of a step go (decoder.py)."""
+"""Where the tokens of a step go: cos_SD, sin_SD, next_slot_R and first_R of decoder.py."""
 
 
 class PackedStack:
-    """Packed copies of a Llama's layers and its image head, where a step can be taken with such.
+    """Packed copies of a Llama's layers and its image head, for models that the compiled step supports.
 
     Args:
-        language_model: transformers' or peft's modules.
-        head: the modules of the image head, one after the other.
+        language_model: a Llama of transformers, possibly with peft's layers.
+        head: the modules of the image head, in order.
     """
 
     def __init__(self, language_model: Any, head: list[Any]):
@@ -33,47 +35,48 @@ class PackedStack:
         self._table: ctypes.Array[CLayer] = (CLayer * 0)()
 
     def update(self) -> bool:
-        """Packs the weights as they are now, unless that is done; whether steps can be taken with them.
+        """Pack the weights if they have changed since the last call, and return whether the compiled step can be used.
 
-        They can on a CPU with a compiler: float32, no bias and no adapter on any matrix, and sizes of whole panels. The
-        copies may take a quarter of the memory that is free.
+        It needs a CPU with a compiler, float32, no bias and no unmerged adapter on any matrix, sizes that are whole
+        panels, and memory for the copies (MEMORY_SHARE). Otherwise the copies are freed.
         """
-        found = list(linears(self._model))
-        weight = self._model.embed_tokens.weight
-        mine = weight.device.type == "cpu" and weight.dtype == torch.float32  # for what else nothing is compiled
-        kernels = step_kernels() if mine else None
-        if kernels is None or not self._packable(found, kernels):
+        linears = list(layer_linears(self._model))
+        embedding = self._model.embed_tokens.weight
+        supported = embedding.device.type == "cpu" and embedding.dtype == torch.float32
+        kernels = step_kernels() if supported else None  # compiles nothing for models it cannot be used with
+        if kernels is None or not self._packable(linears, kernels):
             self._fingerprint, self._layers, self._packed_head = None, [], []
             return False
-        # every change in place that autograd knows of (an optimizer's, a load, a merge) counts the version up
-        weights = [linear.weight for linear in found + self._head_linears]
+        # Comparing the weights themselves would cost as much as packing them. Autograd counts up a tensor's version on
+        # every in-place change: an optimizer step, a load, a merged adapter. Assigning to `.data` changes the address.
+        weights = [linear.weight for linear in linears + self._head_linears]
         fingerprint = [(weight.data_ptr(), weight._version) for weight in weights]
         if fingerprint != self._fingerprint:
-            self._fingerprint, self._layers, self._packed_head = fingerprint, [], []  # the old ones are freed first
+            self._fingerprint, self._layers, self._packed_head = fingerprint, [], []  # frees the old copies first
             self._kernels = kernels
-            self._layers = [_packed(layer, kernels) for layer in self._model.layers]
+            self._layers = [_pack_layer(layer, kernels) for layer in self._model.layers]
             self._packed_head = [
                 kernels.pack(part.weight) if isinstance(part, nn.Linear) else None for part in self._head
             ]
         return True
 
-    def begin(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Takes the cache of each layer, [R, H, S, D], that the next steps read and write."""
+    def set_cache(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        """Set the cache that the next steps read and write: one tensor [R, K, S, D] per layer."""
         tensors = ((*layer, *cache) for layer, *cache in zip(self._layers, keys, values, strict=True))
-        self._table = (CLayer * len(keys))(*(CLayer(*(tensor.data_ptr() for tensor in of)) for of in tensors))
+        self._table = (CLayer * len(keys))(*(CLayer(*(tensor.data_ptr() for tensor in row)) for row in tensors))
         self._cache = keys[0]
 
     def step(self, embeds_RE: Tensor, place: Place) -> Tensor:
-        """Reads one more token of each row; its hidden state behind the last norm, [R, E]."""
-        assert self._kernels is not None, "update() comes first"
+        """Read one more token of each row and return its hidden state after the last norm, [R, E]."""
+        assert self._kernels is not None, "update() must be called first"
         config, last = self._model.config, self._model.norm
         sizes = config.num_attention_heads, config.intermediate_size
         epsilon = last.variance_epsilon
         return self._kernels.step(self._table, last.weight, epsilon, embeds_RE, place, self._cache, *sizes)
 
     def head(self, hidden_RE: Tensor) -> Tensor:
-        """Logits of the next image token, [R, V]."""
-        assert self._kernels is not None, "update() comes first"
+        """Return the logits of the next image token, [R, V]."""
+        assert self._kernels is not None, "update() must be called first"
         for part, packed in zip(self._head, self._packed_head, strict=True):
             hidden_RE = part(hidden_RE) if packed is None else self._kernels.multiply(hidden_RE, packed, part.bias)
         return hidden_RE
@@ -82,22 +85,22 @@ class PackedStack:
     def _head_linears(self) -> list[Any]:
         return [part for part in self._head if isinstance(part, nn.Linear)]
 
-    def _packable(self, found: list[Any], kernels: StepKernels) -> bool:
+    def _packable(self, linears: list[Any], kernels: StepKernels) -> bool:
         if self._model.config.hidden_act != "silu":
             return False
-        every = found + self._head_linears
-        if not plain(found) or any(len(linear.weight) % kernels.panel for linear in every):
+        all_linears = linears + self._head_linears
+        if not are_plain(linears) or any(len(linear.weight) % kernels.panel for linear in all_linears):
             return False
         norms = [
             norm for layer in self._model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         ]
         if any(norm.variance_epsilon != self._model.norm.variance_epsilon for norm in norms):
             return False
-        needed = sum(linear.weight.nbytes for linear in every)
-        return bool(self._layers) or needed < free_memory(every[0].weight.device) / 4
+        needed = sum(linear.weight.nbytes for linear in all_linears)
+        return bool(self._layers) or needed < free_memory(all_linears[0].weight.device) * MEMORY_SHARE
 
 
-def _packed(layer: Any, kernels: StepKernels) -> LayerWeights:
+def _pack_layer(layer: Any, kernels: StepKernels) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
     return LayerWeights(
@@ -105,6 +108,7 @@ def _packed(layer: Any, kernels: StepKernels) -> LayerWeights:
         kernels.pack(qkv),
         kernels.pack(attention.o_proj.weight),
         layer.post_attention_layernorm.weight,
+        # alternating panels: a thread that has both products of a column applies the gate while they are in its cache
         kernels.pack(mlp.gate_proj.weight, mlp.up_proj.weight),
         kernels.pack(mlp.down_proj.weight),
     )

@@ -1,6 +1,8 @@
-// A step of all rows through a Llama's layers, in float32, for CPUs, and what others need of its parts: matrix products
-// with packed weights, RMSNorm, attention of one query of each row over its live cache with rotation and cache write
-// taken along, and sampling noise. Compiled by compiled.py; plain C interface.
+// One step of all rows through a Llama's layers on a CPU, in float32, and on their own: products with packed matrices,
+// and sampling noise. Compiled by compiled.py; plain C interface.
+//
+// The whole step is one OpenMP region: the threads stay together through all layers and meet at seven barriers per
+// layer. torch's operators, about a hundred per step, each wake the threads and wait for them.
 //
 // Shape legend: R rows, E width of the model, H query heads, K key-value heads (H a multiple of K, neighbours share),
 // D head width, F width of the feed-forward, S slots.
@@ -15,19 +17,23 @@
 
 namespace {
 
+// At most TALLEST rows are multiplied at once: with two vectors of sums each, they take most vector registers (16,
+// or 32 with AVX-512) and leave a few for the operands.
 #ifdef __AVX512F__
 constexpr int64_t LANES = 16, TALLEST = 12;
 #else
 constexpr int64_t LANES = 8, TALLEST = 6;
 #endif
-// A matrix is packed in panels of so many of its rows, which are columns of the product; a panel lies column by column.
+// A matrix is packed in panels of PANEL of its rows, which are columns of the product. A panel is stored column by
+// column, so the inner loop reads it as one stream.
 constexpr int64_t PANEL = 2 * LANES;
-// So much of a panel is multiplied at a time: it stays in the first cache while all rows pass.
+// A panel is multiplied in blocks of DEPTH columns: a block stays in the L1 cache while all rows pass over it.
 constexpr int64_t DEPTH = 256;
+// The type is aligned as a float, not as a vector, because rows of torch's matrices start anywhere.
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
 
-// out [ROWS, PANEL] += or = x [ROWS, depth] . part of a panel. The sums stay in registers; they begin at 0, where a
-// residual is added too, which would take digits from each of them.
+// out [ROWS, PANEL] += or = x [ROWS, depth] . part of a panel. The sums stay in registers. They start at 0 even if a
+// residual is added: starting from the residual would cost every partial sum some of its digits.
 template <int ROWS>
 void tile(const float* x, int64_t x_stride, const float* panel, int64_t depth, float* out, int64_t stride, bool add) {
     Lanes sums[ROWS][2] = {};
@@ -56,6 +62,7 @@ constexpr decltype(&tile<1>) TILES[] = {
 // out [R, PANEL] += or = x [R, depth] . panel.
 void multiply_panel(const float* x, const float* panel, int64_t depth, float* out, int64_t stride, int64_t R,
                     bool add) {
+    // Tiles of equal height: a short last tile would use few of the registers.
     const int64_t tiles = (R + TALLEST - 1) / TALLEST;
     for (int64_t k = 0; k < depth; k += DEPTH)
         for (int64_t t = 0; t < tiles; ++t) {
@@ -65,16 +72,18 @@ void multiply_panel(const float* x, const float* panel, int64_t depth, float* ou
         }
 }
 
-// The functions with an `omp for` are called by all threads of a parallel region, and end with its barrier.
+// The functions with an `omp for` are called by all threads of a parallel region. The loop ends with a barrier, so the
+// next function may read all of what this one wrote.
 
-// out [R, width] += or = x [R, depth] . matrix packed.
+// out [R, width] += or = x [R, depth] . packed matrix.
 void multiply(const float* x, const float* packed, int64_t depth, float* out, int64_t width, int64_t R, bool add) {
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < width / PANEL; ++p)
         multiply_panel(x, packed + p * PANEL * depth, depth, out + p * PANEL, width, R, add);
 }
 
-// out [R, F] = silu(x . gate) * (x . up); the panels of both matrices lie in turns.
+// out [R, F] = silu(x . gate) * (x . up). The panels of the two matrices alternate, so that a thread has both products
+// of its columns in the cache when it applies the gate.
 void multiply_gated(const float* x, const float* packed, int64_t depth, float* out, int64_t F, int64_t R) {
     std::vector<float> both(R * 2 * PANEL);
 #pragma omp for schedule(static)
@@ -90,7 +99,7 @@ void multiply_gated(const float* x, const float* packed, int64_t depth, float* o
     }
 }
 
-// out = x / sqrt(mean(x^2) + epsilon) * weight, for each of so many rows [rows, width].
+// out = x / sqrt(mean(x^2) + epsilon) * weight, for each row of [rows, width].
 void normalize(const float* x, const float* weight, float* out, int64_t rows, int64_t width, float epsilon) {
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; ++r) {
@@ -102,7 +111,7 @@ void normalize(const float* x, const float* weight, float* out, int64_t rows, in
     }
 }
 
-// Rotary embedding, halves paired as Llama does it; the sines have the sign of the half that they fall on.
+// Rotary embedding, pairing the halves as Llama does. The sines of the left half are negated.
 void rotate(const float* x, const float* cos, const float* sin, float* out, int64_t D) {
     const int64_t half = D / 2;
     for (int64_t d = 0; d < half; ++d) {
@@ -111,8 +120,8 @@ void rotate(const float* x, const float* cos, const float* sin, float* out, int6
     }
 }
 
-// Softmax of query . keys over the live slots, then the weighted sum of values. WIDTH is D where it is known when
-// compiling, which lets the sums stay in registers, or 0.
+// Softmax of query . keys over the live slots, then the weighted sum of values. WIDTH is D if known at compile time,
+// which lets the sums stay in registers, else 0.
 template <int WIDTH>
 void attend_head(const float* query, const float* keys, const float* values, float* scores, float* out, int64_t live,
                  int64_t width) {
@@ -137,8 +146,8 @@ void attend_head(const float* query, const float* keys, const float* values, flo
     for (int64_t d = 0; d < D; ++d) out[d] = sums[d] / total;
 }
 
-// Where the tokens of a step go: rotary embedding by position [positions, D], and of each row [R] the slot into which
-// its token goes and the position of its slot 0.
+// Where the tokens of a step go: the rotary embedding by position, [positions, D], and for each row the slot of its
+// token and the position of its slot 0.
 struct Place {
     const float *cos, *sin;
     const int64_t *slot, *first;
@@ -148,7 +157,7 @@ struct Heads {
     int64_t H, K, S, D;
 };
 
-// Where the time of a step goes, as its first thread sees it, for who wants to know.
+// Adds up where the time of a step goes, as seen by its first thread. Off (seconds is null) except in benchmarks.
 struct Clock {
     double* seconds;
     double last = omp_get_wtime();
@@ -162,6 +171,7 @@ struct Clock {
     }
 };
 
+// Attention of one query per row over its live slots. Rotates queries and keys and writes keys and values to the cache.
 // projected [R, (H + 2 K) D]: queries, keys, values; keys, values [R, K, S, D]; attended [R, H D].
 void attend(const float* projected, const Place& at, float* keys, float* values, float* attended, int64_t R,
             const Heads& n) {
@@ -172,6 +182,7 @@ void attend(const float* projected, const Place& at, float* keys, float* values,
                             : D == 128 ? attend_head<128>
                                        : attend_head<0>;
     std::vector<float> scores(n.S), query(D);
+    // One task per row and key-value head: it writes its own slot before it reads it, so no barrier is needed between.
 #pragma omp for collapse(2) schedule(static)
     for (int64_t r = 0; r < R; ++r)
         for (int64_t k = 0; k < n.K; ++k) {
@@ -191,6 +202,7 @@ void attend(const float* projected, const Place& at, float* keys, float* values,
         }
 }
 
+// The hash of noise.py, which must give the same bits.
 uint64_t mix(uint64_t x) {
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
     x = (x ^ x >> 27) * 0x94D049BB133111EBu;
@@ -203,14 +215,15 @@ extern "C" {
 
 int64_t vce_panel() { return PANEL; }
 
-// What a layer multiplies with, packed, its norms, and its cache [R, K, S, D].
+// One layer: packed matrices, norms, and cache [R, K, S, D].
 struct Layer {
     const float *before, *qkv, *out, *between, *gate_up, *down;
     float *keys, *values;
 };
 
-// hidden [R, E]: embeddings of the rows' next tokens, and on return what the last norm makes of them; scratch: memory
-// for R (E + 2 (H + K) D + F) numbers; seconds: null, or [3], to which what norms, products and attention took is added.
+// hidden [R, E]: embeddings of the rows' next tokens on entry, hidden states after the last norm on return.
+// scratch: room for R (E + 2 (H + K) D + F) numbers.
+// seconds: null, or [3]: the time spent in norms, products and attention is added to it.
 void vce_step(const Layer* layers, int64_t count, const float* last, float* hidden, float* scratch, const float* cos,
               const float* sin, const int64_t* slot, const int64_t* first, double* seconds, int64_t R, int64_t E,
               int64_t F, int64_t H, int64_t K, int64_t S, int64_t D, float epsilon) {
@@ -242,7 +255,7 @@ void vce_step(const Layer* layers, int64_t count, const float* last, float* hidd
     }
 }
 
-// out [R, width] = x [R, depth] . matrix packed + bias [width], if there is any.
+// out [R, width] = x [R, depth] . packed matrix + bias [width], which may be null.
 void vce_multiply(const float* x, const float* packed, const float* bias, float* out, int64_t R, int64_t depth,
                   int64_t width) {
     if (bias)
@@ -251,18 +264,7 @@ void vce_multiply(const float* x, const float* packed, const float* bias, float*
     multiply(x, packed, depth, out, width, R, bias != nullptr);
 }
 
-void vce_norm(const float* x, const float* weight, float* out, int64_t rows, int64_t width, float epsilon) {
-#pragma omp parallel if (rows * width > 32768)
-    normalize(x, weight, out, rows, width, epsilon);
-}
-
-void vce_attend(const float* projected, const float* cos, const float* sin, const int64_t* slot, const int64_t* first,
-                float* keys, float* values, float* attended, int64_t R, int64_t H, int64_t K, int64_t S, int64_t D) {
-#pragma omp parallel
-    attend(projected, {cos, sin, slot, first}, keys, values, attended, R, {H, K, S, D});
-}
-
-// noise [N, V]: standard Gumbel noise of seeds [N] at steps [N], as noise.py defines it.
+// noise [N, V]: standard Gumbel noise of seeds [N] at steps [N], as defined in noise.py.
 void vce_gumbel(const int64_t* seeds, const int64_t* steps, float* noise, int64_t N, int64_t V) {
     const uint64_t golden = 0x9E3779B97F4A7C15u;
 #pragma omp parallel for schedule(static)

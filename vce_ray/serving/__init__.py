@@ -1,6 +1,6 @@
-"""The endpoint: images over HTTP, in the shape of OpenAI's image API, on Ray Serve.
+"""The endpoint: image generation over HTTP on Ray Serve, compatible with OpenAI's images API.
 
     client -- HTTP --> app.py (ingress, no model) -- handle --> engine.py (model and adapter) --> batcher.py
 
-deploy.py puts the two together and starts them.
+auth.py checks callers. deploy.py builds the application and starts it.
 """

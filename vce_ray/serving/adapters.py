@@ -1,4 +1,4 @@
-"""Finds the adapter that an endpoint shall serve: a local folder, or what a run has uploaded to its store."""
+"""Locates, checks and downloads the adapter that an endpoint serves: a local folder, or one in a store."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 from vce_ray.errors import UserError
 from vce_ray.models.adapter import CARD, read_card
-from vce_ray.models.load import folder_revision, model_folder
+from vce_ray.models.folder import folder_revision, model_folder
 from vce_ray.storage.store import Store
 
 
 def resolve_base(base: str) -> str:
-    """`base` as replicas can find it: a relative folder becomes an absolute one. Raises UserError if it is unknown."""
+    """Return `base` in a form that replicas can resolve: relative folders become absolute.
+
+    Raises:
+        UserError: the base is unknown or has no weights.
+    """
     folder = model_folder(base)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"base model {base!r} has no weights in {folder}: give a folder with *.safetensors")
@@ -20,7 +24,7 @@ def resolve_base(base: str) -> str:
 
 
 def resolve_adapter(adapter: str) -> str:
-    """`adapter` as replicas can find it: an absolute path, or a store URI with its endpoint written out."""
+    """Return `adapter` in a form that replicas can resolve: an absolute path, or a store URI with its endpoint."""
     if "://" not in adapter:
         return str(Path(adapter).expanduser().absolute())
     store, name = _split(adapter)
@@ -28,11 +32,11 @@ def resolve_adapter(adapter: str) -> str:
 
 
 def check_adapter(base: str, adapter: str) -> dict[str, Any]:
-    """The card of an adapter that fits this base; its weights are not read.
+    """Return the card of an adapter after checking that it fits the base. Its weights are not read.
 
     Raises:
-        UserError: it is no adapter, or was trained on another revision of the base; both are named.
-        StoreError: the store does not have it.
+        UserError: the folder is not an adapter, or the adapter was trained on another revision of the base.
+        StoreError: the adapter is not in the store.
     """
     if "://" in adapter:
         store, name = _split(adapter)
@@ -43,13 +47,13 @@ def check_adapter(base: str, adapter: str) -> dict[str, Any]:
     if card["base_revision"] != revision:
         raise UserError(
             f"adapter {adapter} was trained on base revision {card['base_revision']}, {base} is {revision}: "
-            "serve the base it was trained on, or erase again from this one"
+            "serve the base it was trained on, or train an adapter for this one"
         )
     return card
 
 
 def fetch_adapter(adapter: str, into: Path) -> Path:
-    """A local folder with the adapter: its own where it is local, else a copy below `into`."""
+    """Return a local folder with the adapter: the adapter itself if it is local, else a download below `into`."""
     if "://" not in adapter:
         return Path(adapter)
     store, name = _split(adapter)
@@ -57,9 +61,9 @@ def fetch_adapter(adapter: str, into: Path) -> Path:
 
 
 def _split(uri: str) -> tuple[Store, str]:
-    """The store that holds an adapter, and the adapter's folder in it."""
+    """Split an adapter's URI into its parent store and the name of its folder there."""
     path, mark, query = uri.partition("?")
     parent, _, name = path.rstrip("/").rpartition("/")
     if parent.endswith(("/", ":")) or not name:
-        raise UserError(f"{path!r} names no folder in a store: give s3://bucket/run/adapter")
+        raise UserError(f"{path!r} is not a folder in a store: use the form s3://bucket/run/adapter")
     return Store(parent + mark + query), name

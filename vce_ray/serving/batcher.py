@@ -1,9 +1,10 @@
-"""Draws what waits, in a thread of its own: what comes joins what is underway.
+"""Continuous batching: a bounded queue in front of one worker thread, which new items join while others are in flight.
 
-Not `@serve.batch`: in Ray 2.60 that closes a batch after its wait time even while another one runs (its semaphore is
-taken only afterwards), so requests which arrive during a decode of seconds would be drawn one by one. Here the thread
-works in rounds of a few steps, between which waiting items join as long as there is room, in the order of arrival, and
-those whose caller has gone leave.
+`@serve.batch` does not do this. In Ray 2.60 it closes a batch when its wait time is over even if the previous batch is
+still running (it acquires its semaphore only afterwards), so requests that arrive during a decode of several seconds
+would be run one at a time. Here the thread works in rounds of a few steps. Between rounds, waiting items join in order
+of arrival as long as there is capacity, and items whose caller has gone leave.
+
 Knows neither models nor Ray.
 """
 
@@ -31,25 +32,27 @@ MAX_RETRY_AFTER_S = 120
 
 
 class Work(Protocol[T_contra, R_co]):
-    """What is done in the thread; nothing else calls it."""
+    """The work done in the thread. All calls come from that one thread."""
 
     def join(self, numbers: Sequence[int], items: Sequence[T_contra]) -> int:
-        """Begins items under these numbers; how many, from the first on: as many as there is room for, and one at least
-        where nothing is underway."""
+        """Start items under these numbers and return how many were started.
+
+        Items are started in order, as many as there is capacity for, and at least one if none is in flight.
+        """
         ...
 
     def advance(self) -> Sequence[tuple[int, R_co]]:
-        """Goes on with all that is underway for one round; returns those that have ended."""
+        """Run one round of all items in flight; return the number and result of each one that finished."""
         ...
 
     def drop(self, numbers: Sequence[int]) -> None:
-        """Gives items up."""
+        """Cancel items. Unknown numbers are ignored."""
         ...
 
 
 @dataclass(frozen=True)
 class Busy:
-    """Why nothing was drawn: so many items wait already."""
+    """Returned instead of results if too many items are waiting."""
 
     waiting: int
     limit: int
@@ -58,19 +61,19 @@ class Busy:
 
 @dataclass(frozen=True)
 class Entry(Generic[T, R]):
-    """An item, and where its caller waits."""
+    """An item and the future that its caller awaits."""
 
     item: T
     future: asyncio.Future[R]
 
 
 class Batcher(Generic[T, R]):
-    """A bounded queue before one worker thread.
+    """A bounded queue in front of one worker thread.
 
     Args:
         work: what the thread does.
-        max_batch: items that may be underway at once.
-        max_waiting: items that may wait besides those.
+        max_batch: maximum number of items in flight.
+        max_waiting: maximum number of items waiting, in addition to those in flight.
     """
 
     def __init__(self, work: Work[T, R], max_batch: int, max_waiting: int):
@@ -78,23 +81,23 @@ class Batcher(Generic[T, R]):
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._queue: deque[Entry[T, R]] = deque()
-        self._underway: dict[int, Entry[T, R]] = {}
-        self._begun: dict[int, float] = {}
+        self._in_flight: dict[int, Entry[T, R]] = {}
+        self._started: dict[int, float] = {}
         self._next = 0
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._task: asyncio.Task[None] | None = None
-        self._seconds_underway = 1.0
-        """How long an item is underway, of late."""
+        self._item_seconds = 1.0
+        """Moving average of the time that an item is in flight."""
 
     async def submit(self, items: Sequence[T]) -> list[R] | Busy:
-        """Results of all items, or Busy where they do not fit into the queue. Raises what the work raised.
+        """Return the results of all items, or Busy if they do not fit into the queue. Raises what the work raised.
 
-        If the caller is cancelled, its items are given up, be they waiting or underway.
+        If the caller is cancelled, its items are cancelled too, whether waiting or in flight.
         """
         waiting = sum(not entry.future.done() for entry in self._queue)
         if waiting + len(items) > self._max_waiting:
-            seconds = math.ceil(math.ceil((waiting + 1) / self._max_batch) * self._seconds_underway)
+            seconds = math.ceil(math.ceil((waiting + 1) / self._max_batch) * self._item_seconds)
             return Busy(waiting, self._max_waiting, min(seconds, MAX_RETRY_AFTER_S))
         loop = asyncio.get_running_loop()
         entries = [Entry(item, loop.create_future()) for item in items]
@@ -105,70 +108,72 @@ class Batcher(Generic[T, R]):
         try:
             return list(await asyncio.gather(*(entry.future for entry in entries)))
         finally:
-            for entry in entries:  # where one failed, nobody waits for the others any more
+            for entry in entries:  # if one item failed, the caller no longer waits for the others
                 entry.future.cancel()
 
     def check(self) -> None:
-        """Raises RuntimeError if the loop that feeds the worker has ended."""
+        """Raise RuntimeError if the loop that feeds the worker has ended."""
         if self._task is not None and self._task.done():
             raise RuntimeError("the batcher's loop has ended: restart this process")
 
     async def _run(self) -> None:
-        """Feeds the worker for as long as the event loop lives."""
+        """Feed the worker for as long as the event loop runs."""
         while True:
-            if not self._queue and not self._underway:
+            if not self._queue and not self._in_flight:
                 self._arrived.clear()
                 await self._arrived.wait()
             try:
-                await self._drop_abandoned()
-                await self._let_join()
-                if self._underway:
+                await self._drop_cancelled()
+                await self._admit()
+                if self._in_flight:
                     for number, result in await self._in_thread(self._work.advance):
-                        self._end(number, result)
+                        self._finish(number, result)
             except Exception as error:
-                logger.exception("a round of %d failed", len(self._underway))
+                logger.exception("a round of %d items failed", len(self._in_flight))
                 await self._fail(error)
 
     async def _in_thread(self, work: Callable[..., V], *args: Any) -> V:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
-    async def _drop_abandoned(self) -> None:
-        gone = [number for number, entry in self._underway.items() if entry.future.done()]
-        if gone:
-            await self._in_thread(self._work.drop, gone)
-            for number in gone:
-                del self._underway[number], self._begun[number]
+    async def _drop_cancelled(self) -> None:
+        cancelled = [number for number, entry in self._in_flight.items() if entry.future.done()]
+        if cancelled:
+            await self._in_thread(self._work.drop, cancelled)
+            for number in cancelled:
+                del self._in_flight[number], self._started[number]
 
-    async def _let_join(self) -> None:
-        """Begins what waits; what there is no room for goes back to its place in the queue."""
+    async def _admit(self) -> None:
+        """Start waiting items. Those that exceed the capacity go back to the front of the queue, in order."""
         taken: dict[int, Entry[T, R]] = {}
-        while self._queue and len(self._underway) + len(taken) < self._max_batch:
+        while self._queue and len(self._in_flight) + len(taken) < self._max_batch:
             entry = self._queue.popleft()
-            if not entry.future.done():  # its caller has not gone
+            if not entry.future.done():  # skip items cancelled while they waited
                 taken[self._next] = entry
                 self._next += 1
         if not taken:
             return
-        self._underway |= taken
-        self._begun |= dict.fromkeys(taken, time.monotonic())
+        # Registered before the work starts them: if it raises, _fail() must reach these callers too.
+        self._in_flight |= taken
+        self._started |= dict.fromkeys(taken, time.monotonic())
         numbers = list(taken)
         joined = await self._in_thread(self._work.join, numbers, [entry.item for entry in taken.values()])
         for number in reversed(numbers[joined:]):
-            del self._begun[number]
-            self._queue.appendleft(self._underway.pop(number))
+            del self._started[number]
+            self._queue.appendleft(self._in_flight.pop(number))
 
-    def _end(self, number: int, result: R) -> None:
-        self._seconds_underway += 0.3 * (time.monotonic() - self._begun.pop(number) - self._seconds_underway)
-        entry = self._underway.pop(number)
+    def _finish(self, number: int, result: R) -> None:
+        self._item_seconds += 0.3 * (time.monotonic() - self._started.pop(number) - self._item_seconds)
+        entry = self._in_flight.pop(number)
         if not entry.future.done():
             entry.future.set_result(result)
 
     async def _fail(self, error: Exception) -> None:
-        """Fails all that is underway. What a traceback refers to, such as half a cache, is let go."""
-        numbers, entries = list(self._underway), list(self._underway.values())
-        self._underway.clear()
-        self._begun.clear()
+        """Fail all items in flight."""
+        numbers, entries = list(self._in_flight), list(self._in_flight.values())
+        self._in_flight.clear()
+        self._started.clear()
         for entry in entries:
             if not entry.future.done():
+                # Without its traceback, whose frames would keep tensors alive, such as half a KV cache.
                 entry.future.set_exception(error.with_traceback(None))
         await self._in_thread(self._work.drop, numbers)

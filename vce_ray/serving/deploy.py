@@ -1,8 +1,7 @@
-"""Puts the endpoint together and starts it on a Ray cluster."""
+"""Builds the endpoint's Serve application and starts it on a Ray cluster."""
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import threading
 import time
@@ -17,16 +16,17 @@ from ray.serve.context import _get_global_client
 from ray.serve.deployment import Application
 
 from vce_ray import env
-from vce_ray.config import SamplingConfig, default_sampling
+from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.errors import UserError
+from vce_ray.models.families import default_sampling
 from vce_ray.serving.adapters import check_adapter, resolve_adapter, resolve_base
-from vce_ray.serving.app import Api, token_digest
+from vce_ray.serving.app import Api
+from vce_ray.serving.auth import check_host, check_token, token_digest
 from vce_ray.serving.engine import Engine
 from vce_ray.serving.schema import MAX_IMAGES
 
 APP = "vce-ray"
 """Name of the application in Serve."""
-MIN_TOKEN_CHARS = 16
 START_TIMEOUT_S = 600.0
 
 
@@ -42,19 +42,19 @@ def build_app(
     max_waiting: int = 256,
     token: str | None = None,
 ) -> Application:
-    """The Serve application: an ingress before `num_replicas` engines.
+    """Return the Serve application: an ingress in front of `num_replicas` engines.
 
     Args:
-        base: 'emoji-world', a checkpoint folder or a hub id.
-        adapter: a local folder, the URI of one in a store, or None for the base as it is.
-        sampling: how images are drawn; batch_size is how many at once.
-        name: id of the model in the API; made from the base and the erased concept by default.
-        num_cpus, num_gpus: what each engine takes; with a GPU it draws there.
+        base: name of the embedded model, a checkpoint folder or a hub id.
+        adapter: a local folder, the URI of one in a store, or None for the unmodified base.
+        sampling: sampling settings; batch_size is the number of images generated at once.
+        name: model id in the API; by default made from the base and the erased concept.
+        num_cpus, num_gpus: resources of each engine. With a GPU it generates there.
         max_waiting: images that may wait in each engine before callers get 429.
-        token: what callers must send, '' for none; by default the environment's (env.API_TOKEN).
+        token: the token that callers must send, '' for none; by default taken from the environment (env.API_TOKEN).
 
     Raises:
-        UserError: unknown base, or an adapter that was made for another revision of it, or a weak token.
+        UserError: the base is unknown, the adapter was made for another revision of it, or the token is weak.
         StoreError: the adapter cannot be read.
     """
     if max_waiting < MAX_IMAGES:
@@ -68,7 +68,8 @@ def build_app(
     label = Path(base).name if Path(base).is_absolute() else base
     engine = Engine.options(
         num_replicas=num_replicas,
-        # Each request waits for one image at least, so the engine's own limit is met first and says when to come back.
+        # Every request waits for at least one image, so the engine's own limit, which reports when to retry, is reached
+        # before this one.
         max_ongoing_requests=max_waiting + 2 * sampling.batch_size + 64,
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
     ).bind(base, adapter, sampling, "cuda" if num_gpus else "cpu", max_waiting)
@@ -77,10 +78,10 @@ def build_app(
 
 
 class Endpoint(BaseModel):
-    """What a `serveConfigV2` says of the endpoint: build_app's arguments under the same names."""
+    """The endpoint's arguments in a `serveConfigV2`, named as in build_app."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    base: str = "emoji-world"
+    base: str = EMBEDDED
     adapter: str | None = None
     name: str | None = None
     num_replicas: int = Field(default=1, ge=1)
@@ -91,16 +92,19 @@ class Endpoint(BaseModel):
 
 
 def app_from_args(args: dict[str, Any]) -> Application:
-    """The application that a Serve config file names as `vce_ray.serving.deploy:app_from_args`, e.g. a RayService's.
+    """Return the application for a Serve config file, such as a RayService's.
 
-    Where such files are deployed Serve listens to the whole cluster, so the token is not left to choice.
+    The file names it as `vce_ray.serving.deploy:app_from_args`. Where such files are deployed, the whole cluster can
+    reach Serve, so a token is required.
 
     Raises:
-        UserError: an argument is unknown or wrong, no token is set, or what build_app raises.
+        UserError: an argument is unknown or invalid, no token is set, or build_app rejects the arguments.
     """
     endpoint = Endpoint.model_validate(args)
     if not env.API_TOKEN.get():
-        raise UserError(f"{env.API_TOKEN.name} is not set: an endpoint that others can reach wants a token")
+        raise UserError(
+            f"{env.API_TOKEN.name} is not set: set it, an endpoint that other machines can reach requires a token"
+        )
     sampling = default_sampling(endpoint.base, kv_cache_dtype=endpoint.kv_cache_dtype)
     return build_app(**endpoint.model_dump(exclude={"kv_cache_dtype"}), sampling=sampling)
 
@@ -115,29 +119,29 @@ def start(
     timeout_s: float = START_TIMEOUT_S,
     **options: Any,
 ) -> str:
-    """Starts the endpoint on the running Ray cluster and waits until it answers; gives its URL.
+    """Start the endpoint on the running Ray cluster, wait until it is ready, and return its URL.
 
-    Ray must be initialised. On failure everything that was started here is taken down again.
+    Ray must be initialised. On failure, everything started here is shut down again.
 
     Args:
-        base, adapter, sampling, options: as build_app takes them.
-        host, port: where Serve's proxy on the head node listens.
+        base, adapter, sampling, options: as for build_app.
+        host, port: address of Serve's proxy on the head node.
 
     Raises:
-        UserError, StoreError: as build_app; or the host is open to others and no token is set, the port is taken, or
-            Serve runs on this cluster elsewhere already.
-        RuntimeError: a replica failed to start, or did not within `timeout_s`; says why.
+        UserError, StoreError: as for build_app; also if other machines can reach the host and no token is set, the port
+            is in use, or Serve already runs on this cluster at another address.
+        RuntimeError: a replica failed to start, or was not ready within `timeout_s`.
     """
     token = env.API_TOKEN.get()
     check_host(host, token)
     app = build_app(base, adapter, sampling, token=token, **options)
-    client = _get_global_client(raise_if_no_controller_running=False)
+    client = _get_global_client(raise_if_no_controller_running=False)  # the public API does not report the address
     if client is None:
         check_port(host, port)
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
     elif (client.http_config.host, client.http_config.port) != (host, port):
         raise UserError(
-            f"Serve runs on this cluster already, at {client.http_config.host}:{client.http_config.port} and not at "
+            f"Serve already runs on this cluster at {client.http_config.host}:{client.http_config.port}, not at "
             f"{host}:{port}: use that host and port, or shut it down first (serve shutdown)"
         )
     try:
@@ -159,21 +163,21 @@ def start(
 def serve_command(
     base: str, adapter: str | None, host: str, port: int, sampling: SamplingConfig, block: bool = True
 ) -> str:
-    """What `vce-ray serve` does: starts the endpoint on the Ray session of the caller; gives its URL.
+    """Run `vce-ray serve`: start the endpoint on the caller's Ray session and return its URL.
 
-    An engine takes a GPU where the cluster has one.
+    The engine gets a GPU if the cluster has one.
 
     Args:
-        block: tells the URL and serves until interrupted, then shuts down.
+        block: print the URL and serve until interrupted, then shut down.
 
     Raises:
-        UserError, StoreError, RuntimeError: as start does, before the endpoint says that it is ready.
+        UserError, StoreError, RuntimeError: as for start.
     """
     check_host(host, env.API_TOKEN.get())
     num_gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     url = start(base, adapter, sampling, host=host, port=port, num_gpus=num_gpus)
     if block:
-        print(f"ready: {url}/v1/images/generations (Ctrl-C ends it)", flush=True)
+        print(f"ready: {url}/v1/images/generations (press Ctrl-C to stop)", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -181,38 +185,8 @@ def serve_command(
     return url
 
 
-def check_host(host: str, token: str) -> None:
-    """Raises UserError where others could reach the endpoint and no token keeps them out."""
-    check_token(token)
-    if not token and not is_loopback(host):
-        raise UserError(
-            f"host {host!r} is open to other machines and {env.API_TOKEN.name} is not set: set it to a secret of "
-            f"{MIN_TOKEN_CHARS} characters or more, or bind to 127.0.0.1"
-        )
-
-
-def check_token(token: str) -> str:
-    """The token itself, if it can go into a header and is not guessed at once. Never repeats it in an error."""
-    if token and (len(token) < MIN_TOKEN_CHARS or not all("!" <= char <= "~" for char in token)):
-        raise UserError(
-            f"{env.API_TOKEN.name} has {len(token)} characters or some that a header cannot hold: use at least "
-            f"{MIN_TOKEN_CHARS} of ASCII without spaces, like `openssl rand -hex 24` prints"
-        )
-    return token
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`. A name other than localhost counts as open."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def check_port(host: str, port: int) -> None:
-    """Raises UserError if the port is no port or is taken: Serve's own proxy would try again for a minute."""
+    """Raise UserError if the port is invalid or in use. Serve's own proxy would retry for a minute first."""
     if not 1 <= port <= 65535:
         raise UserError(f"port {port} is out of range: give one from 1 to 65535")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -224,7 +198,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def _wait_until_running(timeout_s: float) -> None:
-    """Polls Serve. Raises RuntimeError with the replica's own message if it fails, or with what it still waits for."""
+    """Poll Serve until the application runs. Raises RuntimeError with Serve's own message on failure or timeout."""
     deadline = time.monotonic() + timeout_s
     while True:
         status = serve.status().applications.get(APP)
@@ -234,7 +208,7 @@ def _wait_until_running(timeout_s: float) -> None:
         if failed or time.monotonic() > deadline:
             parts = [status.message, *(f"{k}: {v.message}" for k, v in status.deployments.items())] if status else []
             reason = "\n".join(part for part in parts if part)
-            what = "failed to start" if failed else f"did not start within {timeout_s:g} s"
-            has = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
-            raise RuntimeError(f"the endpoint {what} (cluster has {has}): {reason}")
+            outcome = "failed to start" if failed else f"did not start within {timeout_s:g} s"
+            resources = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
+            raise RuntimeError(f"the endpoint {outcome} (cluster resources: {resources}): {reason}")
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The replica that draws: one base model with at most one adapter, on its share of CPUs and GPUs."""
+"""The engine replica: generates images with one base model and at most one adapter."""
 
 from __future__ import annotations
 
@@ -24,47 +24,48 @@ if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel
 
 
-class Drawing:
-    """Pictures of (prompt, seed) pairs, as images uint8 [H, W, 3]: the batcher's work."""
+class ImageWork:
+    """The batcher's work: (prompt, seed) pairs in, images uint8 [H, W, 3] out."""
 
     def __init__(self, model: ImageModel, sampling: SamplingConfig):
         from vce_ray.sampling.rolling import RollingBatch
 
         self._model = model
+        # On a GPU the cache is allocated once, at full size: if it grew, the decoding step would be captured again.
         self._batch: RollingBatch[int] = RollingBatch(model, sampling, reserve=model.device.type == "cuda")
 
     def join(self, numbers: Sequence[int], items: Sequence[tuple[str, int]]) -> int:
-        """Begins as many pictures as there is room for, and says how many."""
+        """Start as many images as there is capacity for; return how many were started."""
         prompts, seeds = zip(*items, strict=True)
         return self._batch.join(numbers, prompts, seeds)
 
     def advance(self) -> list[tuple[int, np.ndarray]]:
-        """A few steps of all pictures; those that are finished."""
+        """Run a few decoding steps of all images; return those that finished."""
         import torch
 
         from vce_ray.sampling.draw import CHECK_EVERY
 
-        ended = self._batch.advance(CHECK_EVERY)
-        if not ended:
+        finished = self._batch.advance(CHECK_EVERY)
+        if not finished:
             return []
-        images = self._model.decode_pixels(torch.stack([tokens for _, tokens in ended]))
-        return [(number, image) for (number, _), image in zip(ended, images, strict=True)]
+        images = self._model.decode_pixels(torch.stack([tokens for _, tokens in finished]))
+        return [(number, image) for (number, _), image in zip(finished, images, strict=True)]
 
     def drop(self, numbers: Sequence[int]) -> None:
-        """Gives pictures up."""
+        """Cancel images."""
         self._batch.drop(numbers)
 
 
 @serve.deployment(max_constructor_retry_count=2)
 class Engine:
-    """Draws images. How many replicas, requests and resources it gets is set where it is bound, in deploy.py.
+    """Generates images. Replicas, request limits and resources are set in deploy.py, where the engine is bound.
 
     Args:
-        base: what load_model takes.
-        adapter: a local folder or store URI, or None for the base as it is.
-        sampling: how to draw; its batch_size is how many images are drawn at once.
+        base: a base model, as load_model takes it.
+        adapter: a local folder or store URI, or None for the unmodified base.
+        sampling: sampling settings; batch_size is the number of images generated at once.
         device: 'cpu' or 'cuda'.
-        max_waiting: images that may wait in this replica before it says Busy.
+        max_waiting: images that may wait in this replica before it returns Busy.
     """
 
     def __init__(self, base: str, adapter: str | None, sampling: SamplingConfig, device: str, max_waiting: int):
@@ -73,12 +74,12 @@ class Engine:
         with tempfile.TemporaryDirectory() as folder:
             local = fetch_adapter(adapter, Path(folder)) if adapter else None
             self._model = load_model(base, device, local)
-        work = Drawing(self._model, sampling)
+        work = ImageWork(self._model, sampling)
         self._batcher: Batcher[tuple[str, int], np.ndarray] = Batcher(work, sampling.batch_size, max_waiting)
         self._encoder = ThreadPoolExecutor(2, thread_name_prefix="encoder")
 
-    async def draw(self, prompt: str, seeds: list[int]) -> list[str] | Busy:
-        """One image for each seed, as base64 of a PNG; or Busy if too many wait.
+    async def generate(self, prompt: str, seeds: list[int]) -> list[str] | Busy:
+        """Return one base64 PNG per seed, or Busy if too many images are waiting.
 
         Raises:
             ApiError: the prompt is empty or too long.
@@ -87,7 +88,7 @@ class Engine:
 
         check_prompt(prompt, MAX_PROMPT_CHARS)
         try:
-            self._model.check_prompts([prompt])  # a prompt of too many tokens would fail all that is underway
+            self._model.check_prompts([prompt])  # a prompt with too many tokens would fail every image in flight
         except UserError as error:
             raise ApiError(400, f"{error}: shorten it", param="prompt", code="prompt_too_long") from error
         images = await self._batcher.submit([(prompt, seed) for seed in seeds])
@@ -97,7 +98,7 @@ class Engine:
         return list(await asyncio.gather(*(loop.run_in_executor(self._encoder, encode_png, x) for x in images)))
 
     async def describe(self) -> dict[str, Any]:
-        """What the ingress needs to know of the model: revision, image_size, max_prompt_chars."""
+        """Return what the ingress needs to know of the model: base_revision, image_size, max_prompt_chars."""
         from vce_ray.models.base import MAX_PROMPT_CHARS
 
         return {
@@ -107,12 +108,12 @@ class Engine:
         }
 
     async def check_health(self) -> None:
-        """Called by Serve: raising has the replica replaced."""
+        """Raise if the batcher has stopped. Serve calls this, and replaces the replica if it raises."""
         self._batcher.check()
 
 
 def encode_png(image: np.ndarray) -> str:
-    """Base64 of the PNG of one image uint8 [H, W, 3]."""
+    """Encode one image uint8 [H, W, 3] as a base64 PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

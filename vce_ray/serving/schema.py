@@ -1,4 +1,4 @@
-"""What goes over the wire: the request, its limits, and errors in OpenAI's shape."""
+"""Requests, their limits, and errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_IMAGES = 16
-"""Images of one request."""
+"""Images per request."""
 MAX_SEED = 2**53 - 1
-"""The largest whole number that every JSON reader keeps exactly."""
+"""The largest integer that every JSON parser represents exactly."""
 MAX_BODY_BYTES = 64 << 10
-"""A prompt of full length fits in, whatever way its characters are escaped."""
+"""Enough for a prompt of maximum length, however its characters are escaped."""
 
 
 class ImageRequest(BaseModel):
-    """Body of `POST /v1/images/generations`. The descriptions are what an error tells the caller to give instead."""
+    """Body of `POST /v1/images/generations`. Validation errors quote a field's description as the fix."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(description="a text of at least one word")
-    n: int = Field(1, ge=1, le=MAX_IMAGES, strict=True, description=f"a whole number from 1 to {MAX_IMAGES}")
-    size: str | None = Field(None, description="the model's own size, or leave it out")
-    response_format: Literal["b64_json"] = Field("b64_json", description="'b64_json', or leave it out")
+    prompt: str = Field(description="a string of at least one word")
+    n: int = Field(1, ge=1, le=MAX_IMAGES, strict=True, description=f"an integer from 1 to {MAX_IMAGES}")
+    size: str | None = Field(None, description="the model's own size, or omit it")
+    response_format: Literal["b64_json"] = Field("b64_json", description="'b64_json', or omit it")
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, strict=True, description=f"a whole number from 0 to {MAX_SEED}, or leave it out"
+        None, ge=0, le=MAX_SEED, strict=True, description=f"an integer from 0 to {MAX_SEED}, or omit it"
     )
-    model: str | None = Field(None, description="the id of a model from GET /v1/models, or leave it out")
-    user: str | None = Field(None, description="a text, or leave it out")
-    """Accepted as OpenAI's clients send it; neither used nor kept."""
+    model: str | None = Field(None, description="the id of a model from GET /v1/models, or omit it")
+    user: str | None = Field(None, description="a string, or omit it")
+    """Accepted because OpenAI's clients send it; ignored and not stored."""
 
     def seeds(self, first: int) -> list[int]:
-        """One seed for each image: `first` and those that follow it, from 0 again after MAX_SEED."""
+        """Return one seed per image: `first` and its successors, wrapping to 0 after MAX_SEED."""
         return [(first + i) % (MAX_SEED + 1) for i in range(self.n)]
 
 
 class ApiError(HTTPException):
-    """An error that the caller sees as `{"error": {"message", "type", "param", "code"}}`."""
+    """An error sent to the caller as `{"error": {"message", "type", "param", "code"}}`."""
 
     def __init__(
         self,
@@ -54,12 +54,12 @@ class ApiError(HTTPException):
         self.code = code
 
     def response(self) -> JSONResponse:
-        """The answer to send."""
+        """Return the HTTP response for this error."""
         return error_response(self.status_code, str(self.detail), self.param, self.code, self.headers)
 
 
 def error_response(status: int, message: str, param: str | None, code: str | None, headers: Any = None) -> JSONResponse:
-    """An error in OpenAI's shape."""
+    """Return an error response in OpenAI's format."""
     if status == 429:
         kind = "rate_limit_error"
     elif status == 401:
@@ -71,10 +71,10 @@ def error_response(status: int, message: str, param: str | None, code: str | Non
 
 
 def validation_error(problem: dict[str, Any]) -> ApiError:
-    """What pydantic found, as an error that names the parameter, its value and what to give instead."""
+    """Turn an error of pydantic into one that names the parameter, its value and a valid alternative."""
     if problem["type"] == "json_invalid":
-        reason = problem.get("ctx", {}).get("error", "it ends too early")
-        return ApiError(400, f"the body is no JSON: {reason}", code="invalid_json")
+        reason = problem.get("ctx", {}).get("error", "unexpected end of input")
+        return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
     path = [str(part) for part in problem["loc"] if part != "body"]
     if not path:
         return ApiError(400, 'the body must be a JSON object like {"prompt": "..."} sent as application/json')
@@ -85,28 +85,28 @@ def validation_error(problem: dict[str, Any]) -> ApiError:
         return ApiError(400, f"unknown parameter {short(param)}: use {known}", param=param, code="unknown_parameter")
     if problem["type"] == "missing":
         return ApiError(400, f"{param} is missing: give {field.description}", param=param, code="missing_parameter")
-    message = f"{param}={short(problem['input'])} is refused: {problem['msg']}. Give {field.description}"
+    message = f"{param}={short(problem['input'])} is invalid: {problem['msg']}. Give {field.description}"
     return ApiError(400, message, param=param, code="invalid_value")
 
 
 def check_prompt(prompt: str, max_chars: int) -> None:
-    """Refuses an empty, overlong or undecodable prompt with ApiError 400: a bad one would fail its whole batch."""
+    """Raise ApiError 400 for an empty, overlong or unencodable prompt, which would fail its whole batch."""
     if not prompt.strip():
-        raise ApiError(400, "prompt is empty: give a text of at least one word", param="prompt", code="empty_prompt")
+        raise ApiError(400, "prompt is empty: give a string of at least one word", param="prompt", code="empty_prompt")
     if len(prompt) > max_chars:
         message = f"prompt {short(prompt)} has {len(prompt)} characters, the limit is {max_chars}: shorten it"
         raise ApiError(400, message, param="prompt", code="prompt_too_long")
     if _encodable(prompt) != prompt:
-        message = f"prompt {short(prompt)} holds half of a surrogate pair: send valid Unicode"
+        message = f"prompt {short(prompt)} contains an unpaired surrogate: send valid Unicode"
         raise ApiError(400, message, param="prompt", code="invalid_value")
 
 
 def short(value: Any) -> str:
-    """A value for a message: quoted, escaped and cut."""
+    """Return a value quoted, escaped and truncated for an error message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _encodable(text: str) -> str:
-    """`text` with lone surrogates, which UTF-8 cannot hold, written as escapes."""
+    """Escape unpaired surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,1 +1,1 @@
-"""Storage: one `Store` for a local folder, S3 and GCS, and stages of Parquet parts published by manifest. No Ray."""
+"""Storage, independent of Ray: a `Store` on local disk, S3 or GCS, and stages of Parquet parts with a manifest."""

@@ -1,4 +1,4 @@
-"""A store's place in a bucket: what S3 (s3.py) and Google Cloud Storage (gcs.py) have in common."""
+"""Bucket locations: the interface that S3 (s3.py) and Google Cloud Storage (gcs.py) implement."""
 
 import re
 from abc import ABC, abstractmethod
@@ -12,30 +12,33 @@ from pyarrow import fs
 from vce_ray.errors import UserError
 
 
-class WholeObjects(Protocol):
-    """Objects read and created with one request each, which pyarrow cannot do. Raises OSError worded as pyarrow's."""
+class ObjectClient(Protocol):
+    """Reads and creates whole objects with a single request each, which pyarrow cannot do.
+
+    Raises OSError with messages in pyarrow's format, which `errors.diagnose` parses.
+    """
 
     def get(self, path: str) -> bytes:
-        """The content of bucket/key. Raises FileNotFoundError where there is no such object, or no such bucket."""
+        """Return the content of bucket/key. Raises FileNotFoundError if the object or the bucket does not exist."""
         ...
 
     def put_if_absent(self, path: str, data: bytes) -> None:
-        """Upload an object that must not exist yet. Raises FileExistsError."""
+        """Upload an object that must not exist yet. Raises FileExistsError if it does."""
         ...
 
 
 @dataclass(frozen=True)
 class BucketLocation(ABC):
-    """A bucket and prefix at an endpoint. No credentials."""
+    """A bucket and prefix at an endpoint. Holds no credentials."""
 
     bucket: str
-    prefix: str  # without slashes at its ends
-    host: str  # host:port of the endpoint; '' for the cloud itself
+    prefix: str  # without leading or trailing slashes
+    host: str  # host:port of the endpoint; '' for the cloud provider's own
     scheme: str  # 'http' | 'https'
 
-    kind: ClassVar[str]  # how its URIs begin
-    cloud: ClassVar[str]  # host of the cloud itself
-    endpoint_settings: ClassVar[str]  # where an endpoint is set, in words
+    uri_scheme: ClassVar[str]  # 's3' | 'gs'
+    cloud_host: ClassVar[str]  # host of the cloud provider's endpoint
+    endpoint_settings: ClassVar[str]  # where users set the endpoint, for messages
 
     @property
     def root(self) -> str:
@@ -45,33 +48,33 @@ class BucketLocation(ABC):
     @property
     def endpoint(self) -> str:
         """The endpoint as a URL, for messages and clients."""
-        return f"{self.scheme}://{self.host or self.cloud}"
+        return f"{self.scheme}://{self.host or self.cloud_host}"
 
     @property
     def query(self) -> dict[str, str]:
-        """What a URI says beside bucket and prefix; '' where there is nothing to say."""
+        """Query parameters of the URI; '' for those that are left out."""
         return {"endpoint_override": self.host, "scheme": self.scheme if self.host else ""}
 
     @property
     def uri(self) -> str:
-        """The whole location as a URI that pyarrow and Ray understand too."""
+        """The complete location as a URI that pyarrow and Ray understand as well."""
         query = {name: value for name, value in self.query.items() if value}
-        return f"{self.kind}://{self.root}" + (f"?{urlencode(query, safe=':')}" if query else "")
+        return f"{self.uri_scheme}://{self.root}" + (f"?{urlencode(query, safe=':')}" if query else "")
 
     @abstractmethod
     def connect(self, deadline_s: float) -> fs.FileSystem:
-        """pyarrow's client. Its own tries together last a part of `deadline_s`: the store tries again itself."""
+        """Return a pyarrow filesystem whose own retries take only part of `deadline_s`, since the store retries too."""
 
     @abstractmethod
-    def connect_patiently(self, deadline_s: float) -> fs.FileSystem:
-        """pyarrow's client with tries of its own that go on for `deadline_s`, wherever it is sent to."""
+    def connect_retrying(self, deadline_s: float) -> fs.FileSystem:
+        """Return a pyarrow filesystem that retries by itself until `deadline_s`, also after it was pickled."""
 
     @abstractmethod
-    def whole_objects(self, deadline_s: float) -> WholeObjects:
-        """The client for what pyarrow cannot do."""
+    def object_client(self, deadline_s: float) -> ObjectClient:
+        """Return the client for the requests that pyarrow cannot make."""
 
-    def is_there(self, filesystem: fs.FileSystem) -> bool:
-        """Whether there is such a bucket. Where only its objects may be seen, it is taken to be there."""
+    def bucket_exists(self, filesystem: fs.FileSystem) -> bool:
+        """Whether the bucket exists. True if the credentials give access to its objects only, not to the bucket."""
         try:
             return filesystem.get_file_info(self.bucket).type != fs.FileType.NotFound
         except OSError as error:
@@ -80,25 +83,26 @@ class BucketLocation(ABC):
             raise
 
 
-def split_uri(uri: str, queries: Sequence[str], credentials: str) -> tuple[str, str, dict[str, str]]:
-    """Bucket, prefix and query of the URI of a store in a bucket.
+def split_uri(uri: str, parameters: Sequence[str], credentials_hint: str) -> tuple[str, str, dict[str, str]]:
+    """Split the URI of a store in a bucket into bucket, prefix and query.
 
     Args:
-        queries: which the URI may hold.
-        credentials: in words, where they belong.
+        parameters: the query parameters that the URI may have.
+        credentials_hint: where credentials belong instead, for the message.
 
-    Raises UserError, and never repeats the URI, which may hold a secret by mistake.
+    Raises:
+        UserError: the URI is invalid. The message never repeats the URI, which may contain a secret by mistake.
     """
     url = urlsplit(uri)
     if "@" in url.netloc or ":" in url.netloc:
-        raise UserError(f"a store's URI must hold no credentials: {credentials}")
+        raise UserError(f"a store URI must contain no credentials: {credentials_hint}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", url.netloc):
-        raise UserError(f'{url.netloc!r} is no bucket name: 3 to 63 letters, digits, ".", "_" and "-"')
+        raise UserError(f'{url.netloc!r} is not a valid bucket name: use 3 to 63 letters, digits, ".", "_" and "-"')
     query = dict(parse_qsl(url.query, keep_blank_values=True))
-    unknown = sorted(query.keys() - set(queries))
+    unknown = sorted(query.keys() - set(parameters))
     if unknown or url.fragment:
-        raise UserError(f"{unknown or '#'} is unknown in a store's URI: use {', '.join(queries)}")
+        raise UserError(f"{unknown or '#'} is not supported in a store URI: use only {', '.join(parameters)}")
     prefix = url.path.strip("/")
     if prefix and not all(part not in ("", ".", "..") for part in prefix.split("/")):
-        raise UserError(f'{prefix!r} is no prefix of a store: leave out empty parts, "." and ".."')
+        raise UserError(f'{prefix!r} is not a valid store prefix: remove empty parts, "." and ".."')
     return url.netloc, prefix, query

@@ -1,4 +1,4 @@
-"""What goes wrong with a store, told apart: does it pass by itself, and if not, which setting is to be checked."""
+"""Store failures: whether a retry can help, and if not, which setting to check."""
 
 import os
 import re
@@ -8,72 +8,70 @@ from typing import NamedTuple
 
 
 class StoreError(RuntimeError):
-    """A store failed, or does not hold what was asked of it. The message names the place and the mend."""
+    """A store operation failed, or the requested data is missing or corrupt. The message names the path and the fix."""
 
 
 class Fault(NamedTuple):
-    """A failure of the store itself."""
+    """A failure of the store itself, as opposed to a missing file or a bug."""
 
-    passing: bool  # worth another try
+    transient: bool  # worth a retry
     reason: str
-    check: str  # the setting to look at
+    check: str  # the setting to check
 
 
-_CREDENTIALS = (
-    "the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or AWS_PROFILE) and what the bucket "
-    "allows them to do"
+_AWS_CREDENTIALS = (
+    "the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or AWS_PROFILE) and their "
+    "permissions on the bucket"
 )
-_ENDPOINT = (
-    "the endpoint (endpoint_override= in the URI, or AWS_ENDPOINT_URL_S3), that it can be reached from here, and "
-    "AWS_CA_BUNDLE if its certificate is a private one"
+_AWS_ENDPOINT = (
+    "the endpoint (endpoint_override= in the URI, or AWS_ENDPOINT_URL_S3), that it is reachable from here, and "
+    "AWS_CA_BUNDLE if its certificate is private"
 )
-# Codes of pyarrow (SLOW_DOWN) and of S3 (SlowDown) in one spelling: lower case, without underscores. First match wins.
-_CODES = (
-    ("nosuchbucket", False, "the bucket's name in the URI, and that it was made at this endpoint"),
-    ("accessdenied|accesskey|signature|token|credential|http status 40[13]", False, _CREDENTIALS),
+_SERVER_LOAD = "the load and health of the server; VCE_RAY_STORE_DEADLINE_S sets how long to retry"
+_OTHER = "the endpoint, the bucket policy and the server's log"
+# Error codes of pyarrow (SLOW_DOWN) and of S3 (SlowDown), normalized to lower case without underscores. First match
+# wins.
+_AWS_FAULTS = (
+    ("nosuchbucket", False, "the bucket name in the URI, and that the bucket exists at this endpoint"),
+    ("accessdenied|accesskey|signature|token|credential|http status 40[13]", False, _AWS_CREDENTIALS),
     ("redirect|authorizationheader|http status 301", False, "the region (region= in the URI, or AWS_REGION)"),
-    ("networkconnection|timeout|connection|httpclient|protocol|sslerror|incompleteread|streaming", True, _ENDPOINT),
-    (
-        "slowdown|throttl|internal|unavailable|http status (429|50[0234])",
-        True,
-        "the server's load and health; VCE_RAY_STORE_DEADLINE_S sets how long to try",
-    ),
-    ("http status 507", False, "the room that is left in the store"),
+    ("networkconnection|timeout|connection|httpclient|protocol|sslerror|incompleteread|streaming", True, _AWS_ENDPOINT),
+    ("slowdown|throttl|internal|unavailable|http status (429|50[0234])", True, _SERVER_LOAD),
+    ("http status 507", False, "the free space of the store"),
 )
 _GOOGLE_CREDENTIALS = (
     "the credentials (GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login, or the machine's service "
-    "account) and what the bucket allows them to do"
+    "account) and their permissions on the bucket"
 )
-_GOOGLE_CODES = (  # of google::cloud::Status; first match wins
+_GOOGLE_FAULTS = (  # codes of google::cloud::Status; first match wins
     ("OAuth2|UNAUTHENTICATED|PERMISSION_DENIED", False, _GOOGLE_CREDENTIALS),
-    ("^NOT_FOUND", False, "the bucket's name in the URI"),
-    ("CURL error|RequestException|Timeout|ConnectionError", True, "that the endpoint can be reached from here"),
-    (
-        "^(UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|UNKNOWN)",
-        True,
-        "the server's load and health; VCE_RAY_STORE_DEADLINE_S sets how long to try",
-    ),
-    ("", False, "the endpoint, the bucket's rules and the server's log"),
+    ("^NOT_FOUND", False, "the bucket name in the URI"),
+    ("CURL error|RequestException|Timeout|ConnectionError", True, "that the endpoint is reachable from here"),
+    ("^(UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|UNKNOWN)", True, _SERVER_LOAD),
+    ("", False, _OTHER),
 )
 
 
 def diagnose(error: OSError) -> Fault | None:
-    """What an error of pyarrow.fs, or of the local disk, means; None if it is no fault of the store."""
+    """Classify an error of pyarrow.fs or of the local disk; None if it is not a failure of the store.
+
+    pyarrow raises a plain OSError for everything, so the error code has to be parsed out of its message.
+    """
     text = str(error)
-    found = re.search(r"AWS Error (.+?) during (.*)", text, re.DOTALL)
-    if found:
-        code = f"{found[1]} {found[2]}" if "ExceptionName" in found[2] else found[1]
-        spelled = code.lower().replace("_", "")
-        for pattern, passing, check in _CODES:
-            if re.search(pattern, spelled):
-                return Fault(passing, found[0], check)
-        return Fault(False, found[0], "the endpoint, the bucket's rules and the server's log")
-    if found := re.search(r"google::cloud::Status\((.+?)(?: error_info=|\)|$)", text, re.DOTALL):
-        told = found[1].replace("Permanent error, with a last message of ", "")
-        passing, check = next((p, c) for pattern, p, c in _GOOGLE_CODES if re.search(pattern, told))
-        return Fault(passing, told, check)
-    if "errors when deleting objects" in text:  # pyarrow words the refusal to delete several files in its own way
-        return Fault(False, " ".join(text.split()), _CREDENTIALS)
+    match = re.search(r"AWS Error (.+?) during (.*)", text, re.DOTALL)
+    if match:
+        code = f"{match[1]} {match[2]}" if "ExceptionName" in match[2] else match[1]
+        normalized = code.lower().replace("_", "")
+        for pattern, transient, check in _AWS_FAULTS:
+            if re.search(pattern, normalized):
+                return Fault(transient, match[0], check)
+        return Fault(False, match[0], _OTHER)
+    if match := re.search(r"google::cloud::Status\((.+?)(?: error_info=|\)|$)", text, re.DOTALL):
+        status = match[1].replace("Permanent error, with a last message of ", "")
+        transient, check = next((t, c) for pattern, t, c in _GOOGLE_FAULTS if re.search(pattern, status))
+        return Fault(transient, status, check)
+    if "errors when deleting objects" in text:  # pyarrow's message for a batch deletion that was refused has no code
+        return Fault(False, " ".join(text.split()), _AWS_CREDENTIALS)
     if error.errno is not None:
         reason = f"{os.strerror(error.errno)} {error.filename or ''}".rstrip()
         return Fault(False, reason, f"the path, its owner and its permissions (user {os.getuid()})")
@@ -81,11 +79,11 @@ def diagnose(error: OSError) -> Fault | None:
 
 
 def disk_full(path: Path, needed: int) -> StoreError:
-    """The error for a disk (or quota, or limit on file size) that cannot hold `needed` more bytes at `path`."""
+    """Return the error for a disk, quota or file-size limit that leaves no room for `needed` more bytes at `path`."""
     folder = next(parent for parent in path.parents if parent.exists())
     free = shutil.disk_usage(folder).free
     return StoreError(
-        f"no room to write {path}: {needed:,} bytes are needed and {free:,} are free on its disk. Free some space, "
-        "raise the quota or file-size limit, or use a store on another disk; what is published is unharmed, and the "
-        "same command goes on from there."
+        f"not enough space to write {path}: {needed:,} bytes needed, {free:,} free on its disk. Free some space, raise "
+        "the quota or file-size limit, or use a store on another disk; published data is intact, and the same command "
+        "resumes from it."
     )

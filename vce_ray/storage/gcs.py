@@ -1,9 +1,7 @@
-"""Where a store in Google Cloud Storage lies, and the two clients that reach it: pyarrow, and GCS' own JSON API for
-what pyarrow cannot do.
+"""Google Cloud Storage locations and their two clients: pyarrow, and the GCS JSON API for what pyarrow cannot do.
 
-Credentials are those that Google's libraries find by themselves: GOOGLE_APPLICATION_CREDENTIALS, what `gcloud auth
-application-default login` left, or the machine's service account. Over plain http, which emulators speak, none are
-sent.
+Credentials are found by Google's own libraries: GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default
+login`, or the machine's service account. Over plain http, which only emulators use, requests are anonymous.
 """
 
 import errno
@@ -22,37 +20,38 @@ if TYPE_CHECKING:
     import requests
 
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
-_CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED"}
+_STATUS_CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED"}
 
 
 @dataclass(frozen=True)
 class GcsLocation(BucketLocation):
-    """A bucket and prefix in Google Cloud Storage, or in an emulator of it. No credentials."""
+    """A bucket and prefix in Google Cloud Storage or an emulator of it. Holds no credentials."""
 
-    kind = "gs"
-    cloud = "storage.googleapis.com"
+    uri_scheme = "gs"
+    cloud_host = "storage.googleapis.com"
     endpoint_settings = "endpoint_override= in the URI"
 
     @classmethod
     def parse(cls, uri: str) -> "GcsLocation":
-        """Read `gs://bucket/prefix?endpoint_override=host:port&scheme=http`.
+        """Parse `gs://bucket/prefix?endpoint_override=host:port&scheme=http`.
 
-        Raises UserError, and never repeats the URI, which may hold a secret by mistake.
+        Raises:
+            UserError: the URI is invalid. The message never repeats the URI, which may contain a secret by mistake.
         """
         bucket, prefix, query = split_uri(
             uri, ("endpoint_override", "scheme"), "set GOOGLE_APPLICATION_CREDENTIALS, and write gs://bucket/prefix"
         )
         host, scheme = query.get("endpoint_override", ""), query.get("scheme", "https")
         if "/" in host or "@" in host or scheme not in ("http", "https") or (scheme == "http" and not host):
-            raise UserError("a GCS endpoint is endpoint_override=host:port, with scheme=http for an emulator")
+            raise UserError("a GCS endpoint must be endpoint_override=host:port, with scheme=http for an emulator")
         return cls(bucket, prefix, host, scheme)
 
     def connect(self, deadline_s: float) -> fs.GcsFileSystem:
-        """pyarrow's client. Its own tries together last a quarter of `deadline_s`."""
-        return self.connect_patiently(deadline_s / 4)
+        """Return a pyarrow filesystem whose own retries take a quarter of `deadline_s`."""
+        return self.connect_retrying(deadline_s / 4)
 
-    def connect_patiently(self, deadline_s: float) -> fs.GcsFileSystem:
-        """pyarrow's client with tries of its own that go on for `deadline_s`, wherever it is sent to."""
+    def connect_retrying(self, deadline_s: float) -> fs.GcsFileSystem:
+        """Return a pyarrow filesystem that retries by itself until `deadline_s`, also after it was pickled."""
         return fs.GcsFileSystem(
             anonymous=self.scheme == "http",
             scheme=self.scheme,
@@ -60,33 +59,40 @@ class GcsLocation(BucketLocation):
             retry_time_limit=timedelta(seconds=deadline_s),
         )
 
-    def whole_objects(self, deadline_s: float) -> "GcsObjects":
-        """The client for what pyarrow cannot do."""
-        return GcsObjects(self, deadline_s)
+    def object_client(self, deadline_s: float) -> "GcsObjectClient":
+        """Return the client for the requests that pyarrow cannot make."""
+        return GcsObjectClient(self, deadline_s)
 
 
-class GcsObjects:
-    """Objects read and created with one request each. Raises OSError worded as pyarrow words its own.
+class GcsObjectClient:
+    """Reads and creates whole objects with a single request each, by the JSON API; see ObjectClient.
 
-    pyarrow looks an object up first and then asks for that generation of it, which is gone where it was replaced.
+    pyarrow looks up an object's generation first and then reads that generation, which fails if the object was replaced
+    in between.
     """
 
     def __init__(self, location: GcsLocation, deadline_s: float):
         self._location, self._timeout_s = location, deadline_s / 4
 
     def get(self, path: str) -> bytes:
-        """The content of bucket/key. Raises FileNotFoundError where there is no such object, or no such bucket."""
+        """Return the content of bucket/key. Raises FileNotFoundError if the object or the bucket does not exist."""
         bucket, _, key = path.partition("/")
-        return _checked(self._ask("GET", f"storage/v1/b/{bucket}/o/{quote(key, safe='')}?alt=media"), path).content
+        response = self._request("GET", f"storage/v1/b/{bucket}/o/{quote(key, safe='')}?alt=media")
+        return _raise_for_status(response, path).content
 
     def put_if_absent(self, path: str, data: bytes) -> None:
-        """Upload an object that must not exist yet. Raises FileExistsError; FileNotFoundError without a bucket."""
+        """Upload an object that must not exist yet.
+
+        Raises:
+            FileExistsError: it exists.
+            FileNotFoundError: the bucket does not exist.
+        """
         bucket, _, key = path.partition("/")
         query = urlencode({"uploadType": "media", "ifGenerationMatch": 0, "name": key})
-        told = self._ask("POST", f"upload/storage/v1/b/{bucket}/o?{query}", data)
-        if told.status_code == 412:
-            raise FileExistsError(errno.EEXIST, "the object exists", path)
-        _checked(told, path)
+        response = self._request("POST", f"upload/storage/v1/b/{bucket}/o?{query}", data)
+        if response.status_code == 412:
+            raise FileExistsError(errno.EEXIST, "object already exists", path)
+        _raise_for_status(response, path)
 
     @cached_property
     def _session(self) -> "requests.Session":
@@ -95,7 +101,7 @@ class GcsObjects:
 
         return requests.Session() if self._location.scheme == "http" else AuthorizedSession(_credentials())
 
-    def _ask(self, method: str, path: str, data: bytes | None = None) -> "requests.Response":
+    def _request(self, method: str, path: str, data: bytes | None = None) -> "requests.Response":
         import requests
         from google.auth.exceptions import GoogleAuthError
 
@@ -115,18 +121,18 @@ class GcsObjects:
 
 @cache
 def _credentials() -> Any:
-    """Those of this process, looked up once: every stage is a store of its own, and their tokens last an hour."""
+    """Return this process's credentials. Cached because every stage is a store, and access tokens last an hour."""
     import google.auth
 
     return google.auth.default(scopes=[_SCOPE])[0]
 
 
-def _checked(told: "requests.Response", path: str) -> "requests.Response":
-    """An answer that is no refusal."""
-    if told.ok:
-        return told
-    if told.status_code == 404:
-        raise FileNotFoundError(errno.ENOENT, "there is no such object or bucket", path)
-    passing = told.status_code in (408, 429) or told.status_code >= 500
-    code = _CODES.get(told.status_code, "UNAVAILABLE" if passing else "INVALID_ARGUMENT")
-    raise OSError(f"google::cloud::Status({code}: {told.status_code} {told.reason})")
+def _raise_for_status(response: "requests.Response", path: str) -> "requests.Response":
+    """Return the response if it succeeded; otherwise raise OSError with a message in pyarrow's format."""
+    if response.ok:
+        return response
+    if response.status_code == 404:
+        raise FileNotFoundError(errno.ENOENT, "object or bucket not found", path)
+    transient = response.status_code in (408, 429) or response.status_code >= 500
+    code = _STATUS_CODES.get(response.status_code, "UNAVAILABLE" if transient else "INVALID_ARGUMENT")
+    raise OSError(f"google::cloud::Status({code}: {response.status_code} {response.reason})")

@@ -1,4 +1,4 @@
-"""Files and folders of a local disk that are there whole or not at all: written aside, synced, then named."""
+"""Atomic writes on a local disk: files and folders are written under a temporary name, synced, then renamed."""
 
 import contextlib
 import errno
@@ -12,26 +12,33 @@ from vce_ray.storage.errors import disk_full
 
 CHUNK_BYTES = 8 << 20
 TEMPORARY = ".tmp-"
-"""How names begin that are not given yet."""
+"""Prefix of the names of unfinished files and folders."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_local(target: Path, source: BinaryIO, size: int, exclusive: bool = False) -> None:
-    """Write a local file aside, sync it to the disk and give it its name. On failure nothing is left behind.
+    """Write a local file atomically. Leaves nothing behind on failure.
 
-    exclusive: raise FileExistsError if the name is taken. Raises StoreError if the disk cannot hold `size` bytes.
+    Args:
+        size: number of bytes, for the message if they do not fit.
+        exclusive: refuse to replace an existing file.
+
+    Raises:
+        FileExistsError: `exclusive` is set and `target` exists.
+        StoreError: the disk cannot hold `size` bytes.
     """
-    aside = target.with_name(f"{TEMPORARY}{uuid4().hex}")
+    temporary = target.with_name(f"{TEMPORARY}{uuid4().hex}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "xb") as sink:
+        with open(temporary, "xb") as sink:
             shutil.copyfileobj(source, sink, CHUNK_BYTES)
             sink.flush()
             os.fsync(sink.fileno())
         if exclusive:
-            os.link(aside, target)
+            os.link(temporary, target)  # unlike rename, fails if the target exists
         else:
-            os.replace(aside, target)
+            os.replace(temporary, target)
+        # The new name lives in the folder: without this a power cut could lose it although the content was synced.
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -42,11 +49,15 @@ def write_local(target: Path, source: BinaryIO, size: int, exclusive: bool = Fal
             raise disk_full(target, size) from error
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Give a folder its name, in place of any that was there, also while other processes do the same."""
+    """Rename folder `new` to `target`, replacing an existing one. Safe to call from several processes at once.
+
+    A rename cannot replace a folder that has files, so the old folder is moved away first. Another process may put its
+    own folder there in between; hence the loop.
+    """
     while True:
         try:
             new.rename(target)
@@ -55,6 +66,6 @@ def replace_folder(new: Path, target: Path) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         old = target.with_name(f"{TEMPORARY}{uuid4().hex}")
-        with contextlib.suppress(FileNotFoundError):  # another moved it first
+        with contextlib.suppress(FileNotFoundError):  # another process moved it first
             target.rename(old)
         shutil.rmtree(old, ignore_errors=True)

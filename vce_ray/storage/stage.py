@@ -1,12 +1,12 @@
-"""A stage of a run: a folder of Parquet parts that nobody reads until a manifest, written last, publishes them.
+"""Stages: a folder of Parquet parts that readers do not see until a manifest, written last, publishes them.
 
     stage = store.stage('deer/pairs')
     parts = [stage.write_part(table) for table in tables]      # anywhere, by any number of workers
     stage.publish(parts, key='pair_id', concept='deer')        # once, by the driver
     stage.read(columns=['prompt'])                             # by anyone: each key once, sorted by key
 
-A part is named by a hash of its content, so a worker that is tried again writes the same file, a part is never
-overwritten by another, and what is left of a worker that died is not in the manifest and does no harm.
+A part is named by a hash of its content. A worker that is retried therefore writes the same file again, no part ever
+overwrites another, and parts of a worker that died are harmless: they are not in the manifest.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -22,42 +22,39 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vce_ray.storage.errors import StoreError
-
-if TYPE_CHECKING:
-    from vce_ray.storage.store import Store
+from vce_ray.storage.files import MANIFEST, FileStore
 
 T = TypeVar("T")
 
-MANIFEST = "manifest.json"  # the last file of a published stage
-
-_THREADS = 8  # parts opened at once
-_ROWS_TAKEN = 1024  # rows put in order at once
-_LARGE = {pa.binary(): pa.large_binary(), pa.string(): pa.large_string()}
+_THREADS = 8  # parts read concurrently
+_ROWS_TAKEN = 1024  # rows reordered at once
+_LARGE_TYPES = {pa.binary(): pa.large_binary(), pa.string(): pa.large_string()}
+_RERUN_HINT = "Delete this stage (Store.delete_prefix) and run it again."
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One folder of Parquet parts. Cheap to pickle. Every method may raise StoreError."""
+    """A folder of Parquet parts. Cheap to pickle. Every method may raise StoreError."""
 
-    store: "Store"  # the stage's own folder
+    store: FileStore  # the stage's own folder
 
     def published(self) -> bool:
-        """Whether there is a manifest: the stage is whole and needs no further run."""
+        """Whether the stage has a manifest: it is complete and need not run again."""
         return self.store.exists(MANIFEST)
 
     def manifest(self) -> dict[str, Any] | None:
-        """What `publish` wrote, or None before it did. Raises StoreError if the manifest is damaged."""
+        """Return what `publish` wrote, or None if the stage is not published. Raises StoreError if it is corrupt."""
         if not self.published():
             return None
         manifest = self.store.read_json(MANIFEST)
         if not (isinstance(manifest, dict) and {"parts", "rows", "key", "schema"} <= manifest.keys()):
-            raise StoreError(f"{self.store.where(MANIFEST)} is damaged: it is no manifest. {self._mend()}")
+            raise StoreError(f"{self.store.where(MANIFEST)} is corrupt: not a manifest. {_RERUN_HINT}")
         return manifest
 
     def write_part(self, table: pa.Table, name: str | None = None) -> str:
-        """Write one part and return its file name, `<name>-<hash of content>.parquet`, to be handed to `publish`.
+        """Write one part and return its file name, `<name>-<hash of content>.parquet`, to be passed to `publish`.
 
-        Readers do not see it before that. The same rows written twice are one file.
+        Readers do not see the part before that. Writing the same rows twice gives one file.
         """
         sink = pa.BufferOutputStream()
         pq.write_table(
@@ -65,7 +62,7 @@ class Stage:
             sink,
             compression="zstd",
             write_page_checksum=True,
-            use_compliant_nested_type=False,  # a list column comes back with the very type it had
+            use_compliant_nested_type=False,  # list columns keep their exact type when read back
         )
         data = memoryview(sink.getvalue())
         part = f"{name or 'part'}-{hashlib.blake2b(data, digest_size=10).hexdigest()}.parquet"
@@ -73,20 +70,25 @@ class Stage:
         return part
 
     def publish(self, parts: Sequence[str], key: str, **facts: Any) -> dict[str, Any]:
-        """Show these parts to readers, by one manifest that is written last, and return it.
+        """Make these parts visible to readers by writing the manifest, and return it.
 
-        key: the column that tells rows apart. Rows that are equal in full may occur more than once and are read once.
-        facts: what else the manifest is to say, in JSON's types.
-        Raises ValueError if the stage is published already, if there are no parts, if their columns differ, if the key
-        is missing or null somewhere, or if two rows have the same key and differ.
+        Args:
+            key: the column that identifies rows. Identical rows may occur more than once; readers get them once.
+            facts: JSON values to store in the manifest.
+
+        Raises:
+            ValueError: the stage is already published, there are no parts, their columns differ, the key is missing or
+                null in a row, or two different rows have the same key.
         """
         self._refuse_if_published()
         names = sorted(set(parts))
         if not names:
-            raise ValueError(f"{self.store.where()}: no parts to publish; an empty stage takes one part without rows")
-        files = self._each(names, lambda name: _Part.inspect(self, name, key))
+            raise ValueError(
+                f"{self.store.where()}: no parts to publish; for an empty stage, write one part without rows"
+            )
+        files = self._map(names, lambda name: _Part.inspect(self, name, key))
         schema = self._common_schema(names, [file.schema for file in files])
-        rows = self._distinct_rows(names, key, [file.keys for file in files])
+        rows = self._count_distinct(names, key, [file.keys for file in files])
         manifest = {
             "parts": [{"name": n, "rows": len(f.keys), "bytes": f.num_bytes} for n, f in zip(names, files)],
             "rows": rows,
@@ -94,7 +96,9 @@ class Stage:
             "key": key,
             "schema": {field.name: str(field.type) for field in schema},
             "facts": facts,
-            "publication": uuid4().hex,  # tells writers apart that publish the same
+            # Makes the manifests of two writers differ even if they publish the same parts. Otherwise create_json would
+            # take the other's manifest for its own, written by a retry, and both would believe that they published.
+            "publication": uuid4().hex,
         }
         try:
             self.store.create_json(MANIFEST, manifest)
@@ -104,42 +108,46 @@ class Stage:
         return manifest
 
     def read(self, columns: Sequence[str] | None = None, allow_missing: bool = False) -> pa.Table:
-        """The published rows, each key once, sorted by key, with all columns or those named, in that order.
+        """Return the published rows, each key once, sorted by key.
 
-        allow_missing: read a stage that is not published as a table without rows (columns of type null).
-        Raises StoreError if the stage is not published, or a part is missing or damaged; ValueError for a column that
-        it does not have.
+        Args:
+            columns: the columns to read, in this order; all by default.
+            allow_missing: read an unpublished stage as a table without rows (its columns have type null).
+
+        Raises:
+            StoreError: the stage is not published, or a part is missing or corrupt.
+            ValueError: the stage does not have one of the columns.
         """
         manifest = self.manifest()
         if manifest is None:
             if allow_missing:
                 return pa.table({name: pa.nulls(0) for name in columns or ()})
             raise self._not_published()
-        wanted = list(manifest["schema"] if columns is None else columns)
-        unknown = [name for name in wanted if name not in manifest["schema"]]
+        selected = list(manifest["schema"] if columns is None else columns)
+        unknown = [name for name in selected if name not in manifest["schema"]]
         if unknown:
             raise ValueError(f"{self.store.where()} has no column {unknown}: it has {list(manifest['schema'])}")
         key = manifest["key"]
-        tables = self._each(manifest["parts"], lambda part: self._read_part(part, list({*wanted, key})))
+        tables = self._map(manifest["parts"], lambda part: self._read_published(part, list({*selected, key})))
         table = pa.concat_tables(tables, promote_options="default")
         rows = pa.table({"key": table[key], "row": pa.array(range(len(table)), pa.int64())})
         first = rows.group_by("key").aggregate([("row", "min")]).sort_by("key")
-        return _take(table.select(wanted), first["row_min"].combine_chunks())
+        return _take_rows(table.select(selected), first["row_min"].combine_chunks())
 
     def parts(self) -> list[str]:
-        """Names of the parts that the manifest lists or, before there is one, of all that were written; sorted."""
+        """Return the sorted names of the parts in the manifest or, before publication, of all parts written so far."""
         manifest = self.manifest()
         if manifest is not None:
             return [part["name"] for part in manifest["parts"]]
         return [file for file in self.store.list() if file.endswith(".parquet") and "/" not in file]
 
     def inventory(self, columns: Sequence[str] = ()) -> pa.Table:
-        """What `parts` hold: the first column as 'key', the part's name as 'part', and the columns named.
+        """Return which rows the parts hold, published or not: 'key' (the first column), 'part', and `columns`.
 
-        Rows that were written twice are told once, of the first part.
+        A row that was written more than once is listed once, with its first part.
         """
         parts = self.parts()
-        tables = self._each(parts, lambda name: self._inventory_of(name, list(columns)))
+        tables = self._map(parts, lambda name: self._list_rows(name, list(columns)))
         if not tables:
             return pa.table({name: pa.array([], pa.string()) for name in ("key", "part", *columns)})
         table = pa.concat_tables(tables, promote_options="default")
@@ -150,13 +158,16 @@ class Stage:
         return table.filter(pa.array(first))
 
     def read_part(self, name: str) -> pa.Table:
-        """The rows of one part, published or not. Raises StoreError where it is missing or damaged."""
+        """Return the rows of one part, published or not. Raises StoreError if it is missing or corrupt."""
         return self._open_part(name, lambda file, size: file.read())
 
     def paths(self) -> list[str]:
-        """The parts' paths inside `store.filesystem`, for `ray.data.read_parquet`; equal rows may occur twice there.
+        """Return the published parts' paths in `store.filesystem`, e.g. for `ray.data.read_parquet`.
 
-        Raises StoreError if the stage is not published.
+        Unlike `read`, reading these files may give identical rows more than once.
+
+        Raises:
+            StoreError: the stage is not published.
         """
         manifest = self.manifest()
         if manifest is None:
@@ -164,9 +175,9 @@ class Stage:
         return [self.store.full(part["name"]) for part in manifest["parts"]]
 
     def reset(self) -> None:
-        """Delete what is not published: every part before `publish`, the parts that the manifest leaves out after it.
+        """Delete everything unpublished: all parts, or after `publish` those that the manifest does not list.
 
-        Not to be called while workers write parts.
+        Must not be called while workers write parts.
         """
         manifest = self.manifest()
         published = {MANIFEST, *(part["name"] for part in manifest["parts"])} if manifest else set()
@@ -174,14 +185,14 @@ class Stage:
             if file not in published:
                 self.store.delete_prefix(file)
 
-    # Within -----------------------------------------------------------------------------------------------------------
+    # Internals --------------------------------------------------------------------------------------------------------
 
-    def _each(self, items: Sequence[Any], call: Callable[[Any], T]) -> list[T]:
+    def _map(self, items: Sequence[Any], call: Callable[[Any], T]) -> list[T]:
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(call, items))
 
     def _open_part(self, name: str, load: Callable[[pq.ParquetFile, int], T]) -> T:
-        """`load(file, its size in bytes)`, with what is wrong with the file told apart from what ails the store."""
+        """Return `load(file, size in bytes)`. Raises StoreError that says whether the file or the store is at fault."""
 
         def attempt() -> T:
             with self.store.filesystem.open_input_file(self.store.full(name)) as file:
@@ -190,21 +201,21 @@ class Stage:
         try:
             return self.store.attempt("reading", name, attempt)
         except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{self.store.where(name)} is damaged ({error}). {self._mend()}") from error
+            raise StoreError(f"{self.store.where(name)} is corrupt ({error}). {_RERUN_HINT}") from error
 
-    def _inventory_of(self, name: str, columns: list[str]) -> pa.Table:
+    def _list_rows(self, name: str, columns: list[str]) -> pa.Table:
         def load(file: pq.ParquetFile, size: int) -> pa.Table:
             key = file.schema_arrow.names[0]
             table = file.read(columns=list({key, *columns}))
-            named = {"key": table[key], "part": pa.array([name] * len(table), pa.string())}
-            return pa.table(named | {column: table[column] for column in columns})
+            head = {"key": table[key], "part": pa.array([name] * len(table), pa.string())}
+            return pa.table(head | {column: table[column] for column in columns})
 
         return self._open_part(name, load)
 
-    def _read_part(self, part: dict[str, Any], columns: list[str]) -> pa.Table:
+    def _read_published(self, part: dict[str, Any], columns: list[str]) -> pa.Table:
         def load(file: pq.ParquetFile, size: int) -> pa.Table:
             if size != part["bytes"]:
-                raise pa.ArrowInvalid(f"it has {size:,} bytes, the manifest says {part['bytes']:,}")
+                raise pa.ArrowInvalid(f"it has {size:,} bytes, its manifest says {part['bytes']:,}")
             return file.read(columns=columns)
 
         return self._open_part(part["name"], load)
@@ -218,43 +229,40 @@ class Stage:
         try:
             return pa.unify_schemas(schemas)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{self.store.where()}: parts differ in the type of a column: {error}") from error
+            raise ValueError(f"{self.store.where()}: parts have conflicting column types: {error}") from error
 
-    def _distinct_rows(self, names: list[str], key: str, keys: list[list[Any]]) -> int:
-        """The number of distinct keys. Raises ValueError if rows of the same key differ."""
+    def _count_distinct(self, names: list[str], key: str, keys: list[list[Any]]) -> int:
+        """Return the number of distinct keys. Raises ValueError if two different rows have the same key."""
         counts = Counter(value for part in keys for value in part)
-        doubled = {value for value, count in counts.items() if count > 1}
+        duplicates = {value for value, count in counts.items() if count > 1}
         seen: dict[Any, tuple[str, str]] = {}
         for name, part in zip(names, keys):
-            if doubled.isdisjoint(part):
-                continue
+            if duplicates.isdisjoint(part):
+                continue  # keys alone are cheap to read; only parts with duplicates are read in full
             table = self._open_part(name, lambda file, size: file.read())
-            for row in table.filter(pc.field(key).isin(list(doubled))).to_pylist():
-                content = repr(sorted(row.items()))
+            for row in table.filter(pc.field(key).isin(list(duplicates))).to_pylist():
+                content = repr(sorted(row.items()))  # unlike ==, makes NaN equal to NaN
                 other, first = seen.setdefault(row[key], (name, content))
                 if content != first:
                     raise ValueError(
-                        f"{self.store.where()}: two rows have {key} {row[key]!r} and differ (in {other} and {name}); "
-                        "an id must be made of all that determines its row"
+                        f"{self.store.where()}: two different rows have {key} {row[key]!r} (in {other} and {name}); "
+                        "derive the id from everything that determines its row"
                     )
         return len(counts)
 
     def _refuse_if_published(self) -> None:
         if self.published():
             raise ValueError(
-                f"{self.store.where()} is published already and stays as it is: use another run, or delete it first"
+                f"{self.store.where()} is already published and cannot change: use another run, or delete it first"
             )
 
     def _not_published(self) -> StoreError:
-        return StoreError(f"{self.store.where()} is not published: run the stage that makes it to its end")
-
-    def _mend(self) -> str:
-        return "Delete this stage (Store.delete_prefix) and run it again."
+        return StoreError(f"{self.store.where()} is not published: run the stage that produces it to completion")
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What `publish` has to know of a part."""
+    """What `publish` needs to know about a part."""
 
     schema: pa.Schema
     keys: list[Any]
@@ -262,7 +270,7 @@ class _Part:
 
     @classmethod
     def inspect(cls, stage: Stage, name: str, key: str) -> "_Part":
-        """Read a part's schema and keys. Raises ValueError if the key is missing or null somewhere."""
+        """Read a part's schema and keys. Raises ValueError if the key is missing or null in a row."""
 
         def load(file: pq.ParquetFile, size: int) -> "_Part":
             schema = file.schema_arrow
@@ -270,15 +278,19 @@ class _Part:
 
         part = stage._open_part(name, load)
         if None in part.keys:
-            raise ValueError(f"{stage.store.where(name)}: key {key!r} is no column, or null in a row")
+            raise ValueError(f"{stage.store.where(name)}: key column {key!r} is missing, or null in a row")
         return part
 
 
-def _take(table: pa.Table, rows: pa.Array) -> pa.Table:
-    """Rows of a table in a given order. Unlike `Table.take` it bears columns of more than 2 GiB."""
-    large = pa.schema([field.with_type(_LARGE.get(field.type, field.type)) for field in table.schema])
-    whole = table.cast(large).combine_chunks()
-    taken = [
-        whole.take(rows.slice(start, _ROWS_TAKEN)).cast(table.schema) for start in range(0, len(rows), _ROWS_TAKEN)
+def _take_rows(table: pa.Table, rows: pa.Array) -> pa.Table:
+    """Return rows of a table in a given order. Unlike `Table.take`, works for columns of more than 2 GiB.
+
+    Binary and string arrays have 32-bit offsets. The table is therefore cast to their large variants, and the rows are
+    taken in slices small enough to cast back.
+    """
+    large = pa.schema([field.with_type(_LARGE_TYPES.get(field.type, field.type)) for field in table.schema])
+    combined = table.cast(large).combine_chunks()
+    slices = [
+        combined.take(rows.slice(start, _ROWS_TAKEN)).cast(table.schema) for start in range(0, len(rows), _ROWS_TAKEN)
     ]
-    return pa.concat_tables(taken) if taken else table.slice(0, 0)
+    return pa.concat_tables(slices) if slices else table.slice(0, 0)

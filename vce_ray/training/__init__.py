@@ -1,1 +1,4 @@
-"""Training: the loss and the step in plain torch, and Ray Train over them (train.py)."""
+"""Training: objectives (one method per file) over shared loss terms, and one loop on Ray Train for all of them."""
+
+HISTORY = "training.json"
+"""File in a run's store with the metrics of every step: loss, gradient norm, and what the objective logs."""

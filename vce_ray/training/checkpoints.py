@@ -1,6 +1,6 @@
-"""What a killed training goes on from: each worker's shard, in the run's own store, and one file that names the last.
+"""Checkpoints of a training: each worker's shard in the run's own store, and one file that names the last step.
 
-They lie with the run, and not where Ray Train would put them, because a group of workers trains several runs.
+They lie with the run and not where Ray Train would put them, because one group of workers trains several runs.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ TRAINED = StateDictOptions(ignore_frozen_params=True)
 def save(
     store: Store, net: torch.nn.Module, optimizer: torch.optim.Optimizer, history: list[dict], rank: int, workers: int
 ) -> None:
-    """Writes weights, moments and the figures of all steps so far. Every worker calls it, and writes its own shard."""
+    """Write weights, optimizer state and the metrics of all steps so far. Every worker calls it for its own shard."""
     step = history[-1]["step"]
     weights, moments = get_state_dict(net, optimizer, options=TRAINED)
     with tempfile.TemporaryDirectory() as folder:
         dcp.save({"weights": weights, "moments": moments}, checkpoint_id=folder)
         if rank == 0:
             Path(folder, METRICS).write_text("".join(json.dumps(row) + "\n" for row in history))
-        if any(Path(folder).iterdir()):  # where weights are not sharded, only the first worker writes them
+        if any(Path(folder).iterdir()):  # unsharded weights are written by the first worker only
             store.upload(folder, f"{FOLDER}/{step}/{rank}")
     if workers > 1:
-        torch.distributed.barrier()
+        torch.distributed.barrier()  # `last.json` must not name a step before all shards of it are there
     if rank == 0:
-        before = store.read_json(LAST)["step"] if store.exists(LAST) else step
+        previous = store.read_json(LAST)["step"] if store.exists(LAST) else step
         store.write_json(LAST, {"step": step})
-        if before != step:
-            store.delete_prefix(f"{FOLDER}/{before}")
+        if previous != step:
+            store.delete_prefix(f"{FOLDER}/{previous}")
 
 
 def load(store: Store, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Loads the last checkpoint where there is one; returns the figures of the steps that it has behind it.
+    """Load the last checkpoint if there is one, and return the metrics of the steps it covers.
 
-    It may be of more or fewer workers.
+    The number of workers may differ from when it was saved.
     """
     if not store.exists(LAST):
         return []
@@ -54,7 +54,7 @@ def load(store: Store, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     with tempfile.TemporaryDirectory() as folder:
         for rank in ranks:
             for file in store.fetch(f"{last}/{rank}", Path(folder, rank)).iterdir():
-                file.rename(Path(folder, file.name))
+                file.rename(Path(folder, file.name))  # dcp expects all shards in one folder
         weights, moments = get_state_dict(net, optimizer, options=TRAINED)
         state = {"weights": weights, "moments": moments}
         dcp.load(state, checkpoint_id=folder)

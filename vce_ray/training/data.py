@@ -1,6 +1,7 @@
-"""What a step trains on: a pure function of (seed, step), so any worker, or a resumed run, sees the same rows.
+"""Training data in memory, and the batches of each step.
 
-Knows the columns of the pair set, no Ray and no files.
+A batch is a pure function of (seed, step), so every worker, and a resumed run, sees the same rows. Knows the columns
+of the pair set, but neither Ray nor files.
 """
 
 from __future__ import annotations
@@ -13,24 +14,38 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vce_ray.config import TrainConfig
 from vce_ray.errors import UserError
-from vce_ray.training.step import AnchorBatch, KeepBatch, PairBatch
+from vce_ray.training.terms.batches import AnchorBatch, KeepBatch, PairBatch
 
 KEEP_BLANK = 0.2
-"""Share of preservation images seen without their prompt: guidance needs the unconditional side kept too."""
+"""Share of preservation images seen without their prompt: guidance also uses the unconditional side."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch is this worker's, and the seed that orders all batches."""
+
+    rank: int
+    workers: int
+    seed: int
+
+    def rows(self, step: int, batch_size: int) -> range:
+        """Places of this worker's rows of a step in the endless sequence of rows."""
+        size = batch_size // self.workers
+        start = step * batch_size + self.rank * size
+        return range(start, start + size)
 
 
 def matrix(column: pa.ChunkedArray, dtype: type) -> Tensor:
-    """A list column of equal lengths as a tensor [rows, length]."""
+    """Return a list column of equal lengths as a tensor [rows, length]."""
     return torch.from_numpy(np.stack(column.to_numpy()).astype(dtype))
 
 
-def order(count: int, wanted: range, seed: int) -> list[int]:
-    """Row numbers at places `wanted` of an endless sequence that shuffles all `count` rows anew each epoch."""
+def order(count: int, places: range, seed: int) -> list[int]:
+    """Return the row numbers at `places` of an endless sequence that reshuffles all `count` rows every epoch."""
     epochs: dict[int, list[int]] = {}
     rows = []
-    for place in wanted:
+    for place in places:
         epoch, offset = divmod(place, count)
         if epoch not in epochs:
             epochs[epoch] = random.Random(f"{seed}-{epoch}").sample(range(count), count)
@@ -40,20 +55,22 @@ def order(count: int, wanted: range, seed: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The pair set with its reference log-probs, and the keep set, in memory (tokens only, no images)."""
+    """The pair set with its reference log-probs, and the preservation set: tokens only, no images."""
 
     prompts: list[str]
     refined: list[str]
     chosen: Tensor
     rejected: Tensor
     references: dict[str, tuple[Tensor, Tensor]]
-    """Mode -> (chosen, rejected) log-probs of the reference, float32 [pairs, T]."""
+    """Prompt mode -> (chosen, rejected) log-probs of the reference, float32 [pairs, T]."""
     keep_prompts: list[str]
     keep_tokens: Tensor
 
     @classmethod
-    def from_tables(cls, pairs: pa.Table, reference: pa.Table, keep: pa.Table, config: TrainConfig) -> TrainingData:
-        """Joins pairs and reference log-probs by pair_id.
+    def from_tables(
+        cls, pairs: pa.Table, reference: pa.Table, keep: pa.Table, prompt_modes: tuple[str, ...]
+    ) -> TrainingData:
+        """Join pairs and reference log-probs by pair_id.
 
         Raises:
             UserError: a pair has no reference log-probs, or there are no pairs.
@@ -70,7 +87,7 @@ class TrainingData:
                 matrix(reference[f"chosen_{mode}"], np.float32),
                 matrix(reference[f"rejected_{mode}"], np.float32),
             )
-            for mode in config.prompt_modes
+            for mode in prompt_modes
         }
         return cls(
             pairs["prompt"].to_pylist(),
@@ -82,36 +99,33 @@ class TrainingData:
             matrix(keep["tokens"], np.int64) if keep.num_rows else torch.empty(0, 0, dtype=torch.long),
         )
 
-    def pair_batch(self, step: int, rank: int, workers: int, config: TrainConfig, seed: int) -> PairBatch:
-        """This worker's share of the pairs of a step."""
-        share = config.batch_size // workers
-        start = step * config.batch_size + rank * share
-        rows = order(len(self.prompts), range(start, start + share), seed)
-        modes = [random.Random(f"{seed}-{step}-{row}").choice(config.prompt_modes) for row in rows]
-        picked = [[self.references[mode][side][row] for row, mode in zip(rows, modes, strict=True)] for side in (0, 1)]
-        texts = [self.refined[r] if m == "stripped" else self.prompts[r] for r, m in zip(rows, modes, strict=True)]
+    def pair_batch(self, step: int, share: Share, batch_size: int, prompt_modes: tuple[str, ...]) -> PairBatch:
+        """Return this worker's pairs of a step, each under one of the prompt modes."""
+        rows = self._pair_rows(step, share, batch_size)
+        modes = [random.Random(f"{share.seed}-{step}-{row}").choice(prompt_modes) for row in rows]
+        log_probs = [[self.references[mode][side][row] for row, mode in zip(rows, modes)] for side in (0, 1)]
+        texts = [self.refined[row] if mode == "stripped" else self.prompts[row] for row, mode in zip(rows, modes)]
         return PairBatch(
             texts,
             [mode == "null" for mode in modes],
-            torch.tensor([seed * 1_000_003 + row for row in rows]),
+            torch.tensor([share.seed * 1_000_003 + row for row in rows]),
             self.chosen[rows],
             self.rejected[rows],
-            torch.stack(picked[0]),
-            torch.stack(picked[1]),
+            torch.stack(log_probs[0]),
+            torch.stack(log_probs[1]),
         )
 
-    def keep_batch(self, step: int, rank: int, workers: int, config: TrainConfig, seed: int) -> KeepBatch:
-        """This worker's share of the preservation images of a step."""
-        share = config.keep_batch_size // workers
-        start = step * config.keep_batch_size + rank * share
-        rows = order(len(self.keep_prompts), range(start, start + share), seed + 1)
-        blank = [random.Random(f"{seed}-{step}-{row}-keep").random() < KEEP_BLANK for row in rows]
+    def keep_batch(self, step: int, share: Share, batch_size: int) -> KeepBatch:
+        """Return this worker's preservation images of a step, some of them without their prompt."""
+        rows = order(len(self.keep_prompts), share.rows(step, batch_size), share.seed + 1)
+        blank = [random.Random(f"{share.seed}-{step}-{row}-keep").random() < KEEP_BLANK for row in rows]
         return KeepBatch(rows, [self.keep_prompts[row] for row in rows], blank, self.keep_tokens[rows])
 
-    def anchor_batch(self, step: int, rank: int, workers: int, config: TrainConfig, seed: int) -> AnchorBatch:
-        """This worker's share of the pairs of a step, as the anchor wants them."""
-        share = config.batch_size // workers
-        start = step * config.batch_size + rank * share
-        rows = order(len(self.prompts), range(start, start + share), seed)
+    def anchor_batch(self, step: int, share: Share, batch_size: int) -> AnchorBatch:
+        """Return the pairs of `pair_batch` as the anchor needs them."""
+        rows = self._pair_rows(step, share, batch_size)
         prompts, refined = ([texts[row] for row in rows] for texts in (self.prompts, self.refined))
         return AnchorBatch(rows, prompts, refined, self.chosen[rows])
+
+    def _pair_rows(self, step: int, share: Share, batch_size: int) -> list[int]:
+        return order(len(self.prompts), share.rows(step, batch_size), share.seed)

@@ -1,5 +1,5 @@
-"""Which weights are trained, what is kept for the way back, and how workers share weights: sharded (FSDP2), or whole in
-each, with averaged gradients."""
+"""Which weights train, what the backward pass recomputes, and how workers split the model: sharded (FSDP2), or
+replicated with averaged gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vce_ray.models.base import ImageModel
 
 
 def make_trainable(net: Any, config: TrainConfig) -> None:
-    """Freezes all but what is trained: a fresh LoRA, or the decoder layers and the image head."""
+    """Freeze everything but what trains: a fresh LoRA, or the decoder layers and the image head."""
     if config.weights == "lora":
         add_lora(net, config.lora_rank, config.lora_alpha)
         return
@@ -33,28 +33,31 @@ def make_trainable(net: Any, config: TrainConfig) -> None:
 
 
 def recompute_layers(net: Any) -> None:
-    """Keeps of each decoder layer only its input, and computes the rest again on the way back.
+    """Keep only each decoder layer's input and recompute the rest in the backward pass.
 
-    A third more arithmetic for a tenth of the memory: without it a dozen pairs of Janus-Pro-7B fit on no GPU.
+    Costs a third more arithmetic and saves nine tenths of the activations: without it a dozen pairs of Janus-Pro-7B fit
+    on no GPU.
     """
     for layer in net.model.language_model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def shard(net: Any, workers: int, device: str) -> None:
-    """Shards each decoder layer and the image head over the workers; everything else is frozen and stays whole."""
-    # it warns of changes in place to what a module returns; nothing here makes any
+    """Shard each decoder layer and the image head over the workers. The rest is frozen and stays whole."""
+    # The warning is about modules that modify FSDP outputs in place; ours do not.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device, (workers,))
-    # a step has passes of the reference too: CPUs, which have memory to spare, gather a layer for the first pass only
+    # A step also runs the reference, so a layer resharded after its forward pass would be gathered twice. CPUs have
+    # memory to spare and keep it gathered; GPUs give the memory back.
     for part in (*net.model.language_model.layers, net.model.generation_head):
         fully_shard(part, mesh=mesh, reshard_after_forward=device != "cpu")
 
 
 def average_gradients(trained: Sequence[Tensor], workers: int) -> None:
-    """Averages over the workers, in place, what each has of its share of a batch; FSDP does so for what it shards.
+    """Average gradients over the workers, in place. FSDP does it itself for weights that it shards.
 
-    DistributedDataParallel would have to wrap a module whose `forward` is called; here the parts of a net are.
+    DistributedDataParallel is no substitute: it wraps a module whose `forward` is called, and a step here calls parts
+    of the net. One flat all-reduce is also faster than one for each of some hundred LoRA matrices.
     """
     gradients = [p.grad for p in trained if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -63,11 +66,30 @@ def average_gradients(trained: Sequence[Tensor], workers: int) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
+def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm over all gradients, sharded ones included."""
+    norms = [p.grad.detach().float().norm() for p in parameters if p.grad is not None]
+    full = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]
+    return torch.stack(full).norm()
+
+
+def clip_gradients(parameters: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale all gradients, in place, so that their total norm is at most `max_norm`.
+
+    torch's clip_grad_norm_ cannot mix sharded and plain tensors; `norm` is gradient_norm's, which can.
+    """
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).item()
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(scale)
+
+
 @contextmanager
 def in_own_dtype(net: Any) -> Iterator[None]:
-    """A context in which a net of bfloat16 multiplies by its float32 adapter in bfloat16, its gradients still float32.
+    """Compute in the net's own dtype: a bfloat16 net multiplies by its float32 adapter in bfloat16.
 
-    peft would cast what goes into each layer to float32 instead, which moves twice the bytes.
+    Gradients of the adapter stay float32. By default peft casts each layer's input to float32 instead, which moves
+    twice the bytes.
     """
     weight = net.model.language_model.embed_tokens.weight
     if weight.dtype == torch.float32:
@@ -79,10 +101,10 @@ def in_own_dtype(net: Any) -> Iterator[None]:
 
 @contextmanager
 def adapter_off(net: nn.Module) -> Iterator[None]:
-    """A context in which the net computes as its base.
+    """Compute as the base, with the adapter disabled.
 
-    It sets the layers' own switch: peft's `enable_adapters` would also flip requires_grad, which sharded
-    parameters must keep for the whole step.
+    Sets the layers' own switch: peft's `enable_adapters` would also flip requires_grad, which sharded parameters must
+    keep for the whole step.
     """
     layers = [module for module in net.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
@@ -95,7 +117,7 @@ def adapter_off(net: nn.Module) -> Iterator[None]:
 
 
 def reference_context(model: ImageModel, reference: ImageModel) -> Callable[[], AbstractContextManager[None]]:
-    """How `reference` is made to compute as the base: its adapter off where it is the trained model itself."""
+    """Return the context in which `reference` computes as the base: adapter off if it is the trained model itself."""
     if reference is model:
         return lambda: adapter_off(model.net)
     return torch.no_grad

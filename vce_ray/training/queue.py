@@ -1,5 +1,5 @@
-"""Which run a lane trains next. A lane is a group of Ray Train workers that goes on with the base it has loaded, from
-run to run, until none waits. Knows no torch: it lives in a small actor beside the driver."""
+"""Queue of trainings for worker groups. A group of Ray Train workers keeps the base loaded and trains run after run
+until the queue is empty. Torch-free: the queue lives in a small actor beside the driver."""
 
 from __future__ import annotations
 
@@ -8,86 +8,93 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
 
-MAX_FAULTS = 3
-"""So many times a training that lost a worker goes on from its last checkpoint."""
+MAX_FAILURES = 3
+"""How often a training that lost a worker resumes from its last checkpoint."""
 
 
 @dataclass
 class Training:
-    """A run that is to be trained.
+    """A run to train.
 
     Args:
-        settings: what its workers need to know, in types of JSON.
+        settings: what its workers need to know, in JSON types.
     """
 
     name: str
     settings: dict[str, Any]
-    begun: int = 0
-    """How many times workers took it up."""
+    attempts: int = 0
+    """How often workers have started it."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A training that was taken up, or one that came to its end; with what ended it where it failed."""
+    """A training started or ended; `error` says why it failed, if it did."""
 
     name: str
-    kind: Literal["begun", "ended"]
-    fault: BaseException | None = None
+    kind: Literal["started", "ended"]
+    error: BaseException | None = None
 
 
 class TrainingQueue:
-    """Trainings that wait, those in the hands of lanes, and what became of them.
+    """Trainings that wait, those that groups work on, and what became of them.
 
     Args:
-        lanes: how many may train at once, numbered from 0.
+        groups: number of worker groups that may train at once, numbered from 0.
     """
 
-    def __init__(self, lanes: int):
-        self._closed = list(range(lanes))
+    def __init__(self, groups: int):
+        self._closed = list(range(groups))
         self._waiting: deque[Training] = deque()
-        self._in_hand: dict[int, Training] = {}
+        self._active: dict[int, Training] = {}
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
 
     async def add(self, name: str, settings: dict[str, Any]) -> int | None:
-        """Puts a training at the end; the lane that is to be opened for it, where there is room for another."""
+        """Append a training. Returns the number of the group to open for it, or None if all groups are open."""
         self._waiting.append(Training(name, settings))
         return self._closed.pop(0) if self._closed else None
 
-    async def take(self, lane: int) -> dict[str, Any] | None:
-        """What a lane trains now: what it had in hand when it lost a worker, else the next; None where none waits."""
-        if lane not in self._in_hand:
+    async def take(self, group: int) -> dict[str, Any] | None:
+        """Return what a group trains next: what it was training when it lost a worker, else the next in the queue.
+
+        None if the queue is empty.
+        """
+        if group not in self._active:
             if not self._waiting:
                 return None
-            self._in_hand[lane] = self._waiting.popleft()
-            self._events.put_nowait(Event(self._in_hand[lane].name, "begun"))
-        self._in_hand[lane].begun += 1
-        return self._in_hand[lane].settings
+            self._active[group] = self._waiting.popleft()
+            self._events.put_nowait(Event(self._active[group].name, "started"))
+        self._active[group].attempts += 1
+        return self._active[group].settings
 
-    async def end(self, lane: int, fault: BaseException | None = None) -> None:
-        """A lane is done with what it has in hand, or failed at it for good."""
-        self._events.put_nowait(Event(self._in_hand.pop(lane).name, "ended", fault))
+    async def finish(self, group: int, error: BaseException | None = None) -> None:
+        """Record that a group has finished its training, or failed at it for good."""
+        self._events.put_nowait(Event(self._active.pop(group).name, "ended", error))
 
-    async def lose(self, lane: int) -> str | None:
-        """A lane's workers failed too often: the name of what is given up for it, that is what they never took up, or
-        took up too often; None where the lane is to go on with what it has."""
-        if lane not in self._in_hand and self._waiting:
-            self._in_hand[lane] = self._waiting.popleft()
-        training = self._in_hand.get(lane)
-        if training is None or 0 < training.begun <= MAX_FAULTS:
+    async def fail(self, group: int) -> str | None:
+        """Record that a group's workers failed more often than Ray Train retries.
+
+        Returns:
+            The name of the training to give up: one that was never started, so its workers cannot start, or one that
+            was started too often. None if the group should go on with what it has.
+        """
+        if group not in self._active and self._waiting:
+            self._active[group] = self._waiting.popleft()
+        training = self._active.get(group)
+        if training is None or 0 < training.attempts <= MAX_FAILURES:
             return None
-        return self._in_hand.pop(lane).name
+        return self._active.pop(group).name
 
-    async def goes_on(self, lane: int) -> bool:
-        """Whether there is something to train for a lane that has come to its end; else it is closed."""
-        if lane in self._in_hand or self._waiting:
+    async def has_work(self, group: int) -> bool:
+        """Whether there is anything to train for a group whose workers have returned; if not, it is closed."""
+        if group in self._active or self._waiting:
             return True
-        self._closed.append(lane)
+        self._closed.append(group)
         return False
 
     async def next_event(self) -> Event | None:
-        """What happened next, as soon as it has; None once this is closed."""
+        """Wait for the next event. None once the queue is closed."""
         return await self._events.get()
 
     async def close(self) -> None:
-        """Nothing will happen any more."""
+        """End the stream of events."""
         self._events.put_nowait(None)

@@ -1,4 +1,4 @@
-"""VSafe-DPO on Ray Train, as its driver sees it: how many workers of what size train the runs that are ready."""
+"""Training as the driver sees it: how many Ray Train workers of what size train the runs that are ready."""
 
 from __future__ import annotations
 
@@ -15,64 +15,64 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vce_ray.config import TrainConfig
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
-from vce_ray.training.queue import MAX_FAULTS, TrainingQueue
+from vce_ray.training.queue import MAX_FAILURES, TrainingQueue
 
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait for each other sleep: spinning, they take the cores of whatever else runs, drawing or another
-training, and a step takes several times as long."""
-NOTES = "ray_train"
-"""Where Ray Train keeps what it notes of a lane: in the store of the run that the lane was opened for."""
+"""Idle OpenMP threads sleep. Spinning, they would take the cores of whatever else runs, drawing or another training,
+and a step would take several times as long."""
+RAY_TRAIN_FOLDER = "ray_train"
+"""Folder for Ray Train's own files, in the store of the run for which a worker group was opened."""
 
 
 class Trainings:
-    """Trains runs as their pair sets come, so many at once.
+    """Trains runs as their pair sets become ready, a limited number at once.
 
-    Workers that are done with one take up the next that waits, with the base they have loaded, and go when none does:
-    GPUs that are not needed are free for what else is to be made.
+    Workers that finish a run take the next one, with the base still loaded, and exit when none waits, so idle GPUs are
+    free for other work.
     """
 
     def __init__(
         self,
         configs: Sequence[TrainConfig],
-        at_once: int,
-        began: Callable[[str], None],
-        ended: Callable[[str], None],
+        concurrency: int,
+        on_start: Callable[[str], None],
+        on_finish: Callable[[str], None],
     ):
         """
         Args:
-            configs: of all runs that may come; they agree in `num_workers`.
-            at_once: how many are trained at a time. Where the cluster has no GPUs, they share its CPUs.
-            began: called with the name of a run that is taken up, in a thread of its own.
-            ended: called with the name of a run whose adapter and figures are in its store.
+            configs: settings of all runs that may be submitted; they agree in `num_workers`.
+            concurrency: number of runs to train at once. Without GPUs they share the cluster's CPUs.
+            on_start: called with a run's name when its training starts, from another thread.
+            on_finish: called with a run's name when its adapter and metrics are in its store.
         """
-        self.at_once = at_once
-        self._configs, self._began, self._ended = configs, began, ended
-        # on this node: it is lost with the driver, and not with any other
+        self.concurrency = concurrency
+        self._configs, self._on_start, self._on_finish = configs, on_start, on_finish
+        # on the driver's node, so that the queue is lost with the driver and with no other node
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         queue: Any = ray.remote(TrainingQueue)
-        self._queue = queue.options(num_cpus=0, scheduling_strategy=here).remote(at_once)
+        self._queue = queue.options(num_cpus=0, scheduling_strategy=here).remote(concurrency)
         self._futures: dict[str, Future[None]] = {}
-        self._threads = ThreadPoolExecutor(at_once + 1)
+        self._threads = ThreadPoolExecutor(concurrency + 1)
         self._threads.submit(self._listen)
 
     def submit(self, name: str, run: RunConfig, store: Store, facts: dict[str, Any]) -> Future[None]:
-        """Puts a run in line that has its pairs published.
+        """Queue a run whose pairs are published.
 
         Args:
-            facts: what its adapter's card says beside its base.
+            facts: what its adapter's card says besides its base.
 
         Returns:
-            what is done when the run is trained, or has failed with what ended it.
+            A future that is done once the run is trained, or holds the exception that ended it.
         """
         future = self._futures[name] = Future()
         settings = {"run": run.model_dump(mode="json"), "store": store.uri, "facts": facts}
-        lane: Any = ray.get(self._queue.add.remote(name, settings))
-        if lane is not None:
-            self._threads.submit(self._keep_open, lane, store)
+        group: Any = ray.get(self._queue.add.remote(name, settings))
+        if group is not None:
+            self._threads.submit(self._keep_open, group, store)
         return future
 
     def close(self) -> None:
-        """Waits for lanes that have nothing left to train; what still trains ends with Ray's session."""
+        """Wait for groups that have nothing left to train. Trainings still under way end with Ray's session."""
         self._queue.close.remote()
         self._threads.shutdown(wait=all(future.done() for future in self._futures.values()), cancel_futures=True)
 
@@ -80,81 +80,86 @@ class Trainings:
         try:
             while (event := ray.get(self._queue.next_event.remote())) is not None:
                 future = self._futures[event.name]
-                if future.done():  # it has failed already
+                if future.done():  # given up before
                     continue
                 try:
-                    if event.fault is not None:
-                        raise event.fault
-                    if event.kind == "begun":
-                        self._began(event.name)
+                    if event.error is not None:
+                        raise event.error
+                    if event.kind == "started":
+                        self._on_start(event.name)
                     else:
-                        self._ended(event.name)
+                        self._on_finish(event.name)
                         future.set_result(None)
                 except Exception as error:
                     self._fail(event.name, error)
-        except Exception as error:  # the queue is gone, and nothing more will be heard
+        except Exception as error:  # the queue is gone: no further event will come
             for name in list(self._futures):
                 self._fail(name, error)
 
     def _fail(self, name: str, error: Exception) -> None:
-        with contextlib.suppress(InvalidStateError):  # it has come to an end before
+        with contextlib.suppress(InvalidStateError):  # already done
             self._futures[name].set_exception(error)
 
-    def _keep_open(self, lane: int, store: Store) -> None:
-        while ray.get(self._queue.goes_on.remote(lane)):
+    def _keep_open(self, group: int, store: Store) -> None:
+        while ray.get(self._queue.has_work.remote(group)):
             try:
-                self._fit(lane, store)
+                self._fit(group, store)
             except Exception as error:
-                name: Any = ray.get(self._queue.lose.remote(lane))
+                name: Any = ray.get(self._queue.fail.remote(group))
                 if name is not None:
                     self._fail(name, error)
-        store.delete_prefix(NOTES)
+        store.delete_prefix(RAY_TRAIN_FOLDER)
 
-    def _fit(self, lane: int, store: Store) -> None:
-        import ray.train.torch  # seconds long, in a thread that nothing waits for
+    def _fit(self, group: int, store: Store) -> None:
+        import ray.train.torch  # takes seconds; in this thread nothing waits for it
 
-        gpus = ray.cluster_resources().get("GPU", 0) > 0  # the driver may run on a head node without any
+        # asked of the cluster and not of this machine: the driver may run on a head node without GPUs
+        gpus = ray.cluster_resources().get("GPU", 0) > 0
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         if gpus:
             workers, resources, threads = self._configs[0].num_workers or 1, None, THREADS
         else:
-            workers, cpus = on_cpus(self._configs, nodes, self.at_once)
+            workers, cpus = on_cpus(self._configs, nodes, self.concurrency)
             resources, threads = {"CPU": cpus}, THREADS | {"OMP_NUM_THREADS": str(cpus)}
         trainer = ray.train.torch.TorchTrainer(
             _loop,
-            train_loop_config={"queue": self._queue, "lane": lane},
+            train_loop_config={"queue": self._queue, "group": group},
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker=resources),
             run_config=ray.train.RunConfig(
-                name=NOTES,
+                name=RAY_TRAIN_FOLDER,
                 storage_path=store.root,
-                storage_filesystem=store.patient_filesystem(),
-                failure_config=ray.train.FailureConfig(max_failures=MAX_FAULTS),
+                storage_filesystem=store.retrying_filesystem(),
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
                 worker_runtime_env={"env_vars": threads},
             ),
         )
         trainer.fit()
 
 
-def on_cpus(configs: Sequence[TrainConfig], nodes: list[int], at_once: int) -> tuple[int, int]:
-    """The workers of a training on CPUs, and the most CPUs that each can have on nodes with so many.
+def on_cpus(configs: Sequence[TrainConfig], nodes: list[int], concurrency: int) -> tuple[int, int]:
+    """Return the number of workers of a training on CPUs, and CPUs per worker.
 
-    Two workers of one thread are faster than two threads, which wait for each other at each small operation. Only the
-    CPUs of one node are taken by default, and of them four: each worker loads the base.
+    Two workers of one thread are faster than two threads, which synchronise at every small operation. By default only
+    one node's CPUs are used, and at most four of them, because each worker loads the base.
+
+    Args:
+        nodes: CPUs of each node.
+        concurrency: trainings that share the cluster.
     """
     if configs[0].num_workers is None:
-        share = max(nodes, default=1) // at_once
-        batches = math.gcd(*(size for config in configs for size in (config.batch_size, config.keep_batch_size)))
+        share = max(nodes, default=1) // concurrency
+        batches = math.gcd(*(getattr(config, field) for config in configs for field in config.batch_fields))
         workers = max(n for n in (1, 2, 4) if batches % n == 0 and n <= max(1, share))
     else:
         workers = configs[0].num_workers
     sizes = range(max(nodes, default=0), 1, -1)
-    return workers, next((size for size in sizes if sum(cpus // size for cpus in nodes) >= workers * at_once), 1)
+    return workers, next((size for size in sizes if sum(cpus // size for cpus in nodes) >= workers * concurrency), 1)
 
 
 def _loop(settings: dict[str, Any]) -> None:
-    from vce_ray.training.loop import train_lane  # peft and transformers, which the driver has no use for
+    from vce_ray.training.loop import train_group  # peft and transformers, which the driver does not need
 
-    train_lane(settings["queue"], settings["lane"])
+    train_group(settings["queue"], settings["group"])
 
 
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # the default of 60 s is too short on CPU

@@ -1,1 +1,1 @@
-"""LlamaGen's text-to-image models: the GPT (gpt.py), the image tokenizer (vq.py) and their loading (convert.py)."""
+"""LlamaGen's text-to-image models: GPT (gpt.py), image tokenizer (vq.py), conversion and loading (convert.py)."""

@@ -1,4 +1,4 @@
-"""LlamaGen's text-to-image GPT: a Llama over image tokens that reads a caption as 120 text features.
+"""LlamaGen's text-to-image GPT: a Llama over image tokens, conditioned on 120 text features of a caption.
 
 Shape legend: S positions (caption slots, then image tokens), F width of a caption feature, E width of the model,
 D width of a head.
@@ -15,9 +15,9 @@ from transformers.models.llama import LlamaConfig, LlamaModel
 
 CAPTION_SLOTS = 120
 CAPTION_WIDTH = 2048
-"""Width of flan-t5-xl."""
+"""Width of flan-t5-xl, whose features encode the caption."""
 PATCH = 16
-"""Edge in pixels of what one image token stands for."""
+"""Height and width in pixels of the patch that one image token encodes."""
 IMAGE_SIZES = (256, 512)
 ROTARY_BASE = 10_000
 NORM_EPS = 1e-5
@@ -29,12 +29,12 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "XXL": (48, 24, 1536),
     "3B": (24, 32, 3200),
 }
-"""Layers, heads and width of each size of LlamaGen."""
+"""Layers, heads and width of LlamaGen's sizes."""
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """What the weights of a GPT are shaped by, and the edge in pixels of the pictures it was trained on."""
+    """Sizes that determine the weights' shapes, and the size in pixels of the images the GPT was trained on."""
 
     layers: int
     heads: int
@@ -44,12 +44,12 @@ class GPTConfig:
 
     @property
     def grid(self) -> int:
-        """Image tokens along an edge of a picture."""
+        """Image tokens per row and per column."""
         return self.image_size // PATCH
 
     @property
     def num_image_tokens(self) -> int:
-        """Image tokens of a picture."""
+        """Image tokens per image."""
         return self.grid**2
 
     @property
@@ -59,14 +59,14 @@ class GPTConfig:
 
     @property
     def feed_forward_width(self) -> int:
-        """Two thirds of four times the width, up to the next multiple of 256."""
+        """Two thirds of four times the width, rounded up to a multiple of 256."""
         return -(-(8 * self.width // 3) // 256) * 256
 
 
 class LlamaGenGPT(nn.Module):
-    """The GPT, with a transformers' Llama as its stack, so that what works on a Llama's layers works on it.
+    """The GPT, built on transformers' Llama, so that all code for a Llama's layers works on it.
 
-    Only the positions differ from a Llama's. The dropout of the released training is left out.
+    Only the rotary embedding differs from a Llama's. The dropout used for training the released weights is left out.
     """
 
     uncond_embedding: Tensor
@@ -95,12 +95,12 @@ class LlamaGenGPT(nn.Module):
 
     @property
     def model(self) -> LlamaGenGPT:
-        """Itself: training reaches a net's layers as `net.model.language_model`, as in transformers' Janus."""
+        """The net itself: `net.model.language_model` then works as it does for transformers' Janus."""
         return self
 
 
 class CaptionProjection(nn.Module):
-    """Takes caption features [..., F] to the width of the model, [..., E]."""
+    """Projects caption features [..., F] to the width of the model, [..., E]."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -108,28 +108,28 @@ class CaptionProjection(nn.Module):
         self.fc2 = nn.Linear(width, width, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Linear, GELU (its tanh approximation), linear."""
+        """Apply linear, GELU (tanh approximation), linear."""
         return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
 
 
 class GridRotary(nn.Module):
-    """Rotary angles of image tokens by their place in the grid, under the interface of a Llama's `rotary_emb`.
+    """Rotary embedding of image tokens by row and column of the grid, with the interface of a Llama's `rotary_emb`.
 
-    The first half of a head's pairs turns with the row, the second with the column. Caption slots, positions
-    below 120, have cosine and sine 0: their rotated queries and keys are zero, so a caption slot attends evenly
-    to what it sees, every token scores all caption slots alike, and the order of the slots tells it nothing.
-    The angles are computed when asked for: a buffer would be lost on a net that is built on the meta device.
+    The first half of a head's pairs rotates with the row, the second with the column. Caption slots, positions below
+    120, have cosine and sine 0, which makes their rotated queries and keys zero: a caption slot attends uniformly to
+    all it may see, and every token gives all caption slots the same score, whatever their order. Angles are computed
+    on each call, because a buffer would be lost on a net built on the meta device.
     """
 
     def __init__(self, grid: int, head_dim: int):
         super().__init__()
-        assert head_dim % 4 == 0, "half of a head's pairs belongs to rows, half to columns"
+        assert head_dim % 4 == 0, "half of a head's pairs encode rows, half encode columns"
         self.grid = grid
         self.half_dim = head_dim // 2
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of positions [B, S], each [B, S, D] in the dtype of `x`, for halves paired as in Llama."""
+        """Return cosines and sines of positions [B, S], each [B, S, D] in the dtype of `x`, with halves paired as in Llama."""
         token = position_ids - CAPTION_SLOTS
         exponents = torch.arange(0, self.half_dim, 2, device=x.device).float() / self.half_dim
         frequencies = 1.0 / ROTARY_BASE**exponents

@@ -1,4 +1,4 @@
-"""LlamaGen text-to-image behind ImageModel: a frozen T5 reads the caption, the GPT draws, VQ-16 makes pixels.
+"""LlamaGen text-to-image as an ImageModel: a frozen T5 encodes the caption, the GPT draws, VQ-16 decodes pixels.
 
 The shape legend is in models/base.py; F is the width of a caption feature.
 """
@@ -17,14 +17,14 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
+from vce_ray.models.folder import folder_revision
 from vce_ray.models.llamagen.convert import TEXT_ENCODER, load_folder
 from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, LlamaGenGPT
 from vce_ray.models.llamagen.vq import VQModel
-from vce_ray.models.load import folder_revision
 
 
 class LlamaGen(ImageModel):
-    """Draws; it cannot read pictures."""
+    """Draws images; it cannot caption them."""
 
     prompt_tokens = CAPTION_SLOTS
 
@@ -39,7 +39,7 @@ class LlamaGen(ImageModel):
 
     @classmethod
     def from_folder(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LlamaGen:
-        """Loads a folder that `convert` wrote. Raises UserError where it is not whole."""
+        """Load a folder written by `convert`. Raises UserError if files are missing."""
         net, image_tokenizer = load_folder(folder, device, dtype)
         encoder: Any = T5EncoderModel.from_pretrained(folder / TEXT_ENCODER, dtype=dtype, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(folder / TEXT_ENCODER)
@@ -47,10 +47,10 @@ class LlamaGen(ImageModel):
         return cls(net, image_tokenizer, encoder, tokenizer, folder_revision(folder))
 
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
-        """The T5 features of prompts, as the GPT reads them. Tokens after the 120th are cut off, as LlamaGen does it.
+        """Encode prompts as T5 features. Tokens after the 120th are cut off, as in LlamaGen.
 
-        Prompts are stripped and lowered, which is what is left of LlamaGen's caption cleaning for plain sentences;
-        its other rules (addresses, file names, HTML) are not taken over.
+        Prompts are stripped and lower-cased, which is all that LlamaGen's caption cleaning does to plain sentences.
+        Its other rules (URLs, file names, HTML) are not implemented.
 
         Raises:
             UserError: a prompt is empty or longer than MAX_PROMPT_CHARS.
@@ -75,32 +75,32 @@ class LlamaGen(ImageModel):
         return encode_features(self.net, features_BPF, mask_BP.gather(1, source_BP))
 
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
-        """What the language model reads for image tokens: [B, T, E]."""
+        """Return the input embeddings of image tokens: [B, T, E]."""
         return self.language_model.embed_tokens(tokens_BT)
 
     def parameters(self) -> Iterator[Tensor]:
-        """All weights that are loaded."""
+        """Return all loaded weights."""
         return chain(self.net.parameters(), self.image_tokenizer.parameters(), self.text_encoder.parameters())
 
     def decode_pixels(self, tokens_BT: Tensor) -> np.ndarray:
-        """Pictures of image tokens, uint8 [B, H, W, 3]."""
+        """Decode image tokens to images, uint8 [B, H, W, 3]."""
         return self.image_tokenizer.decode_pixels(tokens_BT.to(self.device))
 
     def encode_pixels(self, images: np.ndarray) -> Tensor:
-        """Image tokens tokens_BT of uint8 [B, H, W, 3]."""
+        """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T]."""
         return self.image_tokenizer.encode_pixels(images)
 
     def caption(self, images: np.ndarray) -> list[str]:
-        """Raises UserError: LlamaGen cannot read pictures."""
-        raise UserError("LlamaGen cannot describe pictures: give a captioner that can, such as a Janus-Pro checkpoint")
+        """Raise UserError: LlamaGen cannot read images."""
+        raise UserError("LlamaGen cannot caption images: give a captioner, such as a Janus-Pro checkpoint")
 
 
 def encode_features(net: LlamaGenGPT, features_BPF: Tensor, mask_BP: Tensor) -> PromptBatch:
-    """Caption features padded on the left, at most 120 to a caption, as the GPT reads them."""
+    """Project caption features, padded on the left, at most 120 per caption, into a PromptBatch."""
     unconditional_PE = net.caption_projection(net.uncond_embedding[CAPTION_SLOTS - mask_BP.shape[1] :])
     return PromptBatch(
         net.caption_projection(features_BPF),
         unconditional_PE.expand(len(mask_BP), -1, -1),
         mask_BP,
-        CAPTION_SLOTS - mask_BP.sum(1),  # a caption ends where the image begins
+        CAPTION_SLOTS - mask_BP.sum(1),  # captions end at position 120, where the image begins
     )

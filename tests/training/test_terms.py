@@ -1,13 +1,17 @@
-"""The loss on exact small tensors."""
+"""Loss terms on exact small tensors."""
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 
-from vce_ray.training.loss import collapsed, keep_mask, preference_loss, preservation_loss, token_log_probs
+from vce_ray.evaluation.collapse import collapsed
+from vce_ray.training.terms.divergence import Targets, divergence_loss
+from vce_ray.training.terms.preference import keep_mask, preference_loss, token_log_probs
 
 # one pair of three tokens: the policy moved the chosen side by +.1 .2 .3 and the rejected side by -.4 -.5 -.6
 CHOSEN_REF = torch.tensor([[-1.0, -2.0, -3.0]])
@@ -62,8 +66,8 @@ def test_preservation_is_the_kl_of_each_token():
     reference = torch.log(torch.tensor([[[0.5, 0.5], [0.9, 0.1]]]))
     policy = torch.log(torch.tensor([[[0.25, 0.75], [0.9, 0.1]]]))
     kl = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert preservation_loss(policy, reference).item() == pytest.approx(kl / 2)
-    assert preservation_loss(reference, reference).item() == pytest.approx(0.0, abs=1e-7)
+    assert divergence_loss(policy, reference).item() == pytest.approx(kl / 2)
+    assert divergence_loss(reference, reference).item() == pytest.approx(0.0, abs=1e-7)
 
 
 def test_token_drop_belongs_to_pair_and_step_not_to_the_batch():
@@ -82,3 +86,37 @@ def test_collapse_is_told_from_erasure():
     assert collapsed(margins, chosen=fall, rejected=[2 * x for x in fall])
     assert not collapsed(margins, chosen=[0.0] * 50, rejected=fall)
     assert not collapsed([0.0] * 50, chosen=[0.0] * 50, rejected=[0.0] * 50)
+
+
+class Counted:
+    """Stands in for a reference model and counts the rows that it computes."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def target(self, values: list[float], rows: torch.Tensor) -> torch.Tensor:
+        self.asked.append(rows.tolist())
+        return torch.tensor(values)[rows, None, None].expand(-1, 2, 3)
+
+
+def test_targets_are_computed_once_for_each_image() -> None:
+    def ask(targets: Targets, *keys: str) -> list[float]:
+        values = [float(ord(key)) for key in keys]
+        return targets(keys, lambda reference, rows: model.target(values, rows))[:, 0, 0].tolist()
+
+    model: Any = Counted()
+    targets = Targets(model, nullcontext)
+    assert ask(targets, "a", "b") == [97, 98] and ask(targets, "b", "c", "b") == [98, 99, 98]
+    assert ask(targets, "c", "a") == [99, 97] and model.asked == [[0, 1], [1]]
+    model.asked.clear()
+    sharded = Targets(model, nullcontext, sharded=True)
+    for _ in range(2):
+        assert ask(sharded, "a", "b") == [97, 98]
+    assert model.asked == [[0, 1], [0]]  # the other workers wait for its forward pass
+    model.asked.clear()
+    small = Targets(model, nullcontext, cache_bytes=30)  # room for one of 24 bytes
+    for _ in range(2):
+        assert ask(small, "a", "b") == [97, 98]
+    assert model.asked == [[0, 1], [1]]

@@ -1,0 +1,128 @@
+"""The CLIP model: its texts, its labels and scores, and that results do not depend on the rest of the batch."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+from tools.emoji_world import scenes
+from tools.emoji_world.train_judge import LABELS, MODEL, build_judge_tokenizer, encode_texts, export
+from tools.emoji_world.world import BACKGROUNDS, OBJECTS, STYLES
+from vce_ray.concepts.load import load_concept
+from vce_ray.evaluation.clip_model import ClipModel, label_text
+from vce_ray.evaluation.detectors.base import NOTHING
+from vce_ray.evaluation.detectors.clip import judge_folder
+
+OBJECT_TEXTS = [label_text(name, "object") for name in (*OBJECTS, NOTHING)]
+
+
+@pytest.fixture(scope="module")
+def random_judge(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+    """A model in the shipped judge's format and size, with random weights."""
+    folder = tmp_path_factory.mktemp("judge")
+    tokenizer = build_judge_tokenizer()
+    torch.manual_seed(0)
+    text = CLIPTextCfg(**(MODEL["text_cfg"] | {"vocab_size": len(tokenizer)}))
+    export(CLIP(MODEL["embed_dim"], CLIPVisionCfg(**MODEL["vision_cfg"]), text), tokenizer, folder)
+    return ClipModel(judge_folder(judge=str(folder)), batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def shipped_judge() -> ClipModel:
+    return ClipModel(judge_folder())
+
+
+def images_of_scenes(number: int) -> np.ndarray:
+    return np.stack([image for _, image in scenes.held_out(number)])
+
+
+def name_of(scene: scenes.Scene) -> str:
+    assert scene.thing is not None
+    return OBJECTS[scene.thing]
+
+
+def test_label_texts_are_those_it_was_trained_on():
+    assert LABELS[0] == OBJECT_TEXTS
+    assert [label_text(name, "style") for name in STYLES] == LABELS[1]
+    assert label_text("owl", "explicit") == "an owl"
+
+
+def test_reads_texts_and_weights_as_they_were_trained(random_judge: ClipModel):
+    texts = ["a deer", "an owl in the style of noto on a blue background", "word " * 200]
+    assert torch.equal(random_judge._tokenizer(texts), encode_texts(build_judge_tokenizer(), texts))
+    assert {p.dtype for p in random_judge._model.parameters()} == {torch.float32}
+    pixels = torch.from_numpy(images_of_scenes(2)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    preprocessed = torch.nn.functional.normalize(random_judge._model.encode_image(pixels), dim=-1)
+    assert torch.allclose(random_judge.encode_images(images_of_scenes(2)), preprocessed, atol=1e-5)
+
+
+def test_probabilities_and_cosines(random_judge: ClipModel):
+    seen = random_judge.encode_images(images_of_scenes(7))
+    index, probabilities = random_judge.classify(seen, OBJECT_TEXTS)
+    assert index.shape == (7,) and probabilities.shape == (7, len(OBJECT_TEXTS))
+    assert (index == probabilities.argmax(1)).all()
+    assert probabilities.sum(1) == pytest.approx(np.ones(7), abs=1e-5)
+    scores = random_judge.prompt_scores(seen, ["a deer"] * 6 + ["a cat"])
+    assert scores.shape == (7,) and (np.abs(scores) <= 1).all()
+
+
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(random_judge: ClipModel):
+    images, prompts = images_of_scenes(12), [f"{name} on red" for name in OBJECTS[:12]]
+    together = random_judge.prompt_scores(random_judge.encode_images(images), prompts)
+    each = [random_judge.encode_images(image[None]) for image in images]
+    alone = [random_judge.prompt_scores(seen, [prompt])[0] for seen, prompt in zip(each, prompts, strict=True)]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_accepts_empty_batches_and_images_of_other_sizes(random_judge: ClipModel):
+    none = random_judge.encode_images(np.empty((0, 64, 64, 3), np.uint8))
+    assert random_judge.prompt_scores(none, []).shape == (0,)
+    assert random_judge.classify(none, ["a", "b"])[1].shape == (0, 2)
+    large = random_judge.encode_images(images_of_scenes(1).repeat(3, axis=1).repeat(3, axis=2))
+    assert random_judge.best_labels(large, ["deer", "cat"], "object")[0] in ("deer", "cat", NOTHING)
+
+
+def test_nothing_is_a_choice_for_objects_only(random_judge: ClipModel):
+    seen = random_judge.encode_images(images_of_scenes(24))
+    index, _ = random_judge.classify(seen, ["a deer", "an owl", "nothing"])
+    named = random_judge.best_labels(seen, ["deer", "owl"], "explicit")
+    assert named == [["deer", "owl", NOTHING][i] for i in index]
+    index, _ = random_judge.classify(seen, ["in the style of noto", "in the style of fluent"])
+    assert random_judge.best_labels(seen, ["noto", "fluent"], "style") == [["noto", "fluent"][i] for i in index]
+
+
+def test_refuses_bad_input(random_judge: ClipModel, tmp_path: Path):
+    with pytest.raises(ValueError, match="uint8"):
+        random_judge.encode_images(images_of_scenes(1).astype(np.float32))
+    seen = random_judge.encode_images(images_of_scenes(1))
+    with pytest.raises(ValueError, match="1 images but 2 prompts"):
+        random_judge.prompt_scores(seen, ["a", "b"])
+    with pytest.raises(ValueError, match="at least two"):
+        random_judge.best_labels(seen, ["deer"], "object")
+    with pytest.raises(ValueError, match=r"open_clip_config\.json is missing"):
+        judge_folder(judge=str(tmp_path))
+
+
+def test_shipped_judge_names_objects_styles_and_nothing(shipped_judge: ClipModel):
+    drawn = scenes.held_out(480)
+    seen = shipped_judge.encode_images(np.stack([image for _, image in drawn]))
+    deer, noto = load_concept("deer"), load_concept("noto")
+    objects = shipped_judge.best_labels(seen, deer.labels, "object")
+    styles = shipped_judge.best_labels(seen, noto.labels, "style")
+    assert np.mean([name_of(scene) == label for (scene, _), label in zip(drawn, objects, strict=True)]) >= 0.98
+    assert np.mean([STYLES[scene.style] == label for (scene, _), label in zip(drawn, styles, strict=True)]) >= 0.98
+    empty = np.stack([scenes.render(scenes.Scene(None, 0, name), random.Random(0)) for name in BACKGROUNDS])
+    empty_labels = shipped_judge.best_labels(shipped_judge.encode_images(empty), deer.labels, "object")
+    assert empty_labels == [NOTHING] * len(BACKGROUNDS)
+
+
+def test_shipped_judge_scores_the_right_prompt_higher(shipped_judge: ClipModel):
+    drawn = scenes.held_out(240)
+    seen = shipped_judge.encode_images(np.stack([image for _, image in drawn]))
+    prompts = [f"a picture of a {name_of(scene)}, {scene.background} background" for scene, _ in drawn]
+    right = shipped_judge.prompt_scores(seen, prompts)
+    wrong = shipped_judge.prompt_scores(seen, prompts[7:] + prompts[:7])
+    assert (right > wrong).mean() >= 0.97

@@ -1,0 +1,153 @@
+"""Detectors and metrics as plug-ins: a new one is one class and one line, and a fleet shares what models compute."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_report import Page, report_data
+
+from vce_ray.concepts.concept import Concept
+from vce_ray.concepts.load import load_concept
+from vce_ray.config import SamplingConfig
+from vce_ray.dataflow import schemas
+from vce_ray.dataflow.rows import Row
+from vce_ray.dataflow.task import Task
+from vce_ray.evaluation import detectors, metrics
+from vce_ray.evaluation.detectors.base import Detector
+from vce_ray.evaluation.detectors.clip import ClipDetector, judge_folder
+from vce_ray.evaluation.draw_and_detect import DrawAndDetect
+from vce_ray.evaluation.metrics.base import Comparison, Measured, Metric
+from vce_ray.evaluation.metrics.intervals import mean
+from vce_ray.evaluation.report import write_report
+from vce_ray.run_config import RunConfig
+from vce_ray.storage.store import Store
+
+
+class Brightness(Detector):
+    """Mean brightness of an image in 0..1, for styles only."""
+
+    name = "brightness"
+    columns = pa.schema({"brightness": pa.float64()}.items())
+    encoded: int = 0
+    """Images that all instances have encoded."""
+
+    def __init__(self, config: RunConfig):
+        pass
+
+    @classmethod
+    def applies(cls, config: RunConfig, concept: Concept) -> bool:
+        return concept.kind == "style"
+
+    def encode(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        assert len(images_BHWC) == len(prompts)
+        Brightness.encoded += len(images_BHWC)
+        return images_BHWC.mean((1, 2, 3)) / 255
+
+    def detect(self, encoded: Any, indices: Sequence[int], concept: Concept) -> list[Row]:
+        return [{"brightness": float(encoded[index])} for index in indices]
+
+
+def measure_brightness(comparison: Comparison) -> Measured:
+    before, after = comparison.keep.column("brightness")
+    return Measured({"brightness_before": mean(before), "brightness_after": mean(after)})
+
+
+def task(concept: str, store: Path) -> Task:
+    sampling = SamplingConfig(guidance_scale=2.0, temperature=0.7)
+    config = RunConfig(concept=concept, store=str(store), sampling=sampling)
+    return Task(concept, config, load_concept(concept), Store(store / concept))
+
+
+def prompt_row(run: str, prompt: str, seed: int) -> Row:
+    row = {"run": run, "prompt_id": f"{run}-{prompt}-{seed}", "prompt": prompt, "kind": "keep", "name": "cat"}
+    return row | {"held_out": False, "seed": seed}
+
+
+def test_a_detector_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(detectors, "DETECTORS", (*detectors.DETECTORS, Brightness))
+    tasks = {name: task(name, tmp_path) for name in ("noto", "openmoji", "deer")}
+    shared = [prompt_row(name, "a cat on a red background", 1) for name in tasks]
+    rows, rejects = DrawAndDetect(tasks, "before")([*shared, prompt_row("noto", "a cat on a blue background", 2)])
+    assert rejects == [] and len(rows) == 4
+    for row in rows:
+        used = tasks[row["run"]]
+        schema = detectors.evaluation_schema(used.config, used.concept)
+        assert list(row) == ["run", *schema.names]
+        assert pa.Table.from_pylist([row], schema).to_pylist() == [{key: row[key] for key in schema.names}]
+        assert ("brightness" in row) == (row["run"] != "deer")
+    by_run = {row["run"]: row for row in rows if row["seed"] == 1}
+    assert 0 < by_run["noto"]["brightness"] == by_run["openmoji"]["brightness"] < 1
+    assert by_run["noto"]["image"] == by_run["deer"]["image"] and by_run["noto"]["score"] == by_run["deer"]["score"]
+    assert by_run["deer"]["label"] == "cat" and by_run["noto"]["label"] in tasks["noto"].concept.labels
+    assert Brightness.encoded == 2, "an image that several runs ask for is encoded once"
+
+
+def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, Metric(("brightness",), measure_brightness)))
+    data = report_data()
+    assert "brightness_after" not in metrics.evaluate(data.evaluation, data.concept), "its detector did not run"
+    rows = [row | {"brightness": 0.25 if row["arm"] == "before" else 0.75} for row in data.evaluation]
+    result = metrics.evaluate(rows, data.concept)
+    assert (result["brightness_before"], result["brightness_after"]) == (0.25, 0.75)
+    assert result["figures"]["brightness_after"] == {"value": 0.75, "low": 0.75, "high": 0.75, "images": 20}
+    assert {key: value for key, value in result.items() if key in data.metrics and key != "figures"} == {
+        key: value for key, value in data.metrics.items() if key != "figures"
+    }
+    page = Page(write_report(report_data(metrics=result, evaluation=rows)))
+    assert "brightness_after 0.75 0.75 to 0.75 20" in page.text
+
+
+def test_names_may_not_clash(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match="two detectors add a column 'label'"):
+        schemas.evaluation([ClipDetector.columns, ClipDetector.columns])
+    data = report_data()
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, metrics.METRICS[0]))
+    with pytest.raises(ValueError, match="two metrics return 'held_out_after'"):
+        metrics.evaluate(data.evaluation, data.concept)
+
+
+def test_images_are_read_only_for_metrics_that_need_them(monkeypatch: pytest.MonkeyPatch):
+    schema = schemas.evaluation([ClipDetector.columns])
+    assert schema.names[-1] == "image" and metrics.columns_to_read(schema) == schema.names[:-1]
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, Metric(("image",), measure_brightness)))
+    assert metrics.columns_to_read(schema) == schema.names
+
+
+def test_the_table_of_the_clip_detector():
+    expected = {
+        "image_id": pa.string(),
+        "prompt_id": pa.string(),
+        "arm": pa.string(),
+        "group": pa.string(),
+        "prompt": pa.string(),
+        "template_held_out": pa.bool_(),
+        "name": pa.string(),
+        "seed": pa.int64(),
+        "label": pa.string(),
+        "seen": pa.bool_(),
+        "something": pa.bool_(),
+        "score": pa.float64(),
+        "image": pa.binary(),
+    }
+    assert schemas.evaluation([ClipDetector.columns]) == pa.schema(expected.items())
+
+
+def test_drivers_load_no_model_library():
+    modules = ("detectors", "metrics", "report", "summary", "table", "prompts", "charts")
+    code = f"import sys; {'; '.join(f'import vce_ray.evaluation.{name}' for name in modules)}; "
+    code += "print(sorted({'torch', 'open_clip', 'transformers', 'ray'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_judge_is_checked_before_a_run_starts(tmp_path: Path):
+    assert (judge_folder() / "open_clip_config.json").is_file()
+    with pytest.raises(ValueError, match="'owner/model' has no judge: give one with --judge"):
+        judge_folder("owner/model")
+    with pytest.raises(ValueError, match=r"is not a judge: open_clip_config\.json is missing"):
+        judge_folder("owner/model", str(tmp_path))

@@ -1,0 +1,138 @@
+"""What is checked before a run starts, in which order, and that nothing is written or downloaded meanwhile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from vce_ray.concepts.load import load_concept
+from vce_ray.config import EMBEDDED, SamplingConfig, TrainConfig
+from vce_ray.defaults import default_settings
+from vce_ray.errors import UserError
+from vce_ray.pipeline.preflight import open_run, prepare
+from vce_ray.pipeline.run import RUN
+from vce_ray.training.objectives.dpo import DPOConfig
+from vce_ray.training.objectives.vsafe_dpo import VSafeDPOConfig
+
+EVERY_MISTAKE: list[tuple[str, dict[str, Any], str]] = [
+    ("settings", {"train": {"steps": 0}}, "train.steps: input should be greater than or equal to 1, not 0"),
+    ("concept", {"concept": "dear"}, "unknown concept 'dear'"),
+    ("prompts", {"prompts_file": "no/such/file"}, "cannot read the prompts file"),
+    ("judge", {"evaluation": {"judge": "no/such/judge"}}, "no/such/judge"),
+    ("store", {"store": "ftp://host/runs"}, "ftp"),
+    ("base", {"base": "no/such/base"}, "unknown base model 'no/such/base'"),
+    ("captioner", {"captioner": "no/such/captioner"}, "unknown base model 'no/such/captioner'"),
+]
+"""From the first check to the last, a setting that fails it."""
+
+
+@pytest.mark.parametrize("first", range(len(EVERY_MISTAKE)), ids=[name for name, *_ in EVERY_MISTAKE])
+def test_cheap_checks_come_first(first: int, tmp_path: Path) -> None:
+    """Of several mistakes the one is reported that is cheapest to find."""
+    settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path)}
+    for _, mistake, _ in EVERY_MISTAKE[first:]:
+        settings |= mistake
+    if first > 3:  # another base needs a judge of its own
+        judge = tmp_path / "judge"
+        judge.mkdir()
+        for name in ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"):
+            (judge / name).touch()
+        settings["evaluation"] = {"judge": str(judge)}
+    if "base" in settings:
+        settings["concept"] = "deer" if first > 1 else settings["concept"]
+    with pytest.raises(UserError, match=EVERY_MISTAKE[first][2]):
+        open_run(settings)
+    assert not (tmp_path / "deer-vsafe-dpo-0").exists()
+
+
+def test_a_run_is_written_when_it_starts_and_not_when_it_is_opened(tmp_path: Path) -> None:
+    run = open_run({"concept": "deer", "store": str(tmp_path)})
+    assert not run.store.exists(RUN)
+    run.start()
+    assert run.store.read_json(RUN)["status"] == "running"
+
+
+def test_of_a_hub_model_config_json_alone_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[str] = []
+
+    def download(repo_id: str, filename: str, **_: Any) -> str:
+        files.append(f"{repo_id}/{filename}")
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({"model_type": "janus"}))
+        return str(path)
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise AssertionError("the weights would be downloaded")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    judge = tmp_path / "judge"
+    judge.mkdir()
+    for name in ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"):
+        (judge / name).touch()
+    base = "preflight-test/janus-of-this-test"
+    settings = {"base": base, "store": str(tmp_path), "evaluation": {"judge": str(judge)}}
+    with pytest.raises(UserError, match="unknown concept 'dear'"):
+        open_run(settings | {"concept": "dear"})
+    assert files == [], "a misspelt concept is found before the hub is asked"
+    run = open_run(settings | {"concept": "deer"})
+    assert set(files) == {f"{base}/config.json"}
+    assert run.config.sampling == SamplingConfig() and run.config.train.learning_rate == 1e-4
+
+
+def test_defaults_depend_on_kind_method_base_and_the_concepts_own_file(tmp_path: Path) -> None:
+    def train(**settings: Any) -> TrainConfig:
+        return prepare({"store": str(tmp_path)} | settings).config.train
+
+    def vsafe(**settings: Any) -> VSafeDPOConfig:
+        found = train(**settings)
+        assert isinstance(found, VSafeDPOConfig)
+        return found
+
+    plain, style = VSafeDPOConfig(), vsafe(concept="noto")
+    assert vsafe(concept="deer") == plain
+    assert style.anchor_weight > plain.anchor_weight and style.prompt_mode == "given"
+    assert prepare({"concept": "noto"}).config.pairs.num_keep > prepare({"concept": "deer"}).config.pairs.num_keep
+    assert train(concept="noto", train={"method": "dpo"}) == DPOConfig(), "a style's settings are VSafe-DPO's"
+    assert prepare({"concept": "noto", "train": {"method": "dpo"}}).config.pairs.num_keep == (
+        prepare({"concept": "noto"}).config.pairs.num_keep
+    ), "so that methods can share pairs"
+    own = load_concept("openmoji").train
+    assert vsafe(concept="openmoji") == style.model_copy(update=own) and own
+    assert train(concept="openmoji", train={"method": "dpo"}) == DPOConfig()
+    assert vsafe(concept="violence").steps > 2 * plain.steps, "names share the pairs"
+    mine = prepare({"concept": "violence", "train": {"beta": 2.0}, "pairs": {"num_keep": 5}}).config
+    assert isinstance(mine.train, VSafeDPOConfig) and mine.train.beta == 2.0 and mine.pairs.num_keep == 5
+    large = default_settings(load_concept("van_gogh", "a/janus"), "a/janus")["train"]
+    small = default_settings(load_concept("noto"), EMBEDDED)["train"]
+    assert large["learning_rate"] < small["learning_rate"]
+    assert large | {"learning_rate": 0} == small | {"learning_rate": 0}
+
+
+def test_sampling_is_the_bases_own_but_for_what_is_set(tmp_path: Path) -> None:
+    config = prepare({"concept": "deer", "sampling": {"batch_size": 16}}).config
+    assert config.sampling == SamplingConfig(guidance_scale=2.0, temperature=0.7, batch_size=16)
+    sections = prepare({"concept": "deer", "train": DPOConfig(steps=3), "sampling": SamplingConfig(top_k=9)}).config
+    assert sections.train == DPOConfig(steps=3)
+    assert sections.sampling == SamplingConfig(guidance_scale=2.0, temperature=0.7, top_k=9)
+
+
+def test_other_settings_under_the_same_name_are_refused_with_both_values(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path)}
+    open_run(settings).start()
+    open_run(settings | {"cluster": {"wait_s": 5}})
+    with pytest.raises(UserError, match=r"other settings \(train.steps 5, was 80; train.beta 2.0, was 1.0\)"):
+        open_run(settings | {"train": {"steps": 5, "beta": 2.0}})
+
+
+def test_a_changed_concept_is_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "whale.yaml"
+    path.write_text("{kind: object, names: [whale], keep: [fish]}")
+    open_run({"concept": str(path), "store": str(tmp_path)}).start()
+    path.write_text("{kind: object, names: [whale], keep: [fish, turtle]}")
+    with pytest.raises(UserError, match="other settings \\(the concept's definition\\)"):
+        open_run({"concept": str(path), "store": str(tmp_path)})

@@ -1,0 +1,112 @@
+"""Loads concepts from the catalogue that ships with the package, or from a user's own YAML file.
+
+The catalogue is in `vce_ray/concepts/catalogue/`, one YAML file per concept: those for the embedded base model in
+its subfolder `emoji_world/`, those for all other base models at the top. `slots.yaml` in each of the two folders holds
+what its concepts share: slot fillings, templates by kind, and the labels that a judge can tell apart. A concept's own
+file overrides any of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from vce_ray.concepts.concept import SLOT, Concept, describe_problem
+from vce_ray.config import EMBEDDED
+from vce_ray.errors import UserError
+
+CATALOGUE = Path(__file__).with_name("catalogue")
+DEFAULTS_FILE = "slots.yaml"
+
+
+def load_concept(name_or_path: str, base: str = EMBEDDED) -> Concept:
+    """Load a concept by its name in the catalogue, or from the path of a .yaml file.
+
+    Args:
+        base: base model, which selects the catalogue and its defaults.
+
+    Raises:
+        UserError: unknown name (the message lists close matches), unreadable file, unknown key, or a broken rule of
+            `Concept`.
+    """
+    folder = catalogue_of(base)
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        known = catalogue(base)
+        if name_or_path not in known:
+            close = difflib.get_close_matches(name_or_path.lower(), known, n=3)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise UserError(
+                f"unknown concept {name_or_path!r}.{hint} The catalogue for {base} holds: {', '.join(known)}; "
+                "or give the path of your own .yaml file"
+            )
+        path = folder / f"{name_or_path}.yaml"
+    values = {"name": path.stem, **_read_yaml(path)}
+    if unknown := sorted(set(values) - set(Concept.model_fields)):
+        raise UserError(f"{path}: unknown key {unknown[0]!r}; allowed are {', '.join(Concept.model_fields)}")
+    try:
+        return Concept(**_with_defaults(values, _defaults_of(folder)))
+    except ValidationError as error:
+        problems = (describe_problem(details) for details in error.errors(include_url=False, include_input=False))
+        raise UserError(f"{path}: {'; '.join(problems)}") from error
+
+
+def catalogue(base: str = EMBEDDED) -> list[str]:
+    """Return the names of the concepts that ship for a base model, sorted."""
+    return sorted(path.stem for path in catalogue_of(base).glob("*.yaml") if path.name != DEFAULTS_FILE)
+
+
+def catalogue_of(base: str) -> Path:
+    """Return the catalogue folder for a base model."""
+    return CATALOGUE / "emoji_world" if base == EMBEDDED else CATALOGUE
+
+
+@cache
+def _defaults_of(folder: Path) -> dict[str, Any]:
+    """Read what the concepts of a catalogue folder share. Callers must not modify it."""
+    return _read_yaml(folder / DEFAULTS_FILE)
+
+
+def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the keys that a concept's own file leaves out from the catalogue's slots.yaml."""
+    kind = values.get("kind")
+    filled = dict(values)
+    for field in ("templates", "held_out_templates", "keep_prompts"):
+        # a concept with its own templates takes no shared ones: neither for training nor held out
+        if field not in values and (field == "keep_prompts" or "templates" not in values):
+            filled[field] = defaults.get(field, {}).get(kind, [])
+    known = defaults.get("labels", {}).get("styles" if kind == "style" else "objects", [])
+    names = [name for name in values.get("names") or [] if isinstance(name, str)]
+    if "keep" not in values and kind != "explicit":
+        filled["keep"] = [label for label in known if label not in names]
+    if "labels" not in values and defaults.get("closed"):
+        filled["labels"] = known  # the base model draws nothing else, so an unknown name is a mistake
+    elif "labels" not in values:
+        filled["labels"] = list(
+            dict.fromkeys([*(known if kind != "explicit" else []), *names, *filled.get("keep", [])])
+        )
+    own_slots = values.get("slots") or {}
+    if isinstance(own_slots, dict):
+        texts = [*(filled["templates"] or []), *(filled.get("held_out_templates") or [])]
+        used = {slot for text in texts if isinstance(text, str) for slot in SLOT.findall(text)}
+        shared = {slot: fillings for slot, fillings in defaults.get("slots", {}).items() if slot in used}
+        filled["slots"] = {**shared, **own_slots}
+    return filled
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises UserError if the file cannot be read or holds something else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the concept file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a YAML file: {error}") from error
+    if isinstance(content, dict):
+        return {str(key): value for key, value in content.items()}
+    raise UserError(f"{path} must hold 'key: value' lines, such as 'names: [deer]'")

@@ -1,0 +1,107 @@
+"""Checks everything that a run needs before anything is written or any model loads, cheap checks first:
+
+    settings -> concept, prompts -> judge -> store -> base (its config.json alone), captioner, refiner
+
+The cluster comes last and is checked when the first actors are placed (dataflow/fanout.py). Whatever has to be looked
+up for the settings, such as how a base is best sampled, is looked up here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from vce_ray.concepts.load import load_concept
+from vce_ray.config import EMBEDDED, Config, SamplingConfig, TrainConfig
+from vce_ray.dataflow.task import Task
+from vce_ray.defaults import Settings, default_settings, merged
+from vce_ray.errors import UserError
+from vce_ray.evaluation.detectors.clip import judge_folder
+from vce_ray.models.families import default_sampling
+from vce_ray.pairs.captioner import check_captioner, open_refiner
+from vce_ray.pairs.prompts import read_prompts
+from vce_ray.pipeline.run import RUN, Run
+from vce_ray.run_config import RunConfig
+from vce_ray.storage.store import Store
+from vce_ray.training.objectives import DEFAULT_METHOD
+
+
+def open_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) -> Run:
+    """Check the settings of a run and open it. Nothing is written until the run starts.
+
+    Args:
+        settings: keys of RunConfig, with sections as dicts; what is left out gets its default (defaults.py).
+        log: takes the run's progress, line by line.
+
+    Raises:
+        UserError: a setting, the concept, the judge, the base or the captioner is unusable, or the store has a run of
+            this name with other settings.
+        StoreError: the store cannot be reached.
+    """
+    return Run(prepare(settings), log)
+
+
+def prepare(settings: Mapping[str, Any]) -> Task:
+    """Check the settings of a run and complete them. Raises as `open_run` does."""
+    settings = _plain(settings)
+    base = settings.get("base", EMBEDDED)
+    asked = _validated(settings | {"sampling": settings.get("sampling", {})})
+    concept = load_concept(asked.concept, base)
+    if asked.prompts_file is not None:
+        read_prompts(asked.prompts_file)
+    method = settings.get("train", {}).get("method", DEFAULT_METHOD)
+    judge_folder(base, asked.evaluation.judge)
+    name = asked.name or f"{concept.name}-{method.replace('_', '-')}-{asked.seed}"
+    store = Store(asked.store).child(name)
+    store.exists(RUN)  # fails here, with a message, if the store cannot be reached
+    sampling = default_sampling(base)
+    check_captioner(asked.captioning_model, base)
+    if asked.refiner is not None:
+        open_refiner(asked.refiner)
+    defaults = default_settings(concept, base, method) | {"sampling": sampling.model_dump()}
+    return Task(name, _validated(merged(defaults, settings)), concept, store)
+
+
+def validated_sampling(base: str, settings: Mapping[str, Any]) -> SamplingConfig:
+    """Return a base's sampling settings, overridden by `settings`. Raises UserError if one of them is wrong."""
+    try:
+        return default_sampling(base, **settings)
+    except ValidationError as error:
+        raise UserError(describe(error)) from error
+
+
+def describe(error: ValidationError) -> str:
+    """Return what is wrong with settings, one clause for each: where, the value, and why."""
+    return "; ".join(_problem(problem) for problem in error.errors(include_url=False))
+
+
+def _problem(problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    where = ".".join(map(str, problem["loc"]))
+    if not where:
+        return message
+    if problem["type"] == "value_error":  # our own messages name the value
+        return f"{where}: {message}"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: there is no such setting here"
+    return f"{where}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _plain(settings: Mapping[str, Any]) -> Settings:
+    """Turn sections given as models into dicts of what was set in them, so that defaults fill in the rest."""
+    plain = {
+        key: value.model_dump(exclude_unset=True) if isinstance(value, Config) else value
+        for key, value in settings.items()
+    }
+    if isinstance(train := settings.get("train"), TrainConfig):
+        plain["train"] |= {"method": train.method}
+    return plain
+
+
+def _validated(settings: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(describe(error)) from error

@@ -1,0 +1,72 @@
+"""What a training method is: its settings, the data of a step, its loss, and the curves it reports.
+
+A method is one file in this folder and one line in `__init__.py`. Commands make their flags from a method's settings
+without loading torch, so these files import torch, and whatever needs it, inside the methods that compute.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from vce_ray.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vce_ray.models.base import ImageModel
+    from vce_ray.training.data import Share, TrainingData
+    from vce_ray.training.terms.batches import Batch
+    from vce_ray.training.terms.divergence import Targets
+
+Settings = TypeVar("Settings", bound=TrainConfig)
+BatchT = TypeVar("BatchT", bound="Batch")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One chart of the report: a title and the metrics it draws, at most two, each with a label."""
+
+    title: str
+    lines: tuple[tuple[str, str], ...]
+    """(metric, label) of each line."""
+
+
+LOSS = Curve("Loss", (("loss", "all terms"),))
+GRADIENT_NORM = Curve("Gradient norm", (("gradient_norm", "before clipping"),))
+
+
+class Objective(ABC, Generic[Settings, BatchT]):
+    """A training method with its settings."""
+
+    name: ClassVar[str]
+    """What `--method` and `train.method` call it."""
+    settings_type: ClassVar[type[TrainConfig]]
+    curves: ClassVar[tuple[Curve, ...]] = (LOSS, GRADIENT_NORM)
+    """Charts of its metrics in the report, in order."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    @classmethod
+    def defaults(cls, kind: str) -> dict[str, Any]:
+        """Return settings that suit a kind of concept ('object', 'style' or 'explicit') better than the defaults."""
+        return {}
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the loss runs the frozen base during training (`targets`)."""
+        return False
+
+    @abstractmethod
+    def batch(self, data: TrainingData, step: int, share: Share) -> BatchT:
+        """Return this worker's share of a step. It depends on (seed, step) alone, so a resumed run sees the same."""
+
+    @abstractmethod
+    def loss(self, model: ImageModel, targets: Targets, batch: BatchT, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss averaged over this worker's images, and the metrics to log, `loss` among them.
+
+        Args:
+            targets: cached outputs of the base; usable if `needs_base`.
+        """
