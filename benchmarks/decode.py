@@ -1,14 +1,14 @@
-"""Drawing image tokens: this project's decoder against transformers' own loop, and against what the machine allows.
+"""Speed of sampling image tokens: this project's decoder against transformers' loop and against the machine's limit.
 
     python -m benchmarks.decode --models emoji-world janus-1b-cut --out docs/results/decode_cpu.json
     python -m benchmarks.decode --models janus-pro-1b janus-pro-7b llamagen-xl --batches 1 16 64 128 --dtype bfloat16
     python -m benchmarks.decode --models janus-1b-cut --batches 16 --profile
 
-Each model is measured in a process of its own, the two loops in turns after a call of each, and the fastest of their
-rounds counts. Where transformers' loop does not fit into memory, the row has no ratio.
-Weights are random but for the embedded model; shapes are those of the released models, `janus-1b-cut` with 4 of 24
-layers and `llamagen-cut` with 2 of 36.
-The limit is the one of vce_ray/sampling/plan.py, with bandwidth and arithmetic measured in the same run.
+Each model is measured in its own process. After one warm-up call each, the two loops take turns, and the fastest round
+of each counts. If transformers' loop does not fit into memory, the row has no ratio.
+The embedded model has its real weights, all others random ones. Shapes are those of the released models;
+`janus-1b-cut` has 4 of the 24 layers, `llamagen-cut` 2 of the 36.
+The limit is that of vce_ray/cli/plan.py, with bandwidth and arithmetic measured in the same run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import transformers
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
 from vce_ray.cli.plan import Device, measure_device, plan
-from vce_ray.config import SamplingConfig
+from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.models.base import ImageModel
 from vce_ray.models.janus import Janus
 from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, SIZES, GPTConfig, LlamaGenGPT
@@ -51,19 +51,19 @@ JANUS = {
 }
 """Layers, width, heads and feed-forward width."""
 LLAMAGEN = {"llamagen-cut": 2, "llamagen-xl": SIZES["XL"][0]}
-"""Layers; the other sizes are those of XL."""
+"""Number of layers; the other sizes are those of XL."""
 PROFILED = 128
-"""Tokens that are drawn for a profile, which takes memory for each operation."""
+"""Tokens per image drawn for a profile: the profiler needs memory for every operation."""
 PRODUCTS = re.compile(r"linear|addmm|::mm|bmm|matmul|gemm|multiply|attend|attention")
-"""Names of operations that are matrix products or attention."""
-OWN = ("norm", "step", "multiply", "attend", "gumbel")
-"""Kernels of ours that a profile shows."""
+"""Matches the names of operations that are matrix products or attention."""
+KERNELS = ("step", "multiply", "gumbel")
+"""Compiled functions shown in a profile."""
 PROMPT = "a deer in the style of openmoji on a blue background"
 
 
 def build(name: str, device: str, dtype: torch.dtype) -> ImageModel:
-    """The embedded model, or random weights of a released model's shape."""
-    if name == "emoji-world":
+    """Load the embedded model, or make random weights of a released model's shape."""
+    if name == EMBEDDED:
         return load_model(device=device, dtype=str(dtype).removeprefix("torch."))
     torch.manual_seed(0)
     if name in LLAMAGEN:
@@ -94,7 +94,7 @@ def build(name: str, device: str, dtype: torch.dtype) -> ImageModel:
 
 
 class RandomLlamaGen(ImageModel):
-    """A LlamaGen with random weights and caption features; it draws tokens, not pixels."""
+    """A LlamaGen with random weights and caption features, which draws tokens but decodes no pixels."""
 
     prompt_tokens = CAPTION_SLOTS
 
@@ -105,7 +105,7 @@ class RandomLlamaGen(ImageModel):
         self.image_vocab_size, self.image_size = config.vocab_size, config.image_size
 
     def encode_prompts(self, prompts: list[str]):
-        """Features that depend on the prompt, as many as it has characters."""
+        """Make random features that depend on the prompt, one per character."""
         kind = {"device": self.device, "dtype": self.image_head.weight.dtype}
         features = torch.stack([_features(prompt) for prompt in prompts]).to(**kind)
         lengths = torch.tensor([min(len(prompt), CAPTION_SLOTS) for prompt in prompts], device=self.device)
@@ -130,14 +130,14 @@ def _features(prompt: str) -> torch.Tensor:
     return torch.randn(CAPTION_SLOTS, 2048, generator=generator)
 
 
-def ours(model: ImageModel, batch: int, kept: str) -> Callable[[], torch.Tensor]:
-    """Draws with this project's decoder, all tokens of the vocabulary, guidance 5."""
-    sampling = SamplingConfig.model_validate({"batch_size": batch, "kv_cache_dtype": kept})
+def ours(model: ImageModel, batch: int, kv_cache: str) -> Callable[[], torch.Tensor]:
+    """Return a call that draws with this project's decoder: full vocabulary, guidance 5."""
+    sampling = SamplingConfig.model_validate({"batch_size": batch, "kv_cache_dtype": kv_cache})
     return lambda: draw(model, [PROMPT] * batch, list(range(batch)), sampling)
 
 
 def theirs(model: ImageModel, batch: int) -> Callable[[], torch.Tensor] | None:
-    """Draws with transformers' own loop, the same settings; None for LlamaGen, which transformers does not have."""
+    """Return a call that draws with transformers' loop and the same settings; None for LlamaGen, which it lacks."""
     if not isinstance(model, Janus):
         return None
     inputs = model.processor(text=[PROMPT] * batch, generation_mode="image", return_tensors="pt").to(model.device)
@@ -146,7 +146,7 @@ def theirs(model: ImageModel, batch: int) -> Callable[[], torch.Tensor] | None:
 
 
 def fits(work: Callable[[], Any]) -> bool:
-    """Whether there is memory for it; what it needs at its first call is then there, too."""
+    """Call once, as a warm-up, and return whether there was memory for it."""
     try:
         work()
     except torch.OutOfMemoryError:
@@ -156,28 +156,35 @@ def fits(work: Callable[[], Any]) -> bool:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    begun = time.perf_counter()
+    """Return the wall time of one call."""
+    start = time.perf_counter()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def measure(
-    model: ImageModel, name: str, batch: int, limits: Device, rounds: int, compiled: bool, kept: str, ours_only: bool
+    model: ImageModel,
+    name: str,
+    batch: int,
+    limits: Device,
+    rounds: int,
+    compiled: bool,
+    kv_cache: str,
+    ours_only: bool,
 ) -> dict[str, Any]:
-    """One row: both loops in turns, fastest round of each, and the share of the limit that ours reaches."""
-    loops: dict[str, Callable[[], Any]] = {"ours": ours(model, batch, kept)}
+    """Measure one row: the fastest round of each loop, and the share of the limit that ours reaches."""
+    loops: dict[str, Callable[[], Any]] = {"ours": ours(model, batch, kv_cache)}
     if peer := None if ours_only else theirs(model, batch):
         loops["transformers"] = peer
     decoder_of(model).prepare()
-    assert len(model.image_embeddings_VE) == model.image_vocab_size, "the table is there before memory is measured"
-    before = peak_memory(reset=True) - decoder_of(model).cache_bytes  # that of the batch before is given back
+    assert len(model.image_embeddings_VE) == model.image_vocab_size, "tabulated before memory is measured"
+    before = peak_memory(reset=True) - decoder_of(model).cache_bytes  # the last batch's cache will be freed
     times: dict[str, list[float]] = {loop: [] for loop in loops}
-    loops["ours"]()  # caches and kernels are there from here on
+    loops["ours"]()  # allocates the cache and compiles the kernels
     if len(decoder_of(model).cache(2 * batch)[0][0]) < 2 * batch:
-        return {"model": name, "batch": batch, "dtype": model.shape.dtype, "kv_cache": kept, "fits": False}
+        return {"model": name, "batch": batch, "dtype": model.shape.dtype, "kv_cache": kv_cache, "fits": False}
     peak = peak_memory() - before
     if peer and not fits(peer):
         del loops["transformers"], times["transformers"]
@@ -191,10 +198,10 @@ def measure(
         peer()
         times["transformers_compiled"] = [seconds(peer) for _ in range(rounds)]
         model.net.model.language_model = stack
-    best = {loop: min(taken) for loop, taken in times.items()}
+    best = {loop: min(rounds_s) for loop, rounds_s in times.items()}
     prompt_tokens = model.encode_prompts([PROMPT]).mask_BP.shape[1]
-    ideal = plan(replace(model.shape, prompt_tokens=prompt_tokens, kv_cache_dtype=kept), limits, batch)
-    row: dict[str, Any] = {"model": name, "batch": batch, "dtype": model.shape.dtype, "kv_cache": kept}
+    ideal = plan(replace(model.shape, prompt_tokens=prompt_tokens, kv_cache_dtype=kv_cache), limits, batch)
+    row: dict[str, Any] = {"model": name, "batch": batch, "dtype": model.shape.dtype, "kv_cache": kv_cache}
     row |= {"ms_per_step": 1e3 * best["ours"] / model.num_image_tokens, "images_per_s": batch / best["ours"]}
     row |= {f"times_{loop}": best[loop] / best["ours"] for loop in best if loop != "ours"}
     row |= {"share_of_limit": ideal.batch_s / best["ours"], "bound": ideal.bound}
@@ -202,45 +209,45 @@ def measure(
 
 
 def peak_memory(reset: bool = False) -> float:
-    """The most memory that was taken so far, in bytes: of the GPU since the reset, else of this process."""
+    """Return the peak memory since the last reset in bytes, of the GPU or this process; with `reset`, the present use."""
     if torch.cuda.is_available():
         if reset:
             torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated()
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmRSS" if reset else "VmHWM"].split()[0]) * 1024.0
 
 
 def profile(work: Callable[[], Any]) -> str:
-    """Where the time of one call goes, by operation, own time only, and the share of products and attention."""
+    """Profile one call: the self time of each operation, and the share of matrix products and attention."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     key = "self_cpu_time_total"
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
         key = "self_device_time_total"
     with ExitStack() as stack:
-        for name in OWN:  # the profiler sees no foreign function by itself
+        for name in KERNELS:  # the profiler does not see functions called through ctypes
             stack.enter_context(patch.object(StepKernels, name, _recorded(getattr(StepKernels, name))))
-        found = stack.enter_context(torch.profiler.profile(activities=activities))
+        profiler = stack.enter_context(torch.profiler.profile(activities=activities))
         work()
-    averages = found.key_averages()
-    own = {event.key: getattr(event, key) for event in averages}
+    averages = profiler.key_averages()
+    self_time = {event.key: getattr(event, key) for event in averages}
     lines = [averages.table(sort_by=key, row_limit=15, max_name_column_width=60)]
-    bound = sum(time for name, time in own.items() if PRODUCTS.search(name))
-    if (kernels := step_kernels()) and (step := own.get("kernel step")):
+    bound = sum(time for name, time in self_time.items() if PRODUCTS.search(name))
+    if (kernels := step_kernels()) and (step := self_time.get("kernel step")):
         kernels.seconds = torch.zeros(3, dtype=torch.float64)
         work()
         parts = kernels.seconds / kernels.seconds.sum()
         kernels.seconds = None
         lines.append(f"of kernel step: norms {parts[0]:.1%}, products {parts[1]:.1%}, attention {parts[2]:.1%}")
         bound += step * parts[1:].sum().item()
-    return "\n".join([*lines, f"matrix products and attention: {bound / sum(own.values()):.1%}"])
+    return "\n".join([*lines, f"matrix products and attention: {bound / sum(self_time.values()):.1%}"])
 
 
 def _recorded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of the kernels, under its own name in a profile."""
+    """Wrap a method of StepKernels so that a profile shows it under its name."""
 
     @wraps(method)
     def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -275,7 +282,7 @@ def measure_model(
 
 
 def write_rows(path: Path, limits: Device, rows: list[dict[str, Any]]) -> None:
-    """Writes what was measured, with the machine and the versions that it was measured on."""
+    """Write the rows as JSON, with the machine and the versions of torch and transformers."""
     machine = {"device": limits.name, "bandwidth": limits.bandwidth, "arithmetic": limits.arithmetic}
     machine |= {"torch": torch.__version__, "transformers": transformers.__version__, "os": platform.platform()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,16 +290,16 @@ def write_rows(path: Path, limits: Device, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    """Measures, prints a table and writes the rows."""
+    """Measure, print a table and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["emoji-world"], choices=["emoji-world", *JANUS, *LLAMAGEN])
+    parser.add_argument("--models", nargs="+", default=[EMBEDDED], choices=[EMBEDDED, *JANUS, *LLAMAGEN])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--kv-cache", choices=["auto", "fp8"], default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compiled", action="store_true", help="transformers with its language model compiled, too")
-    parser.add_argument("--ours-only", action="store_true", help="skip transformers' own loop")
+    parser.add_argument("--compiled", action="store_true", help="also measure transformers with torch.compile")
+    parser.add_argument("--ours-only", action="store_true", help="do not measure transformers' loop")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -301,7 +308,7 @@ def main() -> int:
     limits = measure_device(torch.device(device), dtype)
     print(f"{limits.name}: reads {limits.bandwidth / 1e9:.0f} GB/s, multiplies {limits.arithmetic / 1e9:.0f} Gflop/s")
     rows = []
-    for name in args.models:  # each in a process of its own: what another left behind in memory is not measured
+    for name in args.models:  # each in its own process, so that memory left over from another is not measured
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             rows += process.submit(measure_model, name, args, limits, rows).result()
     return 0

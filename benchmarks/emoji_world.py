@@ -17,14 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vce_ray.config import EMBEDDED
-from vce_ray.defaults import default_settings, merged
+from vce_ray.defaults import Settings
 from vce_ray.evaluation.images import before_after_png
 from vce_ray.evaluation.table import before_after_table, evaluation_row, results_table
 from vce_ray.pipeline.erase import erase, report_data
+from vce_ray.pipeline.preflight import open_run
 from vce_ray.pipeline.run import Run
 from vce_ray.pipeline.session import ray_session
-from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
 CONCEPTS = ("deer", "openmoji", "violence")
@@ -43,17 +42,16 @@ SHARED = ("prompts", "unsafe", "rejects", "captions", "safe", "keep", "pairs", "
 RESULTS = Path("docs/results/emoji_world.json")
 
 
-def run_config(concept: str, method: str, seed: int, store: Path) -> RunConfig:
+def settings(concept: str, method: str, seed: int, store: Path) -> Settings:
     """Return the settings of one row: those of `vce-ray erase`, evaluated on more images."""
-    own = {
+    return {
+        "concept": concept,
         "store": str(store),
         "name": f"{concept}-{method.replace('_', '-')}-{seed}",
         "seed": seed,
-        "train": ABLATION.get(method, {}),
+        "train": {"method": "vsafe_dpo" if method in ABLATION else method} | ABLATION.get(method, {}),
         "evaluation": {"num_erase": 600, "num_keep": 1800},
     }
-    loss = "vsafe_dpo" if method in ABLATION else method
-    return RunConfig.model_validate(merged(default_settings(concept, EMBEDDED, loss), own))
 
 
 def share(source: Store, target: Store) -> None:
@@ -80,7 +78,7 @@ def main() -> int:
         for concept in args.concepts:
             first: Run | None = None
             for method in (*args.methods, *(ABLATION if args.ablation else ())):
-                run = Run(run_config(concept, method, args.seed, args.store))
+                run = open_run(settings(concept, method, args.seed, args.store))
                 if first is not None:
                     share(first.store, run.store)
                 first = first or run

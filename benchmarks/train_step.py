@@ -1,14 +1,14 @@
-"""A training step of VSafe-DPO on released models' shapes: seconds, memory, and the share of what arithmetic allows.
+"""Time and memory of a VSafe-DPO training step on released models' shapes, and the share of the arithmetic limit.
 
     python -m benchmarks.train_step --models janus-pro-1b janus-pro-7b --out docs/results/train_gpu.json
 
-One worker, LoRA, random weights and tokens. The loss is that of training (training/objectives/vsafe_dpo.py) with all its
-terms; each step sees new kept images, so their targets are computed every time, which is the worst case. Each model is
-measured with and without its layers computed again on the way back, each in a process of its own; one that does not fit
-says so.
-The limit counts the products of the decoder layers and the head: one pass forward, one back through what is frozen
-(weights that are not trained want no gradient of their own), one more forward where layers are computed again, and the
-targets' passes; at the speed of a square product that is measured in the same run.
+One worker, LoRA, random weights and tokens. The loss is that of training (training/objectives/vsafe_dpo.py), with all
+its terms. Each step has new kept images, so their targets are computed every time, which is the worst case. Each model
+is measured with and without recomputation of its layers in the backward pass, each time in its own process. If it does
+not fit into memory, the row says so.
+The limit counts the matrix products of the decoder layers and the head: a forward pass, a backward pass (frozen weights
+need no gradients of their own), a second forward pass if layers are recomputed, and the passes for the targets; all at
+the speed of a square matrix product measured in the same run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.decode import JANUS, build, peak_memory, write_rows
 from vce_ray.cli.plan import Device, measure_device
+from vce_ray.config import EMBEDDED
 from vce_ray.training.fsdp import in_own_dtype, make_trainable, recompute_layers, reference_context
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPO, VSafeDPOBatch, VSafeDPOConfig
 from vce_ray.training.terms.batches import AnchorBatch, KeepBatch, PairBatch
@@ -33,7 +34,7 @@ PROMPT, REFINED = "a deer in the style of openmoji on a blue background", "a dee
 
 
 def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Device) -> dict[str, Any]:
-    """One row: the fastest of the steps, the most memory that they took, and the share of the limit."""
+    """Measure one row: time of the fastest step, peak memory, and the share of the limit."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(name, str(device), getattr(torch, args.dtype))
     objective = VSafeDPO(VSafeDPOConfig(batch_size=args.pairs, keep_batch_size=args.keep, prompt_mode="given"))
@@ -47,7 +48,7 @@ def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Devic
     times = []
     for step in range(args.steps):
         batch = step_batch(step, args, model.num_image_tokens, model.image_vocab_size, device)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             with in_own_dtype(model.net):
                 loss, _ = objective.loss(model, targets, batch, step)
@@ -58,9 +59,9 @@ def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Devic
             return {"model": name, "recomputed": recomputed, "pairs": args.pairs, "keep": args.keep, "fits": False}
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     length = model.encode_prompts([PROMPT]).mask_BP.shape[1] + model.num_image_tokens - 1
-    images = 2 * args.pairs + args.keep  # and as many rows of targets: two for each anchor, one for each kept image
+    images = 2 * args.pairs + args.keep  # as many as rows of targets: two per anchor, one per kept image
     products = 2 * model.shape.step_parameters * length * images * (4 if recomputed else 3)
     row = {"model": name, "recomputed": recomputed, "pairs": args.pairs, "keep": args.keep, "fits": True}
     row |= {"step_s": min(times), "images_per_s": images / min(times)}
@@ -70,7 +71,7 @@ def measure(name: str, args: argparse.Namespace, recomputed: bool, limits: Devic
 def step_batch(
     step: int, args: argparse.Namespace, length: int, vocabulary: int, device: torch.device
 ) -> VSafeDPOBatch:
-    """Pairs and kept images of a step, with random tokens."""
+    """Make the batch of a step: pairs, kept images and anchors of random tokens."""
     generator = torch.Generator().manual_seed(step)
 
     def tokens(count: int) -> torch.Tensor:
@@ -80,16 +81,16 @@ def step_batch(
     reference = torch.full((args.pairs, length), -9.0, device=device)
     seeds, prompts = torch.arange(args.pairs, device=device), [PROMPT] * args.pairs
     pairs = PairBatch(prompts, [False] * args.pairs, seeds, chosen, rejected, reference, reference)
-    places = [step * args.keep + i for i in range(args.keep)]
-    keep = KeepBatch(places, [REFINED] * args.keep, [False] * args.keep, kept)
+    keep_rows = [step * args.keep + i for i in range(args.keep)]
+    keep = KeepBatch(keep_rows, [REFINED] * args.keep, [False] * args.keep, kept)
     rows = [step * args.pairs + i for i in range(args.pairs)]
     return VSafeDPOBatch(pairs, keep, AnchorBatch(rows, prompts, [REFINED] * args.pairs, chosen))
 
 
 def main() -> int:
-    """Measures, prints a table and writes the rows."""
+    """Measure, print a table and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["emoji-world"], choices=["emoji-world", *JANUS])
+    parser.add_argument("--models", nargs="+", default=[EMBEDDED], choices=[EMBEDDED, *JANUS])
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--keep", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)

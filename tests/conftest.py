@@ -1,5 +1,5 @@
-"""What tests share: servers of S3 and GCS that speak real HTTP, a store that is local in one run and in a bucket in the
-next, and the runs of a fleet."""
+"""Shared fixtures: S3 and GCS servers that speak real HTTP, a store that is local in one run of a test and in a bucket
+in the next, and the runs of a fleet."""
 
 import logging
 import os
@@ -9,35 +9,42 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
-import boto3
 import pytest
-import torch
-from gcs_server import gcs_server
-from moto.server import ThreadedMotoServer
 from tiny_runs import ENVIRONMENT, NAME, ONE, TINY, VCE_RAY
 
 from vce_ray.storage.store import Store
 
 BUCKET = "vce-test"
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined: they then run on the CPU
+STARTING = {"s3_uri", "gs_uri", "fleet", "finished", "local_ray", "fake_gpu"}
+"""Fixtures that start servers or Ray: a test that uses one is an integration test."""
+
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined: without a GPU they run on the CPU
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes share the tests, one takes those that want the fleet, the other the rest, file by file."""
+    """Mark integration tests by their fixtures, and group tests for two processes: one takes those that need the fleet,
+    the other takes the rest, file by file."""
     for item in items:
-        of_fleet = "fleet" in getattr(item, "fixturenames", ())
+        fixtures = set(getattr(item, "fixturenames", ()))
+        parameters = getattr(item, "callspec", None)
+        if fixtures & STARTING or (parameters and parameters.params.get("store_uri") in ("s3", "gs")):
+            item.add_marker(pytest.mark.integration)
+        of_fleet = "fleet" in fixtures
         item.add_marker(pytest.mark.xdist_group("fleet" if of_fleet else str(item.path)))
 
 
 @pytest.fixture(scope="session")
 def s3_uri() -> Iterator[Callable[[str], str]]:
-    """Start an S3 server with one bucket; gives a function from a prefix to its `s3://` URI.
+    """Start an S3 server with one bucket. Yields a function from a prefix to its `s3://` URI.
 
     The session's environment gets made-up credentials and loses every other AWS setting, so that child processes and
-    Ray workers reach the same server and nothing else.
+    Ray workers reach this server and nothing else.
     """
+    import boto3
+    from moto.server import ThreadedMotoServer
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -56,7 +63,7 @@ def s3_uri() -> Iterator[Callable[[str], str]]:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """A function that finds a TCP port on loopback which nothing listens on."""
+    """A function that finds a free TCP port on loopback."""
 
     def find() -> int:
         with socket.socket() as probe:
@@ -68,14 +75,16 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def gs_uri() -> Iterator[Callable[[str], str]]:
-    """Start a GCS server with one bucket; gives a function from a prefix to its `gs://` URI."""
+    """Start a GCS server with one bucket. Yields a function from a prefix to its `gs://` URI."""
+    from gcs_server import gcs_server
+
     with gcs_server(BUCKET) as endpoint:
         yield lambda prefix: f"gs://{BUCKET}/{prefix}?endpoint_override={endpoint}&scheme=http"
 
 
 @pytest.fixture(params=["local", "s3", "gs"])
 def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place for a store: a local folder, then a prefix on S3, then one on GCS."""
+    """URI of an empty store: a local folder, then a prefix on S3, then one on GCS."""
     if request.param == "local":
         return str(tmp_path / "store")
     return request.getfixturevalue(f"{request.param}_uri")(f"test-{uuid4().hex}")
@@ -83,8 +92,8 @@ def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
-    """The store of a fleet that nothing disturbed, and what it printed: deer, a whale that the model knows by no such
-    name, and a concept that is not there."""
+    """The store of an undisturbed fleet, and its output: deer, an orca that the model does not know by this name, and a
+    concept that does not exist."""
     place = tmp_path_factory.mktemp("fleet")
     (place / "orca.yaml").write_text("{kind: object, names: [orca], keep: [fox], labels: [orca, fox]}")
     command = [*VCE_RAY, "fleet", "deer", str(place / "orca.yaml"), "dear", "--name", "test", *TINY, *ONE]
@@ -97,5 +106,5 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
 
 @pytest.fixture(scope="session")
 def finished(fleet: tuple[Store, str]) -> Store:
-    """The run of the fleet that came to its end, on one machine and into a folder."""
+    """The run of the fleet that finished, on one machine and in a folder."""
     return fleet[0].child(NAME)

@@ -28,7 +28,7 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["erase", "dear"], "unknown concept 'dear'"),
         (["erase", "dear"], "deer"),
         (["erase", "deer", "--base", "no/such/folder"], "unknown base model 'no/such/folder'"),
-        (["erase", "deer", "--store", "s3://"], "no bucket name"),
+        (["erase", "deer", "--store", "s3://"], "not a valid bucket name"),
         (["erase", "deer", "--steps", "0"], "train.steps: input should be greater than or equal to 1, not 0"),
         (["erase", "deer", "--steps", "many"], "--steps"),
         (["erase", "deer", "--method", "dpo", "--keep-weight", "3"], "train.keep_weight: there is no such setting"),
@@ -64,7 +64,7 @@ def test_an_empty_line_in_a_prompts_file_is_named(tmp_path: Path, capsys: pytest
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a deer\n\na deer on a red background\n")
     assert main(["erase", "deer", "--prompts", str(prompts), "--store", str(tmp_path / "runs")]) == 2
-    assert f"{prompts}, line 2: an empty line" in capsys.readouterr().err
+    assert f"{prompts}, line 2: empty line" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

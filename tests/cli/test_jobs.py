@@ -16,6 +16,8 @@ import pytest
 
 from vce_ray.storage.store import Store
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 TINY = ["--pairs", "6", "--keep", "8", "--steps", "2", "--judged", "6", "--judged-keep", "8"]

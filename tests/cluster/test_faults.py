@@ -11,6 +11,8 @@ from tiny_runs import NAME
 
 from vce_ray.storage.store import Store
 
+pytestmark = pytest.mark.integration
+
 FAULTS = {
     part_of("unsafe"): (Fault.STOPPED, 20.0),
     part_of("captions"): (Fault.UNAVAILABLE, 10.0),

@@ -1,4 +1,4 @@
-"""LlamaGen: weights in the released layout are converted in full or refused, and compute what the formulas say."""
+"""LlamaGen: released weights are converted completely or rejected, and compute what the formulas say."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from vce_ray.models.load import load_model
 from vce_ray.pipeline.preflight import open_run
 from vce_ray.sampling import draw
 from vce_ray.sampling.choose import guide
+from vce_ray.sampling.decoder import decoder_of
 from vce_ray.training.objectives import objective_for
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPOBatch, VSafeDPOConfig
 from vce_ray.training.reference import reference_log_probs
@@ -39,7 +40,7 @@ LENGTHS = [120, 37, 1]
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
-    """One thread, and a size of the GPT that is small enough for a test."""
+    """Run on one thread, and add a GPT size small enough for tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -49,7 +50,7 @@ def tiny():
 
 
 def released_gpt(layers: int = LAYERS, width: int = WIDTH, inner: int = INNER, codes: int = CODES) -> dict:
-    """Random weights of a GPT under the released names, strong enough that every part of it tells in the logits."""
+    """Random weights of a GPT under the released names, large enough that every part affects the logits."""
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns) * 1.5 / columns**0.5
@@ -76,7 +77,7 @@ def released_gpt(layers: int = LAYERS, width: int = WIDTH, inner: int = INNER, c
 
 
 def released_vq(channels: int = 32, latent: int = 32, codes: int = CODES) -> dict:
-    """Random weights of an image tokenizer under the released names, spelled out from the released layout."""
+    """Random weights of an image tokenizer under the released names, written out from the released layout."""
     weights = {}
 
     def conv(name: str, inputs: int, outputs: int, kernel: int) -> None:
@@ -127,7 +128,7 @@ def released_vq(channels: int = 32, latent: int = 32, codes: int = CODES) -> dic
 
 
 def rotary_table(grid: int, head_dim: int) -> torch.Tensor:
-    """The released table, complex [positions, D/2]: 0 for captions, then one turn for each pair of a head."""
+    """The released table, complex [positions, D/2]: 0 for captions, then one rotation per pair of a head."""
     angles = torch.zeros(120 + grid**2, head_dim // 2, dtype=torch.float64)
     for row in range(grid):
         for column in range(grid):
@@ -198,7 +199,7 @@ def text_encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(released, text_encoder, tmp_path_factory):
-    """A converted folder, made from files as training leaves them: weights beside settings and a step count."""
+    """A folder converted from files as LlamaGen's training saves them: weights beside settings and a step count."""
     folder = tmp_path_factory.mktemp("llamagen")
     torch.save({"model": released[0], "steps": 3, "args": argparse.Namespace(lr=1e-4)}, folder / "gpt.pt")
     torch.save({"model": released[1]}, folder / "vq.pt")
@@ -213,7 +214,7 @@ def model(folder) -> Any:
 
 @pytest.fixture(scope="module")
 def batch():
-    """Caption features [B, P, F] with zeros as padding, their mask and all tokens of a picture."""
+    """Caption features [B, P, F] with zeros as padding, their mask, and all tokens of an image."""
     generator = torch.Generator().manual_seed(1)
     mask = torch.arange(120)[None] >= 120 - torch.tensor(LENGTHS)[:, None]
     features = torch.randn(len(LENGTHS), 120, 2048, generator=generator) * mask[..., None]
@@ -236,8 +237,8 @@ def test_logits_equal_those_of_the_formulas_on_the_released_weights(released, mo
 
 
 @torch.no_grad()
-def test_padding_may_hold_anything_or_be_left_out(model, batch):
-    """Caption slots have no rotation, so a caption may lie in fewer than 120 of them."""
+def test_padding_may_contain_anything_or_be_left_out(model, batch):
+    """Caption slots have no rotation, so a caption may use fewer than 120 of them."""
     features, mask, tokens = batch
     logits = model.image_logits(encode_features(model.net, features, mask), tokens)
     noisy = features + torch.randn_like(features) * ~mask[..., None]
@@ -254,16 +255,17 @@ def test_one_pass_equals_step_by_step(model, batch, conditional: bool):
     embeds = prompts.embeds_BPE if conditional else prompts.unconditional_BPE
     lengths = mask.sum(1)
     packed = torch.stack([row.roll(n, 0) for row, n in zip(embeds, lengths.tolist(), strict=True)])
-    model.decoder.keep([])
-    hidden = [model.decoder.join(packed, lengths, prompts.first_B, torch.arange(3), 255)]
-    hidden += [model.decoder.step(model.image_embeddings_VE[tokens[:, t]]) for t in range(255)]
+    decoder = decoder_of(model)
+    decoder.keep([])
+    hidden = [decoder.join(packed, lengths, prompts.first_B, torch.arange(3), 255)]
+    hidden += [decoder.step(model.image_embeddings_VE[tokens[:, t]]) for t in range(255)]
     stepped = model.image_head(torch.stack(hidden, dim=1))
     assert (stepped - model.image_logits(prompts, tokens, conditional)).abs().max() < 1e-4
 
 
 @torch.no_grad()
-def test_it_draws_what_its_logits_say(model):
-    """Greedy tokens under guidance are the most likely ones of the teacher-forced pass, prompts of any length."""
+def test_it_draws_the_most_likely_tokens(model):
+    """Greedy tokens under guidance are the most likely ones of the teacher-forced pass, for prompts of any length."""
     prompts = ["a deer", "A deer on a red background", "a house"]
     sampling = SamplingConfig(temperature=0, guidance_scale=7.5)
     tokens = draw(model, [*prompts, prompts[0]], [0] * 4, sampling)
@@ -274,7 +276,7 @@ def test_it_draws_what_its_logits_say(model):
     assert torch.equal(tokens[0], tokens[3])
     assert not torch.equal(tokens[0], tokens[2])
     assert model.decode_pixels(tokens[:1]).shape == (1, 256, 256, 3)
-    with pytest.raises(ValueError, match="cannot describe pictures"):
+    with pytest.raises(ValueError, match="cannot caption images"):
         model.caption(np.zeros((1, 256, 256, 3), np.uint8))
 
 
@@ -282,12 +284,12 @@ def test_a_converted_folder_names_its_dtype(folder):
     config = base_config(str(folder))
     assert model_dtype(config) == "bfloat16"
     loaded = load_model(str(folder), device="cpu")
-    assert loaded.shape.prompt_tokens == 120  # memory is planned for the longest caption
+    assert loaded.shape.prompt_tokens == 120  # the longest caption
     assert loaded.image_head.weight.dtype == torch.bfloat16
     assert draw(loaded, ["a deer"], [1], SamplingConfig()).shape == (1, 256)
 
 
-def test_an_erasure_wants_who_describes_and_who_judges(folder, tmp_path):
+def test_an_erasure_needs_a_captioner_and_a_judge(folder, tmp_path):
     settings = {"concept": "violence", "base": str(folder), "store": str(tmp_path)}
     with pytest.raises(ValueError, match="has no judge"):
         open_run(settings)
@@ -323,7 +325,7 @@ def test_a_bfloat16_base_is_trained_in_float32(folder, released):
     assert margins[-1] > 0.05
 
 
-def test_a_lora_lies_on_every_matrix_of_the_layers(folder, batch):
+def test_every_matrix_of_the_layers_gets_a_lora(folder, batch):
     model = load_model(str(folder), device="cpu", dtype="float32")
     features, mask, tokens = batch
     prompts = encode_features(model.net, features, mask)
@@ -365,10 +367,10 @@ def test_the_full_xl_and_its_tokenizer_are_accepted():
         ({"tok_embeddings.weight": None}, "tok_embeddings.weight is missing"),
         ({"layers.2.ffn_norm.weight": torch.zeros(64)}, "3 layers of width 64, expected one of B: 12 of width 768"),
         ({"freqs_cis": torch.zeros(120 + 1024, 8, 2)}, r"freqs_cis is \[1144, 8, 2\], expected \[376, 8, 2\]"),
-        ({"freqs_cis": torch.zeros(376, 8, 2)}, "freqs_cis is not the rotary table of 256 px pictures"),
+        ({"freqs_cis": torch.zeros(376, 8, 2)}, "freqs_cis is not the rotary table of 256 px images"),
     ],
 )
-def test_gpt_weights_that_do_not_fit_are_named(released, change, message):
+def test_mismatched_gpt_weights_are_listed(released, change, message):
     weights = {name: tensor for name, tensor in (released[0] | change).items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
         convert.convert_gpt(weights, 256, "gpt.pt")
@@ -380,10 +382,10 @@ def test_gpt_weights_that_do_not_fit_are_named(released, change, message):
         ({"quantize.codebook_used": None}, r"quantize.codebook_used is missing, expected \[65536\]"),
         ({"decoder.conv_blocks.4.upsample.conv.bias": torch.zeros(32)}, "upsample.conv.bias of .* is not expected"),
         ({"encoder.mid.1.q.weight": torch.zeros(1)}, r"encoder.mid.1.q.weight is \[1\], expected \[128, 128, 1, 1\]"),
-        ({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)}, "8 channels do not fall into 32 groups"),
+        ({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)}, "8 channels cannot be divided into 32 groups"),
     ],
 )
-def test_tokenizer_weights_that_do_not_fit_are_named(released, change, message):
+def test_mismatched_tokenizer_weights_are_listed(released, change, message):
     weights = {name: tensor for name, tensor in (released[1] | change).items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
         convert.check_vq(weights, "vq.pt")
@@ -396,20 +398,20 @@ def test_the_rotary_table_in_a_checkpoint_is_dropped(released):
 
 
 @pytest.mark.parametrize("wrap", [lambda w: {"module": w}, lambda w: {"state_dict": w}, lambda w: w])
-def test_checkpoints_are_read_however_they_are_wrapped(tmp_path, wrap):
+def test_checkpoints_may_be_wrapped(tmp_path, wrap):
     weights = {"norm.weight": torch.ones(3)}
     torch.save(wrap(weights), tmp_path / "gpt.pt")
     assert torch.equal(convert.read_checkpoint(tmp_path / "gpt.pt")["norm.weight"], torch.ones(3))
 
 
-def test_files_that_are_no_checkpoints_are_refused(tmp_path, folder):
+def test_files_that_are_not_checkpoints_are_rejected(tmp_path, folder):
     with pytest.raises(ValueError, match=r"gpt\.pt does not exist"):
         convert.read_checkpoint(tmp_path / "gpt.pt")
     (tmp_path / "text.pt").write_text("not weights")
-    with pytest.raises(ValueError, match="no checkpoint of plain tensors"):
+    with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
         convert.read_checkpoint(tmp_path / "text.pt")
     torch.save({"model": SimpleNamespace()}, tmp_path / "code.pt")
-    with pytest.raises(ValueError, match="no checkpoint of plain tensors"):
+    with pytest.raises(ValueError, match="not a checkpoint of plain tensors"):
         convert.read_checkpoint(tmp_path / "code.pt")
     torch.save({"model": {"norm.weight": 3}}, tmp_path / "number.pt")
     with pytest.raises(ValueError, match=r"norm\.weight is of type int"):
@@ -418,7 +420,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path, folder):
         convert.load_folder(tmp_path)
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, released):
+def test_a_tokenizer_with_another_vocabulary_is_rejected(tmp_path, released):
     torch.save(released[0], tmp_path / "gpt.pt")
     torch.save(released_vq(codes=64), tmp_path / "vq.pt")
     with pytest.raises(ValueError, match=r"64 codes, .* draws 128"):
@@ -441,17 +443,17 @@ def test_the_command_line_takes_the_size_from_the_file_name(tmp_path, released, 
 
 
 @pytest.mark.parametrize("grid", [16, 32])
-def test_tokens_become_pictures_of_both_sizes(model, grid: int):
+def test_tokens_are_decoded_to_images_of_both_sizes(model, grid: int):
     tokens = torch.randint(0, CODES, (1, grid**2), generator=torch.Generator().manual_seed(grid))
-    pictures = model.image_tokenizer.decode_pixels(tokens)
-    assert pictures.shape == (1, 16 * grid, 16 * grid, 3)
-    assert pictures.dtype == np.uint8
-    assert pictures.std() > 1
+    images = model.image_tokenizer.decode_pixels(tokens)
+    assert images.shape == (1, 16 * grid, 16 * grid, 3)
+    assert images.dtype == np.uint8
+    assert images.std() > 1
 
 
 @torch.no_grad()
-def test_the_tokenizer_computes_what_that_of_janus_does(model, released):
-    """Janus draws with LlamaGen's tokenizer, which transformers has under other names."""
+def test_the_tokenizer_equals_that_of_janus(model, released):
+    """Janus uses LlamaGen's tokenizer, whose weights transformers names differently."""
     settings = {"channel_multiplier": [1, 1, 2, 2, 4], "base_channels": 32, "latent_channels": 32, "num_patches": 4}
     janus: Any = JanusVQVAE(JanusVQVAEConfig(num_embeddings=CODES, embed_dim=8, double_latent=False, **settings)).eval()
     names = {"encoder.conv_blocks": "encoder.down", "decoder.conv_blocks": "decoder.up", ".res.": ".block."}
@@ -468,16 +470,16 @@ def test_the_tokenizer_computes_what_that_of_janus_does(model, released):
     assert np.abs(model.image_tokenizer.decode_pixels(tokens) - theirs.numpy()).max() < 0.51
 
 
-def test_pictures_become_tokens(model, released):
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    tokens = model.image_tokenizer.encode_pixels(pictures)
+def test_images_are_encoded_as_tokens(model, released):
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    tokens = model.image_tokenizer.encode_pixels(images)
     assert tokens.shape == (2, 16)
     assert tokens.dtype == torch.int64
-    assert model.image_tokenizer.decode_pixels(tokens).shape == pictures.shape
+    assert model.image_tokenizer.decode_pixels(tokens).shape == images.shape
     codes = torch.nn.functional.normalize(released[1]["quantize.embedding.weight"], dim=-1)
     latents = 3 * codes[:16].T.reshape(1, 8, 4, 4)  # a latent's length does not matter
     assert model.image_tokenizer.quantize.nearest(latents)[0].tolist() == list(range(16))
     with pytest.raises(ValueError, match="60 x 64 pixels"):
-        model.image_tokenizer.encode_pixels(pictures[:, :60])
+        model.image_tokenizer.encode_pixels(images[:, :60])
     with pytest.raises(ValueError, match="15 image tokens"):
         model.image_tokenizer.decode_pixels(tokens[:, :15])

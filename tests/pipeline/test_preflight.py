@@ -20,33 +20,40 @@ from vce_ray.training.objectives.vsafe_dpo import VSafeDPOConfig
 
 EVERY_MISTAKE: list[tuple[str, dict[str, Any], str]] = [
     ("settings", {"train": {"steps": 0}}, "train.steps: input should be greater than or equal to 1, not 0"),
+    ("base's name", {"base": "no/such/base"}, "unknown base model 'no/such/base'"),
     ("concept", {"concept": "dear"}, "unknown concept 'dear'"),
     ("prompts", {"prompts_file": "no/such/file"}, "cannot read the prompts file"),
     ("judge", {"evaluation": {"judge": "no/such/judge"}}, "no/such/judge"),
     ("store", {"store": "ftp://host/runs"}, "ftp"),
-    ("base", {"base": "no/such/base"}, "unknown base model 'no/such/base'"),
+    ("base", {"base": "EMPTY"}, "has no config.json"),
     ("captioner", {"captioner": "no/such/captioner"}, "unknown base model 'no/such/captioner'"),
 ]
 """From the first check to the last, a setting that fails it."""
 
 
+JUDGE = ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json")
+
+
+def make_judge(folder: Path) -> str:
+    """A folder that looks like a judge, for bases that have none of their own."""
+    folder.mkdir()
+    for name in JUDGE:
+        (folder / name).touch()
+    return str(folder)
+
+
 @pytest.mark.parametrize("first", range(len(EVERY_MISTAKE)), ids=[name for name, *_ in EVERY_MISTAKE])
-def test_cheap_checks_come_first(first: int, tmp_path: Path) -> None:
-    """Of several mistakes the one is reported that is cheapest to find."""
-    settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path)}
-    for _, mistake, _ in EVERY_MISTAKE[first:]:
+def test_of_several_mistakes_the_cheapest_to_find_is_reported(first: int, tmp_path: Path) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path / "runs")}
+    settings["evaluation"] = {"judge": make_judge(tmp_path / "judge")}
+    for _, mistake, _ in reversed(EVERY_MISTAKE[first:]):
         settings |= mistake
-    if first > 3:  # another base needs a judge of its own
-        judge = tmp_path / "judge"
-        judge.mkdir()
-        for name in ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"):
-            (judge / name).touch()
-        settings["evaluation"] = {"judge": str(judge)}
-    if "base" in settings:
-        settings["concept"] = "deer" if first > 1 else settings["concept"]
+    if settings.get("base") == "EMPTY":
+        settings["base"] = str(tmp_path / "EMPTY")
     with pytest.raises(UserError, match=EVERY_MISTAKE[first][2]):
         open_run(settings)
-    assert not (tmp_path / "deer-vsafe-dpo-0").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_is_written_when_it_starts_and_not_when_it_is_opened(tmp_path: Path) -> None:
@@ -70,12 +77,9 @@ def test_of_a_hub_model_config_json_alone_is_read(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    judge = tmp_path / "judge"
-    judge.mkdir()
-    for name in ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"):
-        (judge / name).touch()
+    judge = make_judge(tmp_path / "judge")
     base = "preflight-test/janus-of-this-test"
-    settings = {"base": base, "store": str(tmp_path), "evaluation": {"judge": str(judge)}}
+    settings = {"base": base, "store": str(tmp_path), "evaluation": {"judge": judge}}
     with pytest.raises(UserError, match="unknown concept 'dear'"):
         open_run(settings | {"concept": "dear"})
     assert files == [], "a misspelt concept is found before the hub is asked"

@@ -41,7 +41,7 @@ def test_build_app_rejects_bad_arguments(base_model: str, adapter: Path, store_u
     store = Store(store_uri)
     with pytest.raises(ValueError, match="unknown base model"):
         build_app("no-such-model", None, SAMPLING)
-    with pytest.raises(ValueError, match="no adapter of vce_ray"):
+    with pytest.raises(ValueError, match="is not an adapter of vce_ray"):
         build_app(base_model, str(tmp_path), SAMPLING)
     with pytest.raises(ValueError, match="max_waiting 3"):
         build_app(base_model, None, SAMPLING, max_waiting=3)

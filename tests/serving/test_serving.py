@@ -22,6 +22,8 @@ from vce_ray.serving.deploy import start
 from vce_ray.serving.schema import MAX_BODY_BYTES, MAX_SEED
 from vce_ray.storage.store import Store
 
+pytestmark = pytest.mark.integration
+
 TOKEN = "a-token-for-tests-only"
 SAMPLING = SamplingConfig.model_validate({"batch_size": 8})
 MAX_WAITING = 24

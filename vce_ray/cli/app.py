@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +20,7 @@ from vce_ray.config import EMBEDDED
 from vce_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from vce_ray.pipeline.run import Run
+    pass
 
 HELP = """Erase concepts from autoregressive image generators.
 
@@ -74,6 +74,7 @@ def fleet(
 
 
 def _fleet(settings: list[dict[str, Any]], name: str, uri: str) -> None:
+    from vce_ray.api import session
     from vce_ray.cli.display import fleet_display
     from vce_ray.evaluation.summary import summary_table
     from vce_ray.pipeline.fleet import erase_fleet, open_fleet
@@ -83,19 +84,12 @@ def _fleet(settings: list[dict[str, Any]], name: str, uri: str) -> None:
     with fleet_display() as display:
         members = open_fleet(settings, display.log)
         display.watch(members)
-        with _session([member.run for member in members if member.run]), _exit_on_interrupt():
+        with session([member.run for member in members if member.run]), _exit_on_interrupt():
             page = erase_fleet(members, store, name)
     typer.echo("\n" + summary_table(store.read_json(f"fleets/{name}/fleet.json")))
     typer.echo(f"\nsummary: {page}")
     if any(member.error for member in members):
         raise typer.Exit(2)
-
-
-def _session(runs: Sequence[Run]) -> AbstractContextManager[None]:
-    """Open a Ray session if one of the runs has work left."""
-    from vce_ray.pipeline.session import ray_session
-
-    return ray_session() if any(run.unfinished for run in runs) else nullcontext()
 
 
 @contextmanager
@@ -108,22 +102,16 @@ def _exit_on_interrupt() -> Iterator[None]:
 
 
 def _erase(settings: dict[str, Any], pairs_only: bool = False) -> None:
-    from vce_ray.pipeline.erase import erase as erase_all
-    from vce_ray.pipeline.preflight import open_run
-
-    run = open_run(settings, log=lambda line: typer.echo(line))
-    typer.echo(f"erasing {run.concept.name} ({run.concept.kind}) from {run.config.base}; run {run.name}")
-    with _session([run]), _exit_on_interrupt():
-        metrics = erase_all([run], pairs_only)[run.name]
-    if isinstance(metrics, BaseException):
-        raise metrics
-    if not metrics:
-        typer.echo(f"\npairs: {run.store.where('pairs')}")
-        return
+    from vce_ray import api
     from vce_ray.evaluation.table import before_after_table
 
-    typer.echo("\n" + before_after_table(metrics))
-    typer.echo(f"\nreport: {run.store.where('report/index.html')}")
+    with _exit_on_interrupt():
+        erasure = api.erase(**settings, pairs_only=pairs_only, log=lambda line: typer.echo(line))
+    if not erasure.metrics:
+        typer.echo(f"\npairs: {erasure.store.where('pairs')}")
+        return
+    typer.echo("\n" + before_after_table(erasure.metrics))
+    typer.echo(f"\nreport: {erasure.report}")
 
 
 @app.command()
@@ -133,23 +121,22 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
     base: Base = EMBEDDED,
-    adapter: Annotated[str | None, typer.Option(help="Adapter folder, e.g. runs/demo-deer/adapter.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Adapter folder or URI, e.g. runs/demo-deer/adapter.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next ones follow.")] = 0,
 ) -> None:
     """Draw images with a base model, with or without an adapter."""
-    from PIL import Image
-
-    from vce_ray.models.load import load_model
+    from vce_ray import api
     from vce_ray.pipeline.preflight import validated_sampling
-    from vce_ray.sampling import draw
 
-    sampling = validated_sampling(base, settings.get("sampling", {}))
-    model = load_model(base, adapter=Path(adapter) if adapter else None)
-    tokens = draw(model, prompts, list(range(seed, seed + len(prompts))), sampling)
+    validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
+    model = api.load_model(base, adapter)
     out.mkdir(parents=True, exist_ok=True)
-    for number, (prompt, image) in enumerate(zip(prompts, model.decode_pixels(tokens), strict=True)):
+    images = api.draw(model, prompts, seed, base, **settings.get("sampling", {}))
+    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out / f"{number:03d}.png"
-        Image.fromarray(image).save(path)
+        image.save(path)
         typer.echo(f"{path}  {prompt}")
 
 
@@ -224,10 +211,9 @@ def status(
     run: Annotated[str, typer.Argument(help="A run's folder or bucket prefix, or a store of runs.")],
 ) -> None:
     """Show the progress of a run, or of each run of a store, also while it runs."""
-    from vce_ray.pipeline.status import status_lines
-    from vce_ray.storage.store import Store
+    from vce_ray import api
 
-    for line in status_lines(Store(run)):
+    for line in api.status(run):
         typer.echo(line)
 
 

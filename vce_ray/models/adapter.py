@@ -101,7 +101,8 @@ def merge_adapter(net: nn.Module) -> None:
     layers: list[tuple[str, Any]] = [(name, x) for name, x in net.named_modules() if isinstance(x, LoraLayer)]
     for name, layer in layers:
         base = layer.get_base_layer()
-        with torch.no_grad():  # in place: the packed copies of the CPU step then know they are stale; peft's merge is not
+        with torch.no_grad():
+            # in place, unlike peft's own merge: the weights' version changes, so packed copies are known to be stale
             for adapter in layer.active_adapters:
                 base.weight.add_(layer.get_delta_weight(adapter).to(base.weight.dtype))
         parent, _, child = name.rpartition(".")

@@ -92,7 +92,7 @@ class ImageModel(ABC):
 
     @abstractmethod
     def caption(self, images: np.ndarray) -> list[str]:
-        """Caption images, uint8 [B, H, W, 3], in one sentence each. Raises UserError if the model cannot read images."""
+        """Caption images, uint8 [B, H, W, 3], in a sentence each. Raises UserError if the model cannot read images."""
 
     @property
     def language_model(self) -> Any:
@@ -142,7 +142,7 @@ class ImageModel(ABC):
     @cached_property
     @torch.no_grad()
     def image_embeddings_VE(self) -> Tensor:
-        """Table of the input embeddings of the image vocabulary. It is computed once, as training never changes it."""
+        """Table of the input embeddings of the image vocabulary. Computed once: nothing here trains it."""
         return self.embed_image_tokens(torch.arange(self.image_vocab_size, device=self.device)[None])[0]
 
     def image_logits(self, prompts: PromptBatch, tokens_BT: Tensor, conditional: bool = True) -> Tensor:

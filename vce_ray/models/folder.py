@@ -34,7 +34,7 @@ def model_folder(ref: str) -> Path:
         UserError: the reference has none of these forms, or the folder has no config.json.
         StoreError: the object store cannot be reached.
     """
-    source = _source(ref)
+    source = source_of(ref)
     if source == "embedded":
         folder = _EMBEDDED_FOLDER
     elif source == "store":
@@ -63,7 +63,7 @@ def base_config(ref: str) -> dict[str, Any]:
         UserError: the reference has none of the accepted forms, or there is no config.json.
         StoreError: the object store cannot be reached.
     """
-    source = _source(ref)
+    source = source_of(ref)
     if source in ("store", "hub"):
         return json.loads(_remote_config(ref, source))
     path = (_EMBEDDED_FOLDER if source == "embedded" else Path(ref)) / CONFIG
@@ -92,8 +92,12 @@ def _remote_config(ref: str, source: Literal["store", "hub"]) -> str:
         raise _no_config(ref) from error
 
 
-def _source(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
-    """Classify a reference. Raises UserError if it has none of the accepted forms."""
+def source_of(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
+    """Classify a base model's reference, without a look at what it names on the network.
+
+    Raises:
+        UserError: it has none of the accepted forms, or is a folder that does not exist.
+    """
     if ref == EMBEDDED:
         return "embedded"
     if "://" in ref:

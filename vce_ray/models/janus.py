@@ -50,7 +50,7 @@ class Janus(ImageModel):
         """Tokenise and embed prompts for sampling: BOS, text, begin-of-image, padded on the left.
 
         Raises:
-            UserError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has positions for.
+            UserError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has room for.
         """
         rows = self._tokenise(prompts)
         width = max(map(len, rows))

@@ -20,6 +20,7 @@ from vce_ray.defaults import Settings, default_settings, merged
 from vce_ray.errors import UserError
 from vce_ray.evaluation.detectors.clip import judge_folder
 from vce_ray.models.families import default_sampling
+from vce_ray.models.folder import source_of
 from vce_ray.pairs.captioner import check_captioner, open_refiner
 from vce_ray.pairs.prompts import read_prompts
 from vce_ray.pipeline.run import RUN, Run
@@ -48,6 +49,7 @@ def prepare(settings: Mapping[str, Any]) -> Task:
     settings = _plain(settings)
     base = settings.get("base", EMBEDDED)
     asked = _validated(settings | {"sampling": settings.get("sampling", {})})
+    source_of(base)
     concept = load_concept(asked.concept, base)
     if asked.prompts_file is not None:
         read_prompts(asked.prompts_file)

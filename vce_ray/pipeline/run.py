@@ -12,10 +12,12 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.pipeline.stages import NAMES
 from vce_ray.run_config import RunConfig
+from vce_ray.storage.store import Store
 
 RUN = "run.json"
 PACKAGES = ("vce_ray", "torch", "transformers", "ray", "peft", "open_clip_torch", "pyarrow")
@@ -99,6 +101,12 @@ class Run:
 
     def _write(self) -> None:
         self.store.write_json(RUN, self.record)
+
+
+def recorded_task(store: Store) -> Task:
+    """Return the task of a run from its record alone. Raises StoreError if there is no record."""
+    record = store.read_json(RUN)
+    return Task(record["name"], RunConfig.from_record(record["config"]), Concept(**record["concept"]), store)
 
 
 def _differences(recorded: dict[str, Any], asked: dict[str, Any], path: str = "") -> list[str]:

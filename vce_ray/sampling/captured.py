@@ -23,7 +23,7 @@ from vce_ray.sampling import kernels
 from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.decoder import decoder_of
 from vce_ray.sampling.layers import LayerWeights
-from vce_ray.sampling.rolling import BatchState
+from vce_ray.sampling.state import BatchState
 
 logger = logging.getLogger(__name__)
 

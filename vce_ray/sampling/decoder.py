@@ -12,7 +12,7 @@ E width of the model, D width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,8 +26,8 @@ from vce_ray.sampling.packed import PackedStack
 if TYPE_CHECKING:
     from vce_ray.config import SamplingConfig
     from vce_ray.models.base import ImageModel
-    from vce_ray.sampling.captured import CapturedStep
 
+Captured = TypeVar("Captured")
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of one step: takes a layer's projections and its cache, writes the new keys and values, attends."""
 MAX_CAPTURED_STEPS = 16
@@ -56,8 +56,8 @@ class Decoder:
         """Copy of `next_slot_R` on the host: reading that one would wait for the GPU."""
         self.cos_SD = self.sin_SD = torch.empty(0, 0)
         """Rotary embedding by position. The sines of the left half are negated (see `_rotate`)."""
-        self.captured_steps: dict[Any, CapturedStep] = {}
-        """By batch size and sampling settings, oldest first."""
+        self.captured_steps: dict[Any, Any] = {}
+        """Captured steps (captured.py), by batch size and sampling settings, oldest first."""
         self._addresses: list[int] = []
         self._capture_resources: tuple[torch.cuda.Stream, Any] | None = None
         config = language_model.config
@@ -100,20 +100,21 @@ class Decoder:
         """Return views of each layer's keys and values, [rows, K, S, D], valid until the cache is reallocated."""
         return [keys[:rows] for keys in self._keys], [values[:rows] for values in self._values]
 
-    def captured(self, model: ImageModel, images: int, sampling: SamplingConfig) -> CapturedStep:
-        """Return the captured step for a batch size, made on first use. The latest MAX_CAPTURED_STEPS are kept."""
-        from vce_ray.sampling.captured import CapturedStep  # imports Triton, which only machines with a GPU need
+    def captured_step(self, images: int, sampling: SamplingConfig, capture: Callable[[], Captured]) -> Captured:
+        """Return the captured step for a batch size, made by `capture` on first use.
 
+        The latest MAX_CAPTURED_STEPS are kept.
+        """
         # A graph reads weights at the addresses it was captured with. An in-place change keeps them; a weight that
         # moved, as one does when its `.data` is assigned, makes every graph stale.
-        parameters = (*self._model.parameters(), *model.image_head.parameters())
+        parameters = (*self._model.parameters(), *self._head.parameters())
         if (addresses := [parameter.data_ptr() for parameter in parameters]) != self._addresses:
             self.captured_steps.clear()
         key = (images, sampling.model_copy(update={"batch_size": 1}))
         if key not in self.captured_steps:
             if len(self.captured_steps) == MAX_CAPTURED_STEPS:
                 self.captured_steps.pop(next(iter(self.captured_steps)))
-            self.captured_steps[key] = CapturedStep(model, images, sampling)
+            self.captured_steps[key] = capture()
             addresses = [parameter.data_ptr() for parameter in parameters]  # the first capture joins matrices
         self._addresses = addresses
         return self.captured_steps[key]

@@ -9,7 +9,7 @@ of an image are neighbours; E width of the model, V image vocabulary.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ from vce_ray.sampling.decoder import decoder_of
 from vce_ray.sampling.layers import capturable
 from vce_ray.sampling.memory import check_cache_dtype, fitting_batch, free_memory, padded_batch, whole_batch
 from vce_ray.sampling.noise import gumbel_noise
+from vce_ray.sampling.state import BatchState
 
 if TYPE_CHECKING:
     from vce_ray.sampling.captured import CapturedStep
@@ -33,22 +34,6 @@ CACHE_DTYPES = {"auto": None, "fp8": torch.float8_e4m3fn}
 """`Decoder.cache_dtype` by `kv_cache_dtype` of SamplingConfig."""
 NOISE_BLOCK = 1 << 17
 """Numbers of sampling noise generated at once: several steps' worth, if batch and vocabulary are small."""
-
-
-@dataclass
-class BatchState:
-    """The images in progress, without their cache, which belongs to the decoder."""
-
-    hidden_RE: Tensor
-    """Hidden state of each row's last token."""
-    seeds_B: Tensor
-    steps_B: Tensor
-    """int64: number of tokens drawn so far."""
-    tokens_BT: Tensor
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return all tensors in a fixed order."""
-        return self.hidden_RE, self.seeds_B, self.steps_B, self.tokens_BT
 
 
 class RollingBatch(Generic[Name]):
@@ -168,7 +153,10 @@ class RollingBatch(Generic[Name]):
     def _captured_step(self) -> CapturedStep | None:
         if not self._captured:
             return None
-        step = self._decoder.captured(self._model, padded_batch(len(self), self._max_images), self._sampling)
+        from vce_ray.sampling.captured import CapturedStep  # imports Triton, which only machines with a GPU need
+
+        images, sampling = padded_batch(len(self), self._max_images), self._sampling
+        step = self._decoder.captured_step(images, sampling, lambda: CapturedStep(self._model, images, sampling))
         return step if step.prepare(self._state) else None
 
     def _choose(self, noise_BV: Tensor) -> Tensor:

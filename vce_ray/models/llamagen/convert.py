@@ -1,9 +1,9 @@
-"""Turns LlamaGen's released weights into a folder that this package loads, and loads it.
+"""Convert LlamaGen's released weights into a folder that this package loads, and load such a folder.
 
     python -m vce_ray.models.llamagen.convert --gpt t2i_XL_stage1_256.pt --vq vq_ds16_t2i.pt --out folder
 
-The encoder of flan-t5-xl, which reads the captions, is put beside them: the folder is then all that drawing needs.
-Every key and shape is checked: weights that do not fit in full are refused, never loaded in part.
+The folder also gets the encoder of flan-t5-xl, which encodes the captions, and so has everything that sampling needs.
+All keys and shapes are checked: weights that do not match are rejected, never loaded in part.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from vce_ray.models.llamagen import gpt, vq
 CONFIG, GPT_WEIGHTS, VQ_WEIGHTS, TEXT_ENCODER = "config.json", "gpt.safetensors", "vq.safetensors", "text_encoder"
 FLAN_T5 = "google/flan-t5-xl"
 DTYPE = "bfloat16"
-"""What the text encoder is stored in and the GPT is loaded in: LlamaGen's own precision of drawing."""
+"""Dtype that the text encoder is stored in and the GPT is loaded in: the one LlamaGen samples in."""
 MODEL_TYPE = "llamagen"
 SHOWN = 10
-"""Keys that do not fit and are shown one by one; the rest is counted."""
+"""Mismatched keys that an error lists one by one; the others are only counted."""
 Shapes = dict[str, tuple[int, ...]]
 
 NAMES = {
@@ -42,7 +42,7 @@ NAMES = {
     "cls_embedding.cap_proj.fc1.weight": "caption_projection.fc1.weight",
     "cls_embedding.cap_proj.fc2.weight": "caption_projection.fc2.weight",
 }
-"""Released names outside the layers, and ours."""
+"""Our name of each released weight outside the layers."""
 LAYER_NAMES = {
     "attention.wo.weight": "self_attn.o_proj.weight",
     "feed_forward.w1.weight": "mlp.gate_proj.weight",
@@ -51,21 +51,21 @@ LAYER_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
 }
-"""Released names in a layer, and ours; `attention.wqkv.weight` besides becomes three."""
+"""Our name of each released weight of a layer; `attention.wqkv.weight` is split into three besides."""
 ROTARY_TABLE = "freqs_cis"
-"""The one tensor that may be there or not: LlamaGen's own serving code drops it from checkpoints that hold it."""
+"""The one optional tensor: LlamaGen's own serving code drops it from checkpoints that have it."""
 
 
 def convert(gpt_path: Path, vq_path: Path, out: Path, image_size: int, text_encoder: str = FLAN_T5) -> None:
-    """Writes config.json, gpt.safetensors, vq.safetensors and text_encoder/ into `out`.
+    """Write config.json, gpt.safetensors, vq.safetensors and text_encoder/ to `out`.
 
     Args:
-        image_size: edge in pixels of the pictures the GPT was trained on; its weights do not tell.
+        image_size: height and width in pixels of the images the GPT was trained on; its weights do not tell.
         text_encoder: the T5 whose features the GPT was trained on: a hub id, or a folder in transformers' format.
 
     Raises:
-        UserError: a file is no checkpoint, a key is missing, unknown or of another shape, or the text encoder's
-            features are of another width.
+        UserError: a file is not a checkpoint, a key is missing, unknown or of another shape, or the text encoder's
+            features have another width.
     """
     gpt_config, gpt_state = convert_gpt(read_checkpoint(gpt_path), image_size, str(gpt_path))
     vq_weights = read_checkpoint(vq_path)
@@ -85,59 +85,59 @@ def convert(gpt_path: Path, vq_path: Path, out: Path, image_size: int, text_enco
     encoder.save_pretrained(out / TEXT_ENCODER)
     AutoTokenizer.from_pretrained(text_encoder).save_pretrained(out / TEXT_ENCODER)
     for state, name in ((gpt_state, GPT_WEIGHTS), (vq_weights, VQ_WEIGHTS)):
-        # copies: safetensors refuses tensors that share memory, as the parts of wqkv do
+        # cloned, because safetensors refuses tensors that share memory, as the parts of wqkv do
         save_file(
             {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}, out / name
         )
     card = {"model_type": MODEL_TYPE, "dtype": DTYPE, "gpt": asdict(gpt_config), "vq": asdict(vq_config)}
-    (out / CONFIG).write_text(json.dumps(card, indent=2) + "\n")  # last: a folder with it is whole
+    (out / CONFIG).write_text(json.dumps(card, indent=2) + "\n")  # written last: a folder that has it is complete
 
 
 def load_folder(
     folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[gpt.LlamaGenGPT, vq.VQModel]:
-    """The GPT in `dtype`, and the tokenizer in float32, in which it is released and trained.
+    """Load the GPT in `dtype`, and the image tokenizer in float32, the dtype it is released and trained in.
 
     Raises:
-        UserError: the folder was not written by `convert`, or its weights do not fit its config.json.
+        UserError: the folder was not written by `convert`, or its weights do not match its config.json.
     """
     absent = [name for name in (CONFIG, GPT_WEIGHTS, VQ_WEIGHTS, TEXT_ENCODER) if not (folder / name).exists()]
     if absent:
-        raise UserError(f"{folder} is no converted LlamaGen: {', '.join(absent)} missing")
+        raise UserError(f"{folder} is not a converted LlamaGen: {', '.join(absent)} missing")
     card = json.loads((folder / CONFIG).read_text())
     if card.get("model_type") != MODEL_TYPE:
         raise UserError(f"{folder / CONFIG}: model_type is {card.get('model_type')!r}, expected {MODEL_TYPE!r}")
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+    with torch.device("meta"):  # no memory and no initialisation for weights that are replaced at once
         gpt_net, vq_net = gpt.LlamaGenGPT(gpt.GPTConfig(**card["gpt"])), vq.VQModel(vq.VQConfig(**card["vq"]))
     _fill(gpt_net, folder / GPT_WEIGHTS)
     _fill(vq_net, folder / VQ_WEIGHTS)
     vq_net.to(device, torch.float32).requires_grad_(False)
     for weight in vq_net.parameters():
-        if weight.dim() == 4:  # convolutions run faster on CPUs, as in Janus
+        if weight.dim() == 4:  # makes convolutions faster on CPUs, as in Janus
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return gpt_net.to(device, dtype).eval(), vq_net.eval()
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The weights of a released `.pt` file: under "model", "module" or "state_dict", or bare.
+    """Return the weights in a released `.pt` file: at the top level, or under "model", "module" or "state_dict".
 
     Raises:
-        UserError: the file is missing, holds something that is not data, or holds no named tensors.
+        UserError: the file is missing, contains anything but plain data, or has no named tensors.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist")
     try:
-        # training saves its settings beside the weights: a Namespace is the one class they bring
+        # LlamaGen's training saves its settings beside the weights, as a Namespace: no other class is unpickled
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise UserError(f"{path} is no checkpoint of plain tensors: {error}") from error
+        raise UserError(f"{path} is not a checkpoint of plain tensors: {error}") from error
     for name in ("model", "module", "state_dict"):
         if isinstance(found, dict) and name in found:
             found = found[name]
             break
     if not isinstance(found, dict) or not found:
-        raise UserError(f"{path} holds {type(found).__name__}, expected named tensors")
+        raise UserError(f"{path} contains {type(found).__name__}, expected named tensors")
     for key, value in found.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {key} is of type {type(value).__name__}, expected a tensor")
@@ -145,16 +145,16 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def convert_gpt(weights: Mapping[str, Tensor], image_size: int, source: str) -> tuple[gpt.GPTConfig, dict[str, Tensor]]:
-    """The size that released weights have, and the weights under our names.
+    """Return the config of released weights, and the weights under our names.
 
-    `wqkv` is split. Released queries and keys pair neighbouring rows for their rotation, a Llama pairs row i with
-    row i + D/2: the rows of each head are put in that order, which changes no inner product.
+    `wqkv` is split. The rotary embedding of the released model pairs neighbouring rows of queries and keys, while a
+    Llama pairs row i with row i + D/2. The rows of each head are permuted accordingly, which changes no inner product.
 
     Args:
-        source: what an error calls the weights.
+        source: name of the weights in error messages.
 
     Raises:
-        UserError: a key is missing, unknown or of another shape, or the size is none of LlamaGen's.
+        UserError: a key is missing, unknown or of another shape, or the size is not one of LlamaGen's.
     """
     config = _gpt_config(weights, image_size, source)
     check(_without_table(weights, config, source), released_shapes(config), source)
@@ -170,12 +170,12 @@ def convert_gpt(weights: Mapping[str, Tensor], image_size: int, source: str) -> 
 
 
 def halves(weight_EE: Tensor, head_dim: int) -> Tensor:
-    """Rows of each head from neighbouring pairs to halves: 0 1 2 3 4 5 becomes 0 2 4 1 3 5."""
+    """Permute the rows of each head from neighbouring pairs to halves: 0 1 2 3 4 5 becomes 0 2 4 1 3 5."""
     return weight_EE.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def released_shapes(config: gpt.GPTConfig) -> Shapes:
-    """Name and shape of every released weight of a GPT."""
+    """Return name and shape of every released weight of a GPT."""
     width, inner = config.width, config.feed_forward_width
     shapes: Shapes = {
         "tok_embeddings.weight": (config.vocab_size, width),
@@ -198,7 +198,7 @@ def released_shapes(config: gpt.GPTConfig) -> Shapes:
 
 
 def check_vq(weights: Mapping[str, Tensor], source: str) -> vq.VQConfig:
-    """The shape that released weights of a tokenizer have; their names are ours.
+    """Return the config of an image tokenizer's released weights, whose names we keep.
 
     Raises:
         UserError: a key is missing, unknown or of another shape.
@@ -207,7 +207,7 @@ def check_vq(weights: Mapping[str, Tensor], source: str) -> vq.VQConfig:
     latent_channels = _shape(weights, "encoder.conv_out.weight", 4, source)[0]
     codebook_size, code_width = _shape(weights, "quantize.embedding.weight", 2, source)
     if channels % vq.NORM_GROUPS:
-        raise UserError(f"{source}: {channels} channels do not fall into {vq.NORM_GROUPS} groups")
+        raise UserError(f"{source}: {channels} channels cannot be divided into {vq.NORM_GROUPS} groups")
     config = vq.VQConfig(channels, latent_channels, codebook_size, code_width)
     with torch.device("meta"):
         expected = vq.VQModel(config).state_dict()
@@ -216,16 +216,16 @@ def check_vq(weights: Mapping[str, Tensor], source: str) -> vq.VQConfig:
 
 
 def check(weights: Mapping[str, Tensor], expected: Shapes, source: str) -> None:
-    """Raises UserError unless `weights` has the keys and shapes of `expected`; names what does not fit."""
-    faults = [f"{key} is missing, expected {list(shape)}" for key, shape in expected.items() if key not in weights]
+    """Check the keys and shapes of weights. Raises UserError that lists the mismatches."""
+    mismatches = [f"{key} is missing, expected {list(shape)}" for key, shape in expected.items() if key not in weights]
     for key, tensor in weights.items():
         if key not in expected:
-            faults.append(f"{key} of {list(tensor.shape)} is not expected")
+            mismatches.append(f"{key} of {list(tensor.shape)} is not expected")
         elif tuple(tensor.shape) != expected[key]:
-            faults.append(f"{key} is {list(tensor.shape)}, expected {list(expected[key])}")
-    if faults:
-        rest = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UserError(f"{source} does not fit: {'; '.join(faults[:SHOWN])}{rest}")
+            mismatches.append(f"{key} is {list(tensor.shape)}, expected {list(expected[key])}")
+    if mismatches:
+        rest = f"; and {len(mismatches) - SHOWN} more" if len(mismatches) > SHOWN else ""
+        raise UserError(f"{source} does not match: {'; '.join(mismatches[:SHOWN])}{rest}")
 
 
 def _gpt_config(weights: Mapping[str, Tensor], image_size: int, source: str) -> gpt.GPTConfig:
@@ -241,7 +241,7 @@ def _gpt_config(weights: Mapping[str, Tensor], image_size: int, source: str) -> 
 
 
 def _without_table(weights: Mapping[str, Tensor], config: gpt.GPTConfig, source: str) -> Mapping[str, Tensor]:
-    """The weights without the rotary table, which is computed here, once it is found to be the same."""
+    """Return the weights without the rotary table, after checking that it equals the one computed here."""
     if ROTARY_TABLE not in weights:
         return weights
     positions = torch.arange(gpt.CAPTION_SLOTS + config.num_image_tokens)[None]
@@ -250,17 +250,17 @@ def _without_table(weights: Mapping[str, Tensor], config: gpt.GPTConfig, source:
     ours = torch.stack([part[0, :, :half] for part in parts], dim=-1)
     found = weights[ROTARY_TABLE]
     check({ROTARY_TABLE: found}, {ROTARY_TABLE: tuple(ours.shape)}, source)
-    if not torch.allclose(found.float(), ours, atol=0.01):  # it may be stored in half precision
-        raise UserError(f"{source}: {ROTARY_TABLE} is not the rotary table of {config.image_size} px pictures")
+    if not torch.allclose(found.float(), ours, atol=0.01):  # tolerance for half precision
+        raise UserError(f"{source}: {ROTARY_TABLE} is not the rotary table of {config.image_size} px images")
     return {key: tensor for key, tensor in weights.items() if key != ROTARY_TABLE}
 
 
 def _shape(weights: Mapping[str, Tensor], key: str, dims: int, source: str) -> list[int]:
-    """The shape of a weight that the size is read from."""
+    """Return the shape of a weight that the config is derived from."""
     if key not in weights:
-        raise UserError(f"{source} does not fit: {key} is missing; it starts with {', '.join(list(weights)[:3])}")
+        raise UserError(f"{source} does not match: {key} is missing; it starts with {', '.join(list(weights)[:3])}")
     if weights[key].dim() != dims:
-        raise UserError(f"{source} does not fit: {key} is {list(weights[key].shape)}, expected {dims} dimensions")
+        raise UserError(f"{source} does not match: {key} is {list(weights[key].shape)}, expected {dims} dimensions")
     return list(weights[key].shape)
 
 
@@ -271,13 +271,13 @@ def _fill(net: nn.Module, path: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Converts LlamaGen's released weights.")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Convert LlamaGen's released weights.")
     parser.add_argument("--gpt", type=Path, required=True, help="released GPT, such as t2i_XL_stage1_256.pt")
     parser.add_argument("--vq", type=Path, required=True, help="released image tokenizer: vq_ds16_t2i.pt")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
-        "--image-size", type=int, choices=gpt.IMAGE_SIZES, help="pixels; read from the GPT's file name by default"
+        "--image-size", type=int, choices=gpt.IMAGE_SIZES, help="pixels; taken from the GPT's file name by default"
     )
     parser.add_argument("--text-encoder", default=FLAN_T5, help="hub id or folder of the T5")
     args = parser.parse_args()

@@ -129,7 +129,7 @@ class GridRotary(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of positions [B, S], each [B, S, D] in the dtype of `x`, with halves paired as in Llama."""
+        """Return cosines and sines of positions [B, S], each [B, S, D] in the dtype of `x`, for halves as in Llama."""
         token = position_ids - CAPTION_SLOTS
         exponents = torch.arange(0, self.half_dim, 2, device=x.device).float() / self.half_dim
         frequencies = 1.0 / ROTARY_BASE**exponents

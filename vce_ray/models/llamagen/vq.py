@@ -1,7 +1,7 @@
-"""LlamaGen's image tokenizer with 16 pixels to a token: pictures to codes and back.
+"""LlamaGen's image tokenizer, with patches of 16 x 16 pixels: images to codes and back.
 
-Modules bear the names of the released weights. Shape legend: B images, T image tokens, H W picture height and
-width, h w height and width of the token grid, C channels, K codes.
+Modules are named as in the released weights. Shape legend: B images, T image tokens, H W image height and width,
+h w height and width of the token grid, C channels, K codes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from vce_ray.errors import UserError
 from vce_ray.models.pixels import decode_in_batches
 
 CHANNEL_MULTIPLES = (1, 1, 2, 2, 4)
-"""Channels at each resolution, in units of `VQConfig.channels`; each resolution has half the edge of the last."""
+"""Channels at each resolution, in units of `VQConfig.channels`. Each resolution is half of the one before."""
 BLOCKS = 2
-"""Residual blocks of the encoder at each resolution; the decoder has one more."""
+"""Residual blocks of the encoder per resolution; the decoder has one more."""
 USAGE_WINDOW = 65536
-"""Length of the released training's record of codes it used last."""
+"""Length of the buffer in which the released training recorded the codes it had last used."""
 NORM_GROUPS = 32
-"""Groups of channels that are normalised together."""
+"""Groups of GroupNorm."""
 BATCH = 16
-"""Pictures that pass at once: their activations stay small beside a GPU's weights."""
+"""Images encoded at once: few enough that their activations are small beside a GPU's weights."""
 
 
 @dataclass(frozen=True)
 class VQConfig:
-    """What the weights of the tokenizer are shaped by; the released one has channels 128."""
+    """Sizes that determine the weights' shapes; the released tokenizer has 128 channels."""
 
     channels: int
     latent_channels: int
@@ -54,14 +54,14 @@ class VQModel(nn.Module):
 
     @torch.no_grad()
     def encode_pixels(self, images: np.ndarray) -> Tensor:
-        """Image tokens, int64 [B, T], of pictures uint8 [B, H, W, 3].
+        """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T].
 
         Raises:
-            UserError: height or width is no multiple of 16.
+            UserError: height or width is not a multiple of 16.
         """
         patch = 2 ** (len(CHANNEL_MULTIPLES) - 1)
         if images.shape[1] % patch or images.shape[2] % patch:
-            raise UserError(f"pictures of {images.shape[1]} x {images.shape[2]} pixels: give multiples of {patch}")
+            raise UserError(f"images of {images.shape[1]} x {images.shape[2]} pixels: give multiples of {patch}")
         weight = self.quant_conv.weight
         parts = []
         for pixels in torch.from_numpy(images).split(BATCH):
@@ -71,14 +71,14 @@ class VQModel(nn.Module):
 
     @torch.no_grad()
     def decode_pixels(self, tokens_BT: Tensor) -> np.ndarray:
-        """Pictures, uint8 [B, H, W, 3], of image tokens that fill a square grid.
+        """Decode image tokens of a square grid to images, uint8 [B, H, W, 3].
 
         Raises:
-            UserError: T is no square.
+            UserError: T is not a square number.
         """
         grid = math.isqrt(tokens_BT.shape[1])
         if grid**2 != tokens_BT.shape[1]:
-            raise UserError(f"{tokens_BT.shape[1]} image tokens do not fill a square grid")
+            raise UserError(f"{tokens_BT.shape[1]} image tokens do not form a square grid")
 
         def decode(tokens: Tensor) -> Tensor:
             codes = self.quantize.codes()[tokens].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
@@ -88,24 +88,24 @@ class VQModel(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """The codebook. Codes and latents are compared, and codes handed out, at length 1."""
+    """The codebook. Codes are normalised to length 1, both to compare them with latents and as the decoder's input."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
         self.embedding = nn.Embedding(config.codebook_size, config.code_width)
-        self.register_buffer("codebook_used", torch.zeros(USAGE_WINDOW))  # only training read it; the weights hold it
+        self.register_buffer("codebook_used", torch.zeros(USAGE_WINDOW))  # for training; in the released weights
 
     def codes(self) -> Tensor:
-        """All codes at length 1, [K, C]."""
+        """Return all codes, normalised to length 1: [K, C]."""
         return F.normalize(self.embedding.weight, dim=-1)
 
     def nearest(self, latents_BChw: Tensor) -> Tensor:
-        """The code nearest to each latent, int64 [B, h*w]: at length 1, that of the largest inner product."""
+        """Return the code nearest to each latent, int64 [B, h*w]: for codes of length 1, the largest inner product."""
         return (latents_BChw.flatten(2).transpose(1, 2) @ self.codes().T).argmax(-1)
 
 
 class Encoder(nn.Module):
-    """Pictures [B, 3, H, W] to latents [B, C, H/16, W/16]."""
+    """Images [B, 3, H, W] to latents [B, C, H/16, W/16]."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Latents of pictures that are scaled to -1..1."""
+        """Encode images with values in -1..1."""
         x = self.conv_in(pixels)
         for level in self.conv_blocks:
             x = level(x)
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, C, h, w] to pictures [B, 3, 16h, 16w]."""
+    """Latents [B, C, h, w] to images [B, 3, 16h, 16w]."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Pictures, about in -1..1."""
+        """Decode latents to values of about -1..1."""
         x = self.mid(self.conv_in(latents))
         for level in self.conv_blocks:
             x = level(x)
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """What happens at one resolution: residual blocks, each with attention where asked, then a change of size."""
+    """One resolution: residual blocks, each with attention if `attend`, then a change of size."""
 
     def __init__(
         self, inputs: int, width: int, blocks: int, attend: bool, resize: Literal["downsample", "upsample"] | None
@@ -170,14 +170,14 @@ class Level(nn.Module):
         self.resize = resize
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, h, w]; the change of size doubles or halves h and w."""
+        """Apply the blocks to features [B, C, h, w]; a change of size doubles or halves h and w."""
         for block, attention in zip(self.res, self.attn):
             x = attention(block(x))
         return self.get_submodule(self.resize)(x) if self.resize else x
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a path that leaves the features as they are, or fits their number of channels."""
+    """Two convolutions and a shortcut, which is a 1 x 1 convolution if the number of channels changes."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -189,14 +189,14 @@ class ResidualBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, h, w]."""
+        """Map features [B, C, h, w] to features [B, C, h, w]."""
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
         return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class AttentionBlock(nn.Module):
-    """One head of attention over all places of the features."""
+    """Single-head attention over all positions of a feature map."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -204,7 +204,7 @@ class AttentionBlock(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, h, w]."""
+        """Map features [B, C, h, w] to features [B, C, h, w]."""
         normed = self.norm(x)
         query, key, value = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(query, key, value)
@@ -212,26 +212,26 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the edges."""
+    """Halves height and width."""
 
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, h, w] to [B, C, h/2, w/2]; zeros are put at the right and the bottom only."""
+        """Map features [B, C, h, w] to [B, C, h/2, w/2]. Padding is on the right and at the bottom only."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Doubles the edges."""
+    """Doubles height and width."""
 
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, h, w] to [B, C, 2h, 2w]."""
+        """Map features [B, C, h, w] to [B, C, 2h, 2w]."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 

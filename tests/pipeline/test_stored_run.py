@@ -1,0 +1,100 @@
+"""A run that version 0.1.0 made (tests/data/run_0_1) is read, resumed, evaluated and reused by this version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+import vce_ray
+from vce_ray.cli.app import main
+from vce_ray.dataflow.schemas import BEFORE_AFTER
+from vce_ray.evaluation.prompts import evaluation_prompts
+from vce_ray.models.adapter import read_card
+from vce_ray.models.folder import base_stamp, folder_revision, model_folder
+from vce_ray.pairs.build import run_prompts
+from vce_ray.pairs.generate import sample_id
+from vce_ray.pipeline.erase import report_data
+from vce_ray.pipeline.pair_flow import pair_steps
+from vce_ray.pipeline.preflight import open_run
+from vce_ray.pipeline.reuse import reuse_pairs
+from vce_ray.pipeline.run import Run, recorded_task
+from vce_ray.pipeline.stages import NAMES, PAIR_FLOW
+from vce_ray.pipeline.status import status_lines
+from vce_ray.run_config import RunConfig
+from vce_ray.storage.store import Store
+
+STORED = Path(__file__).parents[1] / "data/run_0_1"
+FLAGS = ["--lora-rank", "1", "--steps", "2", "--pairs", "3", "--keep", "4", "--judged", "4", "--judged-keep", "6"]
+COMMAND = ["erase", "deer", "--name", "stored", "--batch-size", "4", *FLAGS]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Store:
+    copytree(STORED, tmp_path / "stored")
+    return Store(tmp_path / "stored")
+
+
+def test_its_command_finds_nine_stages_published_before(
+    stored: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nothing listens there: no cluster is needed
+    record = stored.read_bytes("run.json")
+    assert main([*COMMAND, "--store", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("published before") == len(NAMES) == 9 and "report:" in printed
+    assert stored.read_bytes("run.json") == record
+    assert main([*COMMAND, "--store", str(tmp_path), "--steps", "3"]) == 2
+    assert "other settings (train.steps 3, was 2)" in capsys.readouterr().err
+
+
+def test_its_settings_are_read_as_they_were_recorded(stored: Store) -> None:
+    recorded = stored.read_json("run.json")["config"]
+    assert RunConfig.from_record(recorded).recorded() == recorded
+    vanilla = recorded | {"train": recorded["train"] | {"method": "dpo", "beta": 0.1, "prompt_mode": "given"}}
+    read = RunConfig.from_record(vanilla).recorded()
+    assert read["train"].items() <= vanilla["train"].items(), "what vanilla DPO recorded and never used is left out"
+    assert {"token_drop", "keep_weight", "keep_batch_size"} <= vanilla["train"].keys() - read["train"].keys()
+
+
+def test_its_prompts_and_ids_are_made_again_by_this_version(stored: Store) -> None:
+    task = recorded_task(stored)
+    for stage, prompts in (("prompts", run_prompts), ("evaluation/prompts", evaluation_prompts)):
+        rows = {row["prompt_id"]: row for row in stored.stage(stage).read().to_pylist()}
+        assert {prompt.prompt_id: vars(prompt) for prompt in prompts(task.config, task.concept)} == rows
+    revision = folder_revision(model_folder(task.config.base))
+    for row in stored.stage("unsafe").read(columns=["sample_id", "prompt", "seed"]).to_pylist():
+        assert row["sample_id"] == sample_id(revision, row["prompt"], row["seed"], task.config.sampling)
+    for name, step in pair_steps({"stored": task}).items():
+        manifest = stored.stage(name).manifest()
+        assert manifest is not None
+        assert manifest["schema"] == {field.name: str(field.type) for field in step.schema_of("stored")}
+    facts = stored.stage("reference").manifest()
+    assert facts is not None and base_stamp(task.config.base).items() <= facts["facts"].items()
+
+
+def test_its_metrics_and_report_come_out_the_same(stored: Store) -> None:
+    from vce_ray.evaluation.report import write_report
+
+    metrics = stored.read_json("evaluation/metrics.json")
+    assert vce_ray.evaluate(stored.uri) == metrics
+    data = report_data(Run(recorded_task(stored)))
+    assert len(data.evaluation) == sum(stored.stage(f"evaluation/{arm}").read().num_rows for arm in BEFORE_AFTER)
+    page = write_report(data)
+    old = stored.read_bytes("report/index.html").decode()
+    assert page.count("<svg") == old.count("<svg") == 7, "all curves of VSafe-DPO"
+    assert page.count("data:image/png") == old.count("data:image/png")
+    lines = list(status_lines(stored))
+    assert lines[0] == "stored: done" and len(lines) == 1 + len(NAMES)
+
+
+def test_its_adapter_is_loaded_and_its_pairs_are_reused(stored: Store, tmp_path: Path) -> None:
+    folder = stored.fetch("adapter", tmp_path / "adapter")
+    assert read_card(folder)["lora"] == {"rank": 1, "alpha": 32}
+    image = vce_ray.draw(vce_ray.load_model(adapter=str(folder)), "a fox")[0]
+    assert image.size == (64, 64)
+    run = open_run({"concept": "deer", "store": str(tmp_path), "name": "again", "pairs_of": ("stored",)})
+    reuse_pairs(run.task)
+    assert run.store.stage("pairs").read().equals(stored.stage("pairs").read())
+    assert all(run.store.stage(name).published() for name in PAIR_FLOW)
