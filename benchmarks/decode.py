@@ -209,7 +209,7 @@ def measure(
 
 
 def peak_memory(reset: bool = False) -> float:
-    """Return the peak memory since the last reset in bytes, of the GPU or this process; with `reset`, the present use."""
+    """Return the peak bytes in use, of the GPU or else this process, since the last reset; at a reset, those in use."""
     if torch.cuda.is_available():
         if reset:
             torch.cuda.reset_peak_memory_stats()

@@ -64,7 +64,7 @@ def test_a_stamp_names_revision_and_dtype(tmp_path: Path) -> None:
     assert base_stamp(ref) == {"base_revision": folder_revision(tmp_path), "dtype": "bfloat16"}
 
 
-def test_a_local_config_is_read_anew(tmp_path: Path) -> None:
+def test_a_local_config_is_not_cached(tmp_path: Path) -> None:
     assert family_of(checkpoint(tmp_path, "janus")).name == "janus"
     assert family_of(checkpoint(tmp_path, "llamagen")).name == "llamagen"
 

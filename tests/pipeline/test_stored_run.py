@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from shutil import copytree
 
+import pyarrow as pa
 import pytest
 
 import vce_ray
 from vce_ray.cli.app import main
 from vce_ray.dataflow.schemas import BEFORE_AFTER
+from vce_ray.evaluation import detectors
+from vce_ray.evaluation.detectors.clip import ClipDetector
 from vce_ray.evaluation.prompts import evaluation_prompts
 from vce_ray.models.adapter import read_card
 from vce_ray.models.folder import base_stamp, folder_revision, model_folder
@@ -87,6 +90,18 @@ def test_its_metrics_and_report_come_out_the_same(stored: Store) -> None:
     assert page.count("data:image/png") == old.count("data:image/png")
     lines = list(status_lines(stored))
     assert lines[0] == "stored: done" and len(lines) == 1 + len(NAMES)
+
+
+def test_a_detector_that_was_added_since_does_not_hide_its_evaluation(
+    stored: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(ClipDetector):
+        name = "later"
+        columns = pa.schema({"later": pa.float64()}.items())
+
+    monkeypatch.setattr(detectors, "DETECTORS", (*detectors.DETECTORS, Later))
+    assert vce_ray.evaluate(stored.uri) == stored.read_json("evaluation/metrics.json")
+    assert "later" not in report_data(Run(recorded_task(stored))).evaluation[0]
 
 
 def test_its_adapter_is_loaded_and_its_pairs_are_reused(stored: Store, tmp_path: Path) -> None:

@@ -37,10 +37,10 @@ def randn(*shape: int) -> torch.Tensor:
 def test_products_with_packed_matrices(kernels: StepKernels, rows: int, depth: int) -> None:
     x, matrix, bias = randn(rows, depth), randn(5 * kernels.panel, depth), randn(5 * kernels.panel)
     packed = kernels.pack(matrix)
-    found, expected = kernels.multiply(x, packed), x.double() @ matrix.double().T
-    assert torch.allclose(found.double(), expected, atol=1e-4)
+    product, expected = kernels.multiply(x, packed), x.double() @ matrix.double().T
+    assert torch.allclose(product.double(), expected, atol=1e-4)
     assert torch.allclose(kernels.multiply(x, packed, bias).double(), expected + bias, atol=1e-4)
-    assert torch.equal(kernels.multiply(x[-1:], packed), found[-1:]), "identical bits, whatever rows are beside it"
+    assert torch.equal(kernels.multiply(x[-1:], packed), product[-1:]), "identical bits, whatever rows are beside it"
 
 
 @pytest.fixture

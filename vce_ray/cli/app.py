@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vce_ray.cli.options import with_settings
 from vce_ray.config import EMBEDDED
 from vce_ray.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 HELP = """Erase concepts from autoregressive image generators.
 
@@ -121,9 +118,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
     base: Base = EMBEDDED,
-    adapter: Annotated[
-        str | None, typer.Option(help="Adapter folder or URI, e.g. runs/demo-deer/adapter.")
-    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Adapter folder or URI, e.g. runs/demo-deer/adapter.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next ones follow.")] = 0,
 ) -> None:
     """Draw images with a base model, with or without an adapter."""

@@ -48,6 +48,10 @@ def read_before_after(store: Store, columns: Sequence[str]) -> pa.Table:
 
     Args:
         store: the store of the run.
-        columns: columns of `evaluation_schema` to read.
+        columns: columns of `evaluation_schema` to read. Those of a detector that did not exist when the run was
+            evaluated are left out, and so are metrics that need them.
     """
-    return pa.concat_tables([store.stage(f"evaluation/{arm}").read(columns=columns) for arm in schemas.BEFORE_AFTER])
+    stages = [store.stage(f"evaluation/{arm}") for arm in schemas.BEFORE_AFTER]
+    manifests = [stage.manifest() for stage in stages]
+    published = [name for name in columns if all(name in manifest["schema"] for manifest in manifests if manifest)]
+    return pa.concat_tables([stage.read(columns=published) for stage in stages])
