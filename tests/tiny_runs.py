@@ -1,4 +1,4 @@
-"""The smallest erasure that takes every path, as users give it; what tests share of it is in conftest.py."""
+"""The smallest erasure that has every stage, as users start it. conftest.py has the runs that tests share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vce_ray.run_config import RunConfig
 TINY = ["--pairs", "6", "--keep", "8", "--steps", "3", "--judged", "8", "--judged-keep", "12", "--batch-size", "3"]
 VCE_RAY = [sys.executable, "-m", "vce_ray"]
 ONE = ["--actors", "1"]
-"""An actor takes longer to start than a run has work for."""
+"""One actor: more take longer to start than this run has work for."""
 COMMAND = [*VCE_RAY, "erase", "deer", *TINY, *ONE]
 NAME = "deer-vsafe-dpo-0"
-"""Of the run that COMMAND makes."""
+"""Name of the run that COMMAND makes."""
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
 
 

@@ -43,9 +43,9 @@ def test_mistakes_end_in_one_message_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
     assert not (tmp_path / "runs").exists()  # nothing was started
 
 
@@ -55,9 +55,9 @@ def test_an_unreadable_store_is_named(capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
     uri = "s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http"
     assert main(["erase", "deer", "--store", uri]) == 2
-    told = capsys.readouterr().err
-    assert "127.0.0.1:9" in told and "bucket" in told
-    assert "secret-of-the-test" not in told
+    printed = capsys.readouterr().err
+    assert "127.0.0.1:9" in printed and "bucket" in printed
+    assert "secret-of-the-test" not in printed
 
 
 def test_an_empty_line_in_a_prompts_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

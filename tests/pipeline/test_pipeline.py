@@ -1,4 +1,4 @@
-"""Erasures on a real local Ray, through the command line: a fleet of two of which one fails, and one of its runs again,
+"""Erasures on a real local Ray, through the command line: a fleet in which one run fails, and one of its runs again,
 killed and resumed, on disk and on S3."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAIRED = ("prompts", "unsafe", "captions", "safe", "pairs", "keep", "evaluation/
 
 
 def keys(run: Store) -> dict[str, list[str]]:
-    """The ids of the stages that do not depend on trained weights."""
+    """Ids of the stages that do not depend on trained weights."""
     found = {}
     for name in PAIRED:
         manifest = run.stage(name).manifest()
@@ -43,7 +43,7 @@ def keys(run: Store) -> dict[str, list[str]]:
     return found
 
 
-def test_of_a_fleet_only_what_is_poisoned_fails(fleet: tuple[Store, str]) -> None:
+def test_in_a_fleet_only_the_broken_run_fails(fleet: tuple[Store, str]) -> None:
     store, printed = fleet
     summary = store.read_json("fleets/test/fleet.json")
     deer, orca, dear = summary["runs"]
@@ -52,7 +52,7 @@ def test_of_a_fleet_only_what_is_poisoned_fails(fleet: tuple[Store, str]) -> Non
     assert "concept not in unsafe image (6)" in orca["fault"] and "unknown concept 'dear'" in dear["fault"]
     record = store.read_json("orca-vsafe-dpo-0/run.json")
     assert record["status"] == "failed" and record["error"].endswith(orca["fault"])
-    assert 0 < summary["drawn"] < summary["asked"]  # both keep foxes
+    assert 0 < summary["drawn"] < summary["asked"]  # both runs keep foxes
     page = store.read_bytes("fleets/test/index.html").decode()
     assert "1 of 3 concepts erased" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
     assert '<a href="../../deer-vsafe-dpo-0/report/index.html">' in page
@@ -73,7 +73,7 @@ def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
     steps = run.read_json("training.json")
     assert [row["step"] for row in steps] == [1, 2, 3]
     assert {"loss", "margin", "accuracy", "chosen_logp", "rejected_logp", "gradient_norm"} <= steps[0].keys()
-    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # an adapter that is new changes nothing
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # a new adapter changes nothing
     assert run.read_bytes("report/index.html").startswith(b"<!doctype html>")
     figures = run.read_json("evaluation/metrics.json")
     assert 0 <= figures["seen_after"] <= 1
@@ -113,8 +113,8 @@ def test_other_settings_under_the_same_name_are_refused(finished: Store) -> None
     assert finished.read_json("run.json")["status"] == "done"
 
 
-def begun(run: Store, stage: str) -> bool:
-    """Whether a stage is under way: a part of it is there, or the driver says so where it makes no parts."""
+def has_started(run: Store, stage: str) -> bool:
+    """Whether a stage is running: it has a part, or run.json says so if it makes no parts."""
     if stage in ("training", "evaluation"):
         return run.exists("run.json") and run.read_json("run.json")["stages"].get(stage, {}).get("state") == "running"
     return bool(run.stage(stage).parts())
@@ -130,10 +130,10 @@ EVERY_STAGE = ("unsafe", "captions", "safe", "reference", "training", "evaluatio
         pytest.param(EVERY_STAGE, [], id="every stage", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_driver_ends_with_the_same_ids(
+def test_a_killed_run_resumes_to_the_same_ids(
     finished: Store, s3_uri, stages: Sequence[str], options: list[str]
 ) -> None:
-    """SIGKILL to the driver as soon as each stage has begun; the same command goes on, here on S3 over HTTP."""
+    """Send SIGKILL to the driver as soon as each stage has started. The same command resumes, here on S3 over HTTP."""
     uri = s3_uri(f"killed-{len(stages)}")
     command = [*COMMAND, *options, "--store", uri]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # with what the fixture has set
@@ -142,17 +142,17 @@ def test_a_killed_driver_ends_with_the_same_ids(
     for stage in stages:
         driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and driver.poll() is None and not begun(run, stage):
+        while time.monotonic() < deadline and driver.poll() is None and not has_started(run, stage):
             time.sleep(0.1)
         assert driver.poll() is None, f"the run ended before stage {stage} could be killed"
         if stage in ("training", "evaluation"):
             time.sleep(4)  # into its actors' work
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        assert run.read_json("run.json")["status"] == "running"  # it had no time to say otherwise
+        assert run.read_json("run.json")["status"] == "running"  # it had no time to write another
         for made in ("unsafe", "captions", "safe", "reference"):
             found = set(run.stage(made).parts())
-            assert found >= parts.get(made, set()), "what was made is kept"
+            assert found >= parts.get(made, set()), "finished rows are kept"
             parts[made] = found
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -167,7 +167,7 @@ def test_a_killed_driver_ends_with_the_same_ids(
         assert found <= set(run.stage(made).parts())
 
 
-def test_pairs_of_other_runs_are_taken_without_what_contradicts_the_concept(finished: Store, tmp_path: Path) -> None:
+def test_reused_pairs_leave_out_what_contradicts_the_concept(finished: Store, tmp_path: Path) -> None:
     copytree(finished.root, tmp_path / "deer-vsafe-dpo-0")
     pairs, keep = finished.stage("pairs").read(), finished.stage("keep").read()
     kept = next(name for name in keep["name"].to_pylist() if name)  # whole prompts have none
@@ -192,7 +192,7 @@ def test_pairs_of_other_runs_are_taken_without_what_contradicts_the_concept(fini
         reuse_pairs(other.task)
 
 
-def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: Path) -> None:
+def test_retried_rejects_are_open_again(finished: Store, tmp_path: Path) -> None:
     copytree(finished.root, tmp_path / "run")
     store = Store(tmp_path / "run")
     whole = store.stage("safe").read()
@@ -220,7 +220,7 @@ def test_rejects_that_are_taken_back_are_tried_again(finished: Store, tmp_path: 
         retry_rejects(store)
 
 
-def test_status_tells_of_runs_and_of_rows_that_are_under_way(fleet: tuple[Store, str], tmp_path: Path) -> None:
+def test_status_shows_runs_and_the_rows_made_so_far(fleet: tuple[Store, str], tmp_path: Path) -> None:
     store, _ = fleet
     deer, orca = status_lines(store)
     assert deer == "deer-vsafe-dpo-0: done" and orca.startswith("orca-vsafe-dpo-0: failed (TooManyRejects: ")

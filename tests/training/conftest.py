@@ -18,7 +18,7 @@ from vce_ray.training.reference import Reference
 
 @pytest.fixture(scope="session")
 def pair_set(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A small pair set, drawn without Ray: deer against other animals, and cats and houses to keep."""
+    """A small pair set, drawn without Ray: deer against other animals, with cats and houses to keep."""
     torch.set_num_threads(2)
     store = Store(tmp_path_factory.mktemp("training"))
     model = load_model()

@@ -1,4 +1,4 @@
-"""Which run a worker group trains next, and how many CPUs its workers get."""
+"""Which run a worker group trains next, and the CPUs of its workers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vce_ray.training.queue import Event, TrainingQueue
 from vce_ray.training.train import on_cpus
 
 
-def test_a_queue_gives_a_lane_what_it_lost_and_gives_up_what_is_lost_too_often() -> None:
+def test_a_group_resumes_what_it_lost_and_gives_up_what_is_lost_too_often() -> None:
     async def scenario() -> None:
-        queue, fault = TrainingQueue(1), ValueError("not to be trained on")
+        queue, fault = TrainingQueue(1), ValueError("unusable data")
         assert await queue.add("a", {"run": "a"}) == 0 and await queue.add("b", {"run": "b"}) is None
         assert await queue.take(0) == {"run": "a"} == await queue.take(0), "its workers were lost"
         assert await queue.fail(0) is None and await queue.has_work(0), "lost no more than twice"
@@ -21,8 +21,10 @@ def test_a_queue_gives_a_lane_what_it_lost_and_gives_up_what_is_lost_too_often()
         assert await queue.take(0) == {"run": "b"}
         await queue.finish(0, fault)
         assert await queue.take(0) is None
-        assert await queue.add("c", {"run": "c"}) is None and await queue.has_work(0), "it came while the lane closed"
-        assert await queue.fail(0) == "c", "no worker took it up: it fails by what kept them from it"
+        assert await queue.add("c", {"run": "c"}) is None and await queue.has_work(0), (
+            "it was added while the group closed"
+        )
+        assert await queue.fail(0) == "c", "no worker started it: it fails with what kept them from starting"
         assert await queue.fail(0) is None and not await queue.has_work(0)
         assert await queue.add("d", {"run": "d"}) == 0
         await queue.close()

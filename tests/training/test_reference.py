@@ -9,7 +9,7 @@ from vce_ray.models.folder import base_stamp, check_stamp
 from vce_ray.training.reference import Reference
 
 
-def test_reference_is_of_the_modes_that_a_run_may_draw_from() -> None:
+def test_log_probs_are_made_for_the_prompt_modes_of_each_run() -> None:
     row = {"pair_id": "p", "prompt": "a deer", "refined_caption": "an animal", "chosen": [3] * 64, "rejected": [5] * 64}
     rows, rejects = Reference(EMBEDDED, {"a": PROMPT_MODES, "b": ("given",)})([row | {"run": run} for run in "abba"])
     assert [set(made) - {"run", "pair_id"} for made in rows[:2]] == [

@@ -33,14 +33,14 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def local_ray():
-    """The address of a small Ray on this machine."""
+    """Start a small Ray and yield its address."""
     context = ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
     yield context.address_info["gcs_address"]
     ray.shutdown()
 
 
 def copy(store: Store, place: Path) -> Store:
-    """The same pair set in another place, so that trainings do not meet."""
+    """Copy the pair set, so that trainings do not share a store."""
     target = Store(place)
     for file in store.list():
         if file.split("/")[0] in ("pairs", "keep", "reference"):
@@ -67,9 +67,9 @@ def test_training_prefers_the_safe_image_and_the_adapter_carries_it(finished: St
     assert margin > 0.05
 
 
-def test_a_lane_of_two_workers_gives_the_same_trainings(finished: Store, local_ray, tmp_path: Path) -> None:
-    """Whole weights, on the base that the run before has left, and sharded; the run that they are held to had one
-    worker and a base of its own. A run between them that is not to be trained on fails alone."""
+def test_two_workers_train_the_same_as_one(finished: Store, local_ray, tmp_path: Path) -> None:
+    """Replicated weights, also on the base that another run left loaded, and sharded weights, against a run with one
+    worker and a base of its own. A run between them with unusable data fails alone."""
     record = finished.read_json("run.json")["config"]
     stores = {name: copy(finished, tmp_path / name) for name in ("whole", "poisoned", "again", "sharded")}
     stores["poisoned"].delete_prefix("reference")
@@ -115,7 +115,7 @@ Trainings([run.train], 1, print, print).submit("killed", run, Store(sys.argv[2])
 """
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, local_ray: str, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_from_its_checkpoint(pair_set: Store, local_ray: str, tmp_path: Path) -> None:
     store = copy(pair_set, tmp_path / "killed")
     run = run_config(steps=40, checkpoint_every=2).model_dump_json()
     command = [sys.executable, "-c", SCRIPT, run, store.uri, local_ray]
@@ -131,18 +131,18 @@ def test_a_killed_training_goes_on_from_its_checkpoint(pair_set: Store, local_ra
     behind = [json.loads(line) for line in store.read_bytes(f"checkpoints/{latest}/0/metrics.jsonl").splitlines()]
     assert len(behind) == latest
     history = trained(run_config(steps=len(behind) + 2, checkpoint_every=2), store)
-    assert history[: len(behind)] == behind, "steps were done again"
+    assert history[: len(behind)] == behind, "steps were repeated"
     assert [row["step"] for row in history] == list(range(1, len(behind) + 3))
     assert store.exists("adapter/adapter_model.safetensors")
-    assert not store.list("checkpoints"), "nothing goes on from them any more"
+    assert not store.list("checkpoints"), "no longer needed"
 
 
 @pytest.mark.slow
-def test_a_training_that_fails_each_time_fails_alone(pair_set: Store, local_ray: str, tmp_path: Path) -> None:
-    """Its workers are started anew four times; then the lane goes on with the next run."""
+def test_a_training_that_always_fails_fails_alone(pair_set: Store, local_ray: str, tmp_path: Path) -> None:
+    """Its workers are restarted four times, then the group goes on to the next run."""
     bad, good = (copy(pair_set, tmp_path / name) for name in ("bad", "good"))
     keep = pair_set.stage("keep").read()
-    tokens = pa.array([[30_000] * 64] * keep.num_rows, schemas.TOKENS)  # of no image vocabulary
+    tokens = pa.array([[30_000] * 64] * keep.num_rows, schemas.TOKENS)  # not in the image vocabulary
     bad.delete_prefix("keep")
     stage = bad.stage("keep")
     stage.publish([stage.write_part(keep.set_column(2, "tokens", tokens))], key="sample_id")
@@ -163,7 +163,7 @@ def trained(run: RunConfig, store: Store) -> list[dict]:
 
 
 def settled(store: Store) -> int:
-    """The step of the last checkpoint, once what wrote it is gone: a worker outlives its driver for a moment."""
+    """Return the step of the last checkpoint once it no longer changes: workers outlive their driver for a moment."""
     seen = -1
     while (step := store.read_json("checkpoints/last.json")["step"]) != seen:
         seen = step

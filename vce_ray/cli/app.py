@@ -21,7 +21,7 @@ from vce_ray.errors import UserError
 
 HELP = """Erase concepts from autoregressive image generators.
 
-A run that was stopped resumes with the same command. Exit codes: 0 done, 2 something to fix (told in one line), 1 an
+A run that was stopped resumes with the same command. Exit codes: 0 done, 2 something to fix (printed in one line), 1 an
 error of the program (with its traceback), 130 interrupted."""
 DEMO_KEPT = 500
 """Kept images that the demo judges: fewer than `erase`, and still 50 of each neighbour."""

@@ -1,6 +1,6 @@
 """Checkpoints of a training: each worker's shard in the run's own store, and one file that names the last step.
 
-They lie with the run and not where Ray Train would put them, because one group of workers trains several runs.
+They are kept with the run and not where Ray Train would put them, because one group of workers trains several runs.
 """
 
 from __future__ import annotations
