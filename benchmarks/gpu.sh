@@ -3,11 +3,13 @@
 #
 #   benchmarks/gpu.sh               # on the GPU machine
 #   benchmarks/gpu.sh --rehearse    # the same parts with tiny shapes on a CPU, in two to three minutes
+#   benchmarks/gpu.sh --pack        # put pydantic and pytest into build/gpu-packages, to carry to a machine without
 #   benchmarks/gpu.sh --list        # print name, expected seconds, limit and command of each part; run nothing
 #
-# Needs torch 2.11 or later with Triton, torchvision, transformers, peft, safetensors, pydantic, pyarrow and pytest.
-# Ray, boto3 and open_clip are not needed. Nothing is installed or downloaded: all weights are random, except those of
-# the embedded model.
+# Needs torch 2.11 or later with Triton, torchvision, transformers, peft, safetensors, pydantic and pytest.
+# Ray, boto3 and open_clip are not needed. A machine that has torch, transformers and peft alone gets the rest from
+# build/gpu-packages, if that folder is carried there; it must have the same Python version. Nothing is installed or
+# downloaded there: all weights are random, except those of the embedded model.
 #
 # The parts run one after the other, the cheapest first. Each runs in a process of its own under a time limit and writes
 # its results before the next one starts, so an interrupted run keeps what it has measured. A part that fails does not
@@ -26,17 +28,22 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-rehearse=false list=false
+packages=build/gpu-packages
+rehearse=false list=false pack=false
 for argument in "$@"; do
     case $argument in
         --rehearse) rehearse=true ;;
         --list) list=true ;;
-        *) sed -n '4,6s/^# *//p' "$0" >&2; exit 2 ;;
+        --pack) pack=true ;;
+        *) sed -n '4,7s/^# *//p' "$0" >&2; exit 2 ;;
     esac
 done
 started=$SECONDS
 budget=${BUDGET_S:-570}
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
+if $pack; then
+    exec "$python" -m pip install --quiet --upgrade --target "$packages" --constraint constraints.txt pydantic pytest
+fi
 if $rehearse; then
     out=${OUT:-build/gpu-rehearsal}
     llamagen=llamagen-cut janus_1b=emoji-world janus_7b=emoji-world
@@ -103,11 +110,19 @@ child=
 trap '[[ -z $child ]] || kill "$child"; exit 130' INT TERM
 
 if ! $list; then
-    modules="torch triton torchvision transformers peft safetensors pydantic pyarrow pytest"
-    missing=$("$python" -c 'import importlib.util as u, sys
-print(*[name for name in sys.argv[1:] if u.find_spec(name) is None])' $modules) || exit 2
+    modules="torch triton torchvision transformers peft safetensors pydantic pytest"
+    find_missing() {
+        "$python" -c 'import importlib.util as u, sys
+print(*[name for name in sys.argv[1:] if u.find_spec(name) is None])' $modules
+    }
+    missing=$(find_missing) || exit 2
+    if [[ -n $missing && -d $packages ]]; then
+        export PYTHONPATH="$PWD/$packages${PYTHONPATH:+:$PYTHONPATH}"
+        missing=$(find_missing) || exit 2
+    fi
     if [[ -n $missing ]]; then
-        echo "gpu.sh: $python has no ${missing// /, }: install with '$python -m pip install $missing'" >&2
+        echo "gpu.sh: $python has no ${missing// /, }: install with '$python -m pip install $missing'," \
+            "or carry the folder that 'benchmarks/gpu.sh --pack' makes" >&2
         exit 2
     fi
     if ! $rehearse && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
