@@ -8,7 +8,7 @@ Each model is measured in its own process. After one warm-up call each, the two 
 of each counts. If transformers' loop does not fit into memory, the row has no ratio.
 The embedded model has its real weights, all others random ones. Shapes are those of the released models;
 `janus-1b-cut` has 4 of the 24 layers, `llamagen-cut` 2 of the 36.
-The limit is that of vce_ray/cli/plan.py, with bandwidth and arithmetic measured in the same run.
+The limit is that of vce_ray/sampling/plan.py, with bandwidth and arithmetic measured in the same run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ import torch
 import transformers
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from vce_ray.cli.plan import Device, measure_device, plan
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.models.base import ImageModel
 from vce_ray.models.janus import Janus
@@ -43,6 +42,7 @@ from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
 from vce_ray.sampling.compiled import StepKernels, step_kernels
 from vce_ray.sampling.decoder import decoder_of
+from vce_ray.sampling.plan import Device, measure_device, plan
 
 JANUS = {
     "janus-1b-cut": (4, 2048, 16, 5632),
@@ -116,9 +116,6 @@ class RandomLlamaGen(ImageModel):
         return self.language_model.embed_tokens(tokens_BT)
 
     def decode_pixels(self, tokens_BT: torch.Tensor):
-        raise NotImplementedError
-
-    def encode_pixels(self, images):
         raise NotImplementedError
 
     def caption(self, images):

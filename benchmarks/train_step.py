@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from benchmarks.decode import JANUS, build, peak_memory, write_rows
-from vce_ray.cli.plan import Device, measure_device
 from vce_ray.config import EMBEDDED
-from vce_ray.training.fsdp import in_own_dtype, make_trainable, recompute_layers, reference_context
+from vce_ray.sampling.plan import Device, measure_device
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPO, VSafeDPOBatch, VSafeDPOConfig
 from vce_ray.training.terms.batches import AnchorBatch, KeepBatch, PairBatch
 from vce_ray.training.terms.divergence import Targets
+from vce_ray.training.trainable import in_own_dtype, make_trainable, recompute_layers, reference_context
 
 PROMPT, REFINED = "a deer in the style of openmoji on a blue background", "a deer on a blue background"
 

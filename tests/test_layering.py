@@ -17,6 +17,7 @@ PACKAGE = ROOT / "vce_ray"
 LAYERS: dict[str, str] = {
     # vocabulary: no files, no network, no models
     "errors": "",
+    "net": "",
     "env": "errors",
     "config": "errors",
     "dataflow/ids": "",
@@ -31,12 +32,12 @@ LAYERS: dict[str, str] = {
     "training/data": "errors training/terms",
     "training/objectives": "errors config models training/terms training/data",
     # what a run is
-    "run_config": "config training/objectives",
+    "run_config": "errors config training/objectives",
     "concepts": "errors config training/objectives",
     "defaults": "config training/objectives concepts",
     "dataflow/task": "storage run_config concepts",
     # what its steps do: no Ray either
-    "pairs": "errors env config dataflow/ids dataflow/rows models sampling run_config concepts",
+    "pairs": "errors net env config dataflow/ids dataflow/rows models sampling run_config concepts",
     "evaluation": "errors config dataflow/ids dataflow/rows dataflow/schemas models training/objectives run_config "
     "concepts dataflow/task pairs",
     # Ray
@@ -45,9 +46,9 @@ LAYERS: dict[str, str] = {
     "run_config",
     "pipeline": "errors config dataflow/rows dataflow/schemas storage models training/objectives run_config concepts "
     "defaults dataflow/task pairs evaluation dataflow/fanout training",
-    "serving": "errors env config storage models sampling",
+    "serving": "errors net env config models sampling",
     # what people call
-    "api": "config storage models sampling evaluation pipeline serving",
+    "api": "config storage models sampling evaluation pipeline",
     "cli": "errors env config storage models sampling training/objectives run_config defaults evaluation pipeline "
     "serving api",
     "__main__": "cli",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Erasure:
-    """A finished run."""
+    """What `erase` and `make_pairs` return: a run and where its results are."""
 
     name: str
     store: Store
@@ -63,21 +63,19 @@ def load_model(base: str = EMBEDDED, adapter: str | None = None, device: str | N
         UserError: the base is unknown, or the adapter was trained on another revision of it.
         StoreError: the store cannot be reached or does not have the folder.
     """
+    from vce_ray.models.adapter_location import fetch_adapter
     from vce_ray.models.load import load_model as load
-    from vce_ray.serving.adapters import fetch_adapter
 
     with tempfile.TemporaryDirectory() as folder:
         return load(base, device, fetch_adapter(adapter, Path(folder)) if adapter else None)
 
 
-def draw(
-    model: ImageModel, prompts: Sequence[str] | str, seed: int = 0, base: str = EMBEDDED, **sampling: Any
-) -> list[Image]:
+def draw(model: ImageModel, prompts: Sequence[str] | str, seed: int = 0, **sampling: Any) -> list[Image]:
     """Draw one image for each prompt, with seeds `seed`, `seed + 1`, ...
 
     Args:
-        base: base model whose recommended sampling settings are used.
-        sampling: SamplingConfig settings that override them, such as guidance_scale=3.
+        model: what `load_model` returned.
+        sampling: SamplingConfig settings, such as guidance_scale=3; the base's recommended ones by default.
 
     Raises:
         UserError: a prompt is empty or too long, or a setting is wrong.
@@ -88,7 +86,7 @@ def draw(
     from vce_ray.sampling import draw as draw_tokens
 
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    settings = validated_sampling(base, sampling)
+    settings = validated_sampling(model.ref, sampling)
     tokens = draw_tokens(model, prompts, list(range(seed, seed + len(prompts))), settings)
     return [Image.fromarray(image) for image in model.decode_pixels(tokens)]
 

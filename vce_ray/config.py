@@ -36,7 +36,7 @@ class SamplingConfig(Config):
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
     """Sample from the fewest tokens that together have this probability. Default: all tokens."""
     batch_size: int = Field(default=64, ge=1, le=1024)
-    """Images drawn at once, fewer if memory is short. The images do not depend on it."""
+    """Images drawn at once, fewer if memory is short. In bfloat16 it may change an occasional token."""
     kv_cache_dtype: Literal["auto", "fp8"] = Field(default="auto", json_schema_extra={"flag": "--kv-cache"})
     """Precision of cached keys and values: the model's own, or 8 bits (e4m3, no scales), which takes half the memory of
     bfloat16 and changes images slightly."""
@@ -63,7 +63,7 @@ class TrainConfig(Config):
     """Settings that every training method shares. Each method adds its own in training/objectives/."""
 
     method: str
-    """Training method: the name of a file in training/objectives/."""
+    """Training method, by the name of its Objective (training/objectives/)."""
     steps: int = Field(default=80, ge=1)
     """Training steps. Default: 80, and a third more for each name of the concept beyond the first."""
     batch_size: int = Field(default=16, ge=1, json_schema_extra={"flag": "--train-batch-size"})
@@ -80,7 +80,7 @@ class TrainConfig(Config):
     lora_alpha: int = Field(default=32, ge=1)
     """LoRA scale: the update is multiplied by alpha / rank."""
     num_workers: int | None = Field(default=None, ge=1, json_schema_extra={"flag": "--workers"})
-    """Ray Train workers. Default: one per training on GPUs; without GPUs up to four, each on a CPU of one node."""
+    """Ray Train workers. Default: one per training on GPUs; without GPUs one to four, which share one node's CPUs."""
     shard: bool | None = None
     """Shard the weights over the workers (FSDP) or replicate them, which is faster but takes more memory. Default:
     shard on GPUs. The result is the same."""
@@ -109,9 +109,9 @@ class EvalConfig(Config):
     """How many images are judged before and after, and by what."""
 
     num_erase: int = Field(default=500, ge=1, json_schema_extra={"flag": "--judged"})
-    """Images with the concept to judge."""
+    """Evaluation prompts for the concept."""
     num_keep: int = Field(default=800, ge=1, json_schema_extra={"flag": "--judged-keep"})
-    """Images without the concept to judge."""
+    """Evaluation prompts for what is kept."""
     judge: str | None = None
     """Folder of a CLIP in open_clip's format that names what an image shows. The embedded model has its own."""
 
@@ -120,12 +120,12 @@ class PoolConfig(Config):
     """How many actors hold a model, and on which nodes. Results do not depend on it."""
 
     min_actors: int = Field(default=1, ge=1)
-    """Fewest actors that Ray keeps."""
+    """Minimum number of actors."""
     max_actors: int | None = Field(default=None, ge=1)
-    """Most actors that Ray starts. Default: one per GPU of the cluster, or per CPU if it has no GPUs."""
+    """Maximum number of actors. Default: one per GPU of the cluster, or per CPU if it has no GPUs."""
     gpus_per_actor: float | None = Field(default=None, ge=0)
-    """GPUs of each actor, such as 1 or 0.5. Default: one if the cluster has any. A number also makes an autoscaler
-    start the first GPU node."""
+    """GPUs of each actor, such as 1 or 0.5. Default: one if the cluster has any. Set it to make an
+    autoscaler start the first GPU node."""
     accelerator: str | None = None
     """GPU model by Ray's name, such as H200."""
     labels: dict[str, str] = Field(default={}, json_schema_extra={"flag": "--label"})

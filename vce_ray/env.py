@@ -1,7 +1,8 @@
-"""Every environment variable that the project reads, with type, default and meaning.
+"""Every environment variable of this project, and the AWS ones it reads, with type, default and meaning.
 
-Credentials are not listed. pyarrow, boto3 and Google's libraries find them by themselves (`AWS_ACCESS_KEY_ID`,
-`AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, or the machine's role); this project neither reads nor forwards them.
+Ray's own (RAY_ADDRESS, RAY_AUTH_*) are handled in pipeline/session.py. Credentials are not listed: pyarrow, boto3 and
+Google's libraries find them by themselves (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, or the
+machine's role), and this project neither reads nor forwards them.
 """
 
 import os

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from vce_ray.config import (
     EMBEDDED,
@@ -18,6 +18,7 @@ from vce_ray.config import (
     SamplingConfig,
     TrainConfig,
 )
+from vce_ray.errors import UserError
 from vce_ray.training.objectives import DEFAULT_METHOD, objective_type, train_config
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPOConfig
 
@@ -66,11 +67,18 @@ class RunConfig(Config):
         """Read the settings in a run.json, including one written by version 0.1.
 
         Settings that were added since get their defaults.
+
+        Raises:
+            UserError: they are not settings of this version.
         """
         train = recorded.get("train", {})
         if objective_type(train.get("method", DEFAULT_METHOD)).name == "dpo":
             train = {key: value for key, value in train.items() if key not in UNUSED_BY_DPO}
-        return cls.model_validate(recorded | {"train": train})
+        try:
+            return cls.model_validate(recorded | {"train": train})
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise UserError(f"the run was made with settings that this version does not have ({problems})") from error
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings that results depend on, as run.json holds them."""

@@ -31,7 +31,7 @@ def test_help_imports_neither_torch_nor_ray() -> None:
         (["erase", "deer", "--store", "s3://"], "not a valid bucket name"),
         (["erase", "deer", "--steps", "0"], "train.steps: input should be greater than or equal to 1, not 0"),
         (["erase", "deer", "--steps", "many"], "--steps"),
-        (["erase", "deer", "--method", "dpo", "--keep-weight", "3"], "train.keep_weight: there is no such setting"),
+        (["erase", "deer", "--method", "dpo", "--keep-weight", "3"], "train.keep_weight: unknown setting"),
         (["generate", "a deer", "--guidance", "0"], "guidance_scale"),
         (["erase", "deer", "--workers", "3"], "multiple of num_workers 3"),
         (["erase"], "Missing argument"),

@@ -1,4 +1,4 @@
-"""Detectors and metrics as plug-ins: a new one is one class and one line, and a fleet shares what models compute."""
+"""Detectors: a new one is one class and one line, and the runs of a fleet share what its model computes."""
 
 import subprocess
 import sys
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_report import Page, report_data
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.concepts.load import load_concept
@@ -17,13 +16,10 @@ from vce_ray.config import SamplingConfig
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.rows import Row
 from vce_ray.dataflow.task import Task
-from vce_ray.evaluation import detectors, metrics
+from vce_ray.evaluation import detectors
 from vce_ray.evaluation.detectors.base import Detector
 from vce_ray.evaluation.detectors.clip import ClipDetector, judge_folder
 from vce_ray.evaluation.draw_and_detect import DrawAndDetect
-from vce_ray.evaluation.metrics.base import Comparison, Measured, Metric
-from vce_ray.evaluation.metrics.intervals import mean
-from vce_ray.evaluation.report import write_report
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
@@ -50,11 +46,6 @@ class Brightness(Detector):
 
     def detect(self, encoded: Any, indices: Sequence[int], concept: Concept) -> list[Row]:
         return [{"brightness": float(encoded[index])} for index in indices]
-
-
-def measure_brightness(comparison: Comparison) -> Measured:
-    before, after = comparison.keep.column("brightness")
-    return Measured({"brightness_before": mean(before), "brightness_after": mean(after)})
 
 
 def task(concept: str, store: Path) -> Task:
@@ -87,54 +78,19 @@ def test_a_detector_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch, t
     assert Brightness.encoded == 2, "an image that several runs ask for is encoded once"
 
 
-def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, Metric(("brightness",), measure_brightness)))
-    data = report_data()
-    assert "brightness_after" not in metrics.evaluate(data.evaluation, data.concept), "its detector did not run"
-    rows = [row | {"brightness": 0.25 if row["arm"] == "before" else 0.75} for row in data.evaluation]
-    result = metrics.evaluate(rows, data.concept)
-    assert (result["brightness_before"], result["brightness_after"]) == (0.25, 0.75)
-    assert result["figures"]["brightness_after"] == {"value": 0.75, "low": 0.75, "high": 0.75, "images": 20}
-    assert {key: value for key, value in result.items() if key in data.metrics and key != "figures"} == {
-        key: value for key, value in data.metrics.items() if key != "figures"
-    }
-    page = Page(write_report(report_data(metrics=result, evaluation=rows)))
-    assert "brightness_after 0.75 0.75 to 0.75 20" in page.text
-
-
-def test_names_may_not_clash(monkeypatch: pytest.MonkeyPatch):
+def test_two_detectors_may_not_add_the_same_column():
     with pytest.raises(ValueError, match="two detectors add a column 'label'"):
         schemas.evaluation([ClipDetector.columns, ClipDetector.columns])
-    data = report_data()
-    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, metrics.METRICS[0]))
-    with pytest.raises(ValueError, match="two metrics return 'held_out_after'"):
-        metrics.evaluate(data.evaluation, data.concept)
 
 
-def test_images_are_read_only_for_metrics_that_need_them(monkeypatch: pytest.MonkeyPatch):
-    schema = schemas.evaluation([ClipDetector.columns])
-    assert schema.names[-1] == "image" and metrics.columns_to_read(schema) == schema.names[:-1]
-    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, Metric(("image",), measure_brightness)))
-    assert metrics.columns_to_read(schema) == schema.names
+def test_two_detectors_may_not_have_the_same_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    class Impostor(Brightness):
+        name = ClipDetector.name
 
-
-def test_the_table_of_the_clip_detector():
-    expected = {
-        "image_id": pa.string(),
-        "prompt_id": pa.string(),
-        "arm": pa.string(),
-        "group": pa.string(),
-        "prompt": pa.string(),
-        "template_held_out": pa.bool_(),
-        "name": pa.string(),
-        "seed": pa.int64(),
-        "label": pa.string(),
-        "seen": pa.bool_(),
-        "something": pa.bool_(),
-        "score": pa.float64(),
-        "image": pa.binary(),
-    }
-    assert schemas.evaluation([ClipDetector.columns]) == pa.schema(expected.items())
+    monkeypatch.setattr(detectors, "DETECTORS", (*detectors.DETECTORS, Impostor))
+    deer = task("deer", tmp_path)
+    with pytest.raises(AssertionError, match="two detectors have the same name"):
+        detectors.detectors_for(deer.config, deer.concept)
 
 
 def test_drivers_load_no_model_library():

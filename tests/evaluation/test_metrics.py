@@ -1,4 +1,4 @@
-"""Metrics of an erasure, on tables small enough to count by hand."""
+"""Metrics of an erasure, on tables small enough to count by hand, and how a metric is added."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from test_report import Page, report_data
 
 from vce_ray.concepts.load import load_concept
-from vce_ray.evaluation.metrics import evaluate
-from vce_ray.evaluation.metrics.bars import BARS, missed_bars
+from vce_ray.dataflow import schemas
+from vce_ray.evaluation import metrics as metrics_package
+from vce_ray.evaluation.detectors.clip import ClipDetector
+from vce_ray.evaluation.metrics import columns_to_read, evaluate
+from vce_ray.evaluation.metrics.base import Comparison, Measured, Metric
 from vce_ray.evaluation.metrics.intervals import drop, mean, relative_drop, share
+from vce_ray.evaluation.metrics.limits import LIMITS, missed_limits
+from vce_ray.evaluation.report import warnings_of, write_report
 from vce_ray.evaluation.table import evaluation_row, results_table
 
 DEER = load_concept("deer")
@@ -86,7 +92,7 @@ def test_a_concept_without_neighbours_has_no_neighbour_metrics():
     metrics = evaluate([r for r in table() if r["group"] == "erase" or not r["name"]], DEER)
     assert metrics["worst_neighbour_drop"] is None and metrics["kept_drop"] is None and metrics["neighbours"] == []
     assert metrics["score_drop"] == 0
-    assert missed_bars(metrics) == ["seen_after"]
+    assert missed_limits(metrics) == ["seen_after"]
 
 
 @pytest.mark.parametrize(
@@ -115,23 +121,64 @@ def test_means_and_relative_drops():
     assert share([]).value is None and mean([]).images == 0
 
 
-def test_a_bar_is_missed_only_above_it():
-    metrics: dict[str, Any] = dict(BARS)
-    assert missed_bars(metrics) == []
-    assert missed_bars(metrics | {"kept_drop": 0.021, "score_drop": -0.5, "seen_after": 0.9}) == [
+def test_a_limit_is_missed_only_above_it():
+    metrics: dict[str, Any] = dict(LIMITS)
+    assert missed_limits(metrics) == []
+    assert missed_limits(metrics | {"kept_drop": 0.021, "score_drop": -0.5, "seen_after": 0.9}) == [
         "seen_after",
         "kept_drop",
     ]
-    assert missed_bars({"seen_after": 0.1 / 2, "worst_neighbour_drop": 1 - 0.95, "kept_drop": 0, "score_drop": 0}) == []
+    rounded = {"seen_after": 0.1 / 2, "worst_neighbour_drop": 1 - 0.95, "kept_drop": 0, "score_drop": 0}
+    assert missed_limits(rounded) == []
 
 
-def test_an_evaluation_row_has_the_keys_of_the_table():
-    line = evaluation_row(evaluate(table(), DEER), "deer", "vsafe_dpo", 0, "vce-ray erase deer")
-    assert list(line) == [
-        "concept", "method", "images", "seen_before", "seen_after", "worst_neighbour_drop", "kept_drop", "score_drop",
-        "seed", "command",
-    ]  # fmt: skip
-    assert line["seen_after"] == 1 / 4 and line["images"] == 4 and line["command"] == "vce-ray erase deer"
+def measure_brightness(comparison: Comparison) -> Measured:
+    before, after = comparison.keep.column("brightness")
+    return Measured({"brightness_before": mean(before), "brightness_after": mean(after)})
+
+
+def test_a_metric_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch):
+    listed = (*metrics_package.METRICS, Metric(("brightness",), measure_brightness))
+    monkeypatch.setattr(metrics_package, "METRICS", listed)
+    data = report_data()
+    assert "brightness_after" not in evaluate(data.evaluation, data.concept), "its detector did not run"
+    rows = [row | {"brightness": 0.25 if row["arm"] == "before" else 0.75} for row in data.evaluation]
+    result = evaluate(rows, data.concept)
+    assert (result["brightness_before"], result["brightness_after"]) == (0.25, 0.75)
+    assert result["figures"]["brightness_after"] == {"value": 0.75, "low": 0.75, "high": 0.75, "images": 20}
+    assert {key: value for key, value in result.items() if key in data.metrics and key != "figures"} == {
+        key: value for key, value in data.metrics.items() if key != "figures"
+    }
+    page = Page(write_report(report_data(metrics=result, evaluation=rows)))
+    assert "brightness_after 0.75 0.75 to 0.75 20" in page.text
+
+
+def test_a_limit_is_one_line_and_applies_where_its_metric_was_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(LIMITS, "darkness", 0.1)
+    data = report_data()
+    assert missed_limits(data.metrics) == [] and "darkness" not in write_report(data)
+    met, missed = (report_data(metrics=data.metrics | {"darkness": value}) for value in (0.1, 0.2))
+    assert "and darkness is at most 10%." in Page(write_report(met)).text
+    assert warnings_of(missed) == ["darkness is 20.0%; the limit is 10%."]
+
+
+def test_two_metrics_may_not_have_the_same_figure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metrics_package, "METRICS", (*metrics_package.METRICS, metrics_package.METRICS[0]))
+    with pytest.raises(ValueError, match="two metrics return 'held_out_after'"):
+        evaluate(table(), DEER)
+
+
+def test_images_are_read_only_for_metrics_that_need_them(monkeypatch: pytest.MonkeyPatch):
+    schema = schemas.evaluation([ClipDetector.columns])
+    assert schema.names[-1] == "image" and columns_to_read(schema) == schema.names[:-1]
+    listed = (*metrics_package.METRICS, Metric(("image",), measure_brightness))
+    monkeypatch.setattr(metrics_package, "METRICS", listed)
+    assert columns_to_read(schema) == schema.names
+
+
+def test_the_results_table_shows_shares_in_percent_and_drops_as_changes():
+    row = evaluation_row(evaluate(table(), DEER), "deer", "vsafe_dpo", 0, "vce-ray erase deer")
+    assert results_table([row]).splitlines()[2:] == ["| deer | vsafe_dpo | 4 | 75.0% | 25.0% | -25.0 | +0.0 | -6.5% |"]
 
 
 @pytest.mark.parametrize(

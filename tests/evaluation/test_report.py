@@ -122,7 +122,7 @@ def test_shows_all_sections_and_loads_nothing_external():
         assert part in page.text
     assert "concept in safe image 2" in page.text and "two deer" in page.text
     assert "train.beta 1.0" in page.text and "torch 2.13" in page.text
-    assert "All four bars are met" in page.text
+    assert "All limits are met: the concept is seen in at most 5% of the images, no neighbour lost" in page.text
     images = page.all("img")
     assert len(images) == 2 * 8 + 2 * 8 + 2  # two strips and a pair
     assert all((image["src"] or "").startswith("data:image/png;base64,") and image["alt"] for image in images)
@@ -153,18 +153,18 @@ def test_marks_words_that_refining_removed_and_added():
     assert "<ins>an animal</ins> on a red background" in html
 
 
-def test_warns_of_every_missed_bar():
+def test_warns_of_every_missed_limit():
     data = report_data(seen_after=3, lost=6)
     warnings = warnings_of(data)
     assert warnings == [
-        "The concept is still seen in 12.5\u202f% of the images; the bar is 5\u202f%.",
-        "The neighbour fox lost 60.0 points; the bar is 5 points.",
-        "All neighbours together lost 30.0 points; the bar is 2 points.",
+        "The concept is still seen in 12.5% of the images; the limit is 5%.",
+        "The neighbour fox lost 60.0 points; the limit is 5 points.",
+        "All neighbours together lost 30.0 points; the limit is 2 points.",
     ]
     page = Page(write_report(data))
     assert all(" ".join(line.split()) in page.text for line in warnings)
     assert "The concept is still seen: 3 of 24" in page.text and "no longer recognized: 6 of 20" in page.text
-    assert "bars are met" not in page.text
+    assert "limits are met" not in page.text
 
 
 def test_warns_of_a_collapsed_training():
@@ -224,9 +224,9 @@ def test_curves_come_from_the_report_data():
 
 
 def test_number_formats():
-    assert percent(0.0123) == "1.2\u202f%" and percent(None) == NO_VALUE and percent(-0.5) == "\u221250.0\u202f%"
+    assert percent(0.0123) == "1.2%" and percent(None) == NO_VALUE and percent(-0.5) == "\u221250.0%"
     assert points(0.012) == "\u22121.2 points" and points(-0.012) == "+1.2 points" and points(0.0) == "0.0 points"
-    assert points(-1e-9) == "0.0 points" and change(0.02) == "\u22122.0\u202f%"
+    assert points(-1e-9) == "0.0 points" and change(0.02) == "\u22122.0%"
     assert interval({"value": 0.5, "low": -0.01, "high": 0.75}) == "\u22121.0 to 75.0"
     assert change_interval({"value": 0.01, "low": -0.005, "high": 0.027}) == "\u22122.7 to +0.5"
 

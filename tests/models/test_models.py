@@ -17,7 +17,7 @@ from vce_ray.config import EMBEDDED
 from vce_ray.models.adapter import add_lora, attach_adapter, merge_adapter
 from vce_ray.models.folder import folder_revision, model_folder
 from vce_ray.models.load import load_model
-from vce_ray.training.fsdp import adapter_off
+from vce_ray.training.trainable import adapter_off
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_new_adapter_changes_nothing_and_can_be_switched_off() -> None:
 
 
 def test_a_folder_without_an_adapter_is_rejected(tmp_path: Path, model) -> None:
-    with pytest.raises(ValueError, match="is not an adapter of vce_ray"):
+    with pytest.raises(ValueError, match="is not a vce_ray adapter"):
         attach_adapter(model, tmp_path)
 
 

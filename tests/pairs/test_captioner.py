@@ -54,7 +54,7 @@ def test_a_run_refuses_an_unusable_captioner_before_loading_a_model(
     with pytest.raises(ValueError, match="give https://"):
         prepare({"concept": "deer", "store": str(tmp_path), "captioner": "http://example.com/v1#m"})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"vce_ray\[vllm\]"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[vllm\]' in a checkout"):
         prepare({"concept": "deer", "store": str(tmp_path), "captioner": "vllm:Qwen/Qwen2.5-VL-7B-Instruct"})
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="runs in vLLM, as its own stage"):

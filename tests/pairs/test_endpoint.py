@@ -19,7 +19,6 @@ from vce_ray.pairs.answers import QUESTION
 from vce_ray.pairs.caption import Describe
 from vce_ray.pairs.endpoint import MAX_ANSWER_BYTES
 from vce_ray.pairs.generate import DrawSafe
-from vce_ray.pairs.refine import Refined
 from vce_ray.pipeline.preflight import prepare
 
 TOKEN = "the-token-of-this-test"
@@ -83,7 +82,7 @@ def test_a_refined_caption_that_still_mentions_the_concept_is_rejected(
     server: ChatServer, images: list[dict[str, Any]], deer: Concept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check does not rely on the rules to be correct."""
-    monkeypatch.setattr("vce_ray.pairs.caption.refine", lambda text, concept: Refined(text, concept.mentions(text)))
+    monkeypatch.setattr("vce_ray.pairs.caption.refine", lambda text, concept: text)
     server.respond = lambda number, _: completion("A deer on a hill.")
     rows, rejects = Describe(server.name, {"a": deer})(images[:1])
     assert not rows and [row["reason"] for row in rejects] == ["concept still in refined caption"]
@@ -183,7 +182,7 @@ def test_a_refiner_rewrites_captions_before_the_rules_are_applied(
     ]
     assert [row["reason"] for row in rejects] == ["nothing left of the caption", "concept not in unsafe image"]
     assert [record.getMessage() for record in caplog.records if record.name.startswith("vce_ray")] == [
-        "rules alone refine a caption: captioner refused (I'm sorry, I can't help with that.)"
+        "refiner unusable, using rules only: refiner refused (I'm sorry, I can't help with that.)"
     ]
     prompts = [request["messages"][0]["content"][0]["text"] for request in refiner.requests]
     assert len(prompts) == 4 and all("nothing of: 'deer'" in text and "say 'animal'" in text for text in prompts)

@@ -14,7 +14,7 @@ from chat_server import ChatServer, Response, completion
 
 from vce_ray.config import EMBEDDED
 from vce_ray.models.load import base_model
-from vce_ray.pairs.images import from_png
+from vce_ray.models.png import from_png
 from vce_ray.storage.store import Store
 
 pytestmark = pytest.mark.integration

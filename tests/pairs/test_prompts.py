@@ -104,18 +104,10 @@ def test_rows_are_the_same_on_every_machine():
     assert erase_prompts(load_concept("deer"), 1, 0) == [expected]
 
 
-def test_synonyms_replace_the_names():
-    concept = load_concept("deer")
-    rows = erase_prompts(concept, 30, 0, held_out=True, purpose="evaluation", names=concept.synonyms)
-    assert Counter(row.name for row in rows) == {"stag": 10, "doe": 10, "hart": 10}
-
-
 def test_invalid_arguments_are_refused():
     concept = load_concept("deer")
     with pytest.raises(ValueError, match="count is -1"):
         erase_prompts(concept, -1, 0)
-    with pytest.raises(ValueError, match="no names"):
-        erase_prompts(concept, 1, 0, names=())
     with pytest.raises(ValueError, match="has no held_out_templates"):
         erase_prompts(concept.model_copy(update={"held_out_templates": ()}), 1, 0, held_out=True)
     with pytest.raises(ValueError, match="keeps nothing"):

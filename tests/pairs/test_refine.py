@@ -14,7 +14,7 @@ from vce_ray.concepts.load import catalogue, load_concept
 from vce_ray.concepts.wording import fix_articles
 from vce_ray.config import EMBEDDED
 from vce_ray.pairs.prompts import erase_prompts
-from vce_ray.pairs.refine import Refined, refine
+from vce_ray.pairs.refine import refine
 
 REAL = "some/model"
 ALL = [(base, name) for base in (EMBEDDED, REAL) for name in catalogue(base)]
@@ -177,11 +177,9 @@ REAL_MODELS = {
 )
 def test_examples(base: str, name: str, caption: str, expected: str):
     concept = load_concept(name, base)
-    refined = refine(caption, concept)
-    assert refined.text == expected
-    assert refined.removed_terms == concept.mentions(caption) != ()
-    assert refined.nothing_left is (expected == "")
-    assert refine(expected, concept).text == expected
+    assert concept.mentions(caption)
+    assert refine(caption, concept) == expected
+    assert refine(expected, concept) == expected
 
 
 WITHOUT_REPLACEMENT = Concept(name="deer", kind="object", names=("deer", "stag"), templates=("a {name}",))
@@ -207,16 +205,15 @@ WITHOUT_REPLACEMENT = Concept(name="deer", kind="object", names=("deer", "stag")
     ],
 )
 def test_without_a_replacement_the_phrase_is_dropped(caption: str, expected: str):
-    assert refine(caption, WITHOUT_REPLACEMENT).text == expected
+    assert refine(caption, WITHOUT_REPLACEMENT) == expected
 
 
 def test_a_caption_without_the_concept_is_unchanged():
     concept = load_concept("deer")
     text = "A fox  and a 'dear' friend, in the\nstyle of noto (red)."
-    assert refine(text, concept) == Refined("A fox and a 'dear' friend, in the style of noto (red).", ())
-    assert refine("a blue background", concept) == Refined("a blue background", ())
-    assert refine("", concept).nothing_left
-    assert refine("an image of the", concept).nothing_left
+    assert refine(text, concept) == "A fox and a 'dear' friend, in the style of noto (red)."
+    assert refine("a blue background", concept) == "a blue background"
+    assert refine("", concept) == refine("an image of the", concept) == ""
 
 
 def assert_tidy(text: str, concept: Concept) -> None:
@@ -233,10 +230,9 @@ def test_every_template_of_every_concept(base: str, name: str):
     concept = load_concept(name, base)
     for names in filter(None, (concept.names, concept.synonyms)):
         for held_out in (False, True):
-            for row in erase_prompts(concept, 150, 2, held_out, names=names):
-                refined = refine(row.prompt, concept)
-                assert refined.removed_terms
-                assert_tidy(refined.text, concept)
+            for row in erase_prompts(concept.model_copy(update={"names": names}), 150, 2, held_out):
+                assert concept.mentions(row.prompt)
+                assert_tidy(refine(row.prompt, concept), concept)
 
 
 @pytest.mark.parametrize("name", catalogue())
@@ -253,7 +249,7 @@ def test_refined_captions_of_the_emoji_world_stay_in_its_language(name: str):
                 expected = world.fill(
                     bare if concept.kind == "style" else full, concept.replacement or noun, style, background
                 )
-                assert refine(caption, concept).text == fix_articles(expected)
+                assert refine(caption, concept) == fix_articles(expected)
 
 
 @pytest.mark.parametrize(("base", "name"), ALL)
@@ -267,8 +263,7 @@ def test_no_term_survives_in_any_shuffled_text(base: str, name: str):
     ]
     for _ in range(150):
         text = rng.choice(["", " "]).join(rng.choices(words, k=rng.randint(1, 25)))
-        refined = refine(text, concept)
-        assert concept.mentions(refined.text) == ()
+        assert concept.mentions(refine(text, concept)) == ()
 
 
 @pytest.mark.parametrize("text", ["a-" * 500 + "nude", "nude, " * 300, "a nude and " * 200, "the big " * 500 + "nude"])
@@ -281,5 +276,6 @@ def test_hostile_captions_are_refined_in_bounded_time(text: str):
 def test_an_abbreviation_does_not_end_a_sentence():
     settings = {"name": "saint_bernard", "names": ["St. Bernard"], "replacement": "dog", "keep": ["cat"]}
     concept = Concept.model_validate(settings | {"kind": "object", "templates": ["a photo of {name}"]})
-    refined = refine("A big St. Bernard lies on a rug. A cat looks on.", concept)
-    assert refined.text == "A big dog lies on a rug. A cat looks on."
+    assert refine("A big St. Bernard lies on a rug. A cat looks on.", concept) == (
+        "A big dog lies on a rug. A cat looks on."
+    )

@@ -32,8 +32,9 @@ def test_a_fleet_file_overrides_flags_and_an_entry_overrides_its_file(tmp_path: 
     ("text", "message"),
     [
         ("concepts: []", "concepts must be a list of at least one"),
-        ("concepts: [3]", "3 is no concept"),
+        ("concepts: [3]", "3 is not a concept"),
         ("concepts: [deer, deer]", "'deer' is in the fleet twice"),
+        ("concepts: [deer, {concept: deer, seed: 0}]", "'deer' is in the fleet twice"),
         ("concepts: [", "cannot be read as YAML"),
     ],
 )
@@ -49,8 +50,8 @@ def test_an_unusable_setting_fails_its_own_run_only(tmp_path: Path) -> None:
     settings = [SHARED | {"concept": "deer", "store": str(tmp_path)} | own for own in ({}, {"stepz": 3, "name": "b"})]
     good, bad = open_fleet(settings, lambda name, line: lines.append((name, line)))
     assert good.run is not None and good.error is None
-    assert bad.run is None and bad.error == "stepz: there is no such setting here"
-    assert lines == [("deer", f"left out: {bad.error}")]
+    assert bad.run is None and bad.error == "stepz: unknown setting"
+    assert lines == [("deer", f"skipped: {bad.error}")]
 
 
 def test_runs_that_share_too_little_are_refused(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def test_in_a_fleet_only_the_broken_run_fails(fleet: tuple[Store, str]) -> None:
     store, printed = fleet
     summary = store.read_json("fleets/test/fleet.json")
     deer, orca, dear = summary["runs"]
-    assert deer["fault"] is None and 0 <= deer["figures"]["seen_after"] <= 1
+    assert deer["fault"] is None
+    assert deer["figures"] == store.read_json("deer-vsafe-dpo-0/evaluation/metrics.json")
     assert "captions of orca-vsafe-dpo-0 rejected 6 of 6 rows" in orca["fault"]
     assert "concept not in unsafe image (6)" in orca["fault"] and "unknown concept 'dear'" in dear["fault"]
     record = store.read_json("orca-vsafe-dpo-0/run.json")
@@ -56,7 +57,7 @@ def test_in_a_fleet_only_the_broken_run_fails(fleet: tuple[Store, str]) -> None:
     page = store.read_bytes("fleets/test/index.html").decode()
     assert "1 of 3 concepts erased" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
     assert '<a href="../../deer-vsafe-dpo-0/report/index.html">' in page
-    assert "summary:" in printed and "orca  failed" in printed and "dear: left out" in printed
+    assert "summary:" in printed and "orca  failed" in printed and "dear: skipped" in printed
 
 
 def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
@@ -76,7 +77,9 @@ def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
     assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # a new adapter changes nothing
     assert run.read_bytes("report/index.html").startswith(b"<!doctype html>")
     figures = run.read_json("evaluation/metrics.json")
-    assert 0 <= figures["seen_after"] <= 1
+    judged = [row for row in run.stage("evaluation/after").read().to_pylist() if row["group"] == "erase"]
+    assert len(judged) == 8
+    assert figures["seen_after"] == sum(row["label"] == "deer" for row in judged) / 8
 
 
 def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: Store, tmp_path: Path) -> None:
@@ -211,12 +214,12 @@ def test_retried_rejects_are_open_again(finished: Store, tmp_path: Path) -> None
     assert not store.exists("training.json") and not store.list("adapter") and not store.list("checkpoints")
     config = RunConfig.from_record(store.read_json("run.json")["config"])
     task = Task("deer-vsafe-dpo-0", config, load_concept("deer"), store)
-    (claim,) = open_refs(task, pair_steps({task.name: task})["safe"]).to_pylist()
-    assert claim["key"] == rejected["row_id"]
-    assert next(iter(status_lines(store))).startswith("deer-vsafe-dpo-0: stopped (its rejects are to be tried again)")
+    (ref,) = open_refs(task, pair_steps({task.name: task})["safe"]).to_pylist()
+    assert ref["key"] == rejected["row_id"]
+    assert next(iter(status_lines(store))).startswith("deer-vsafe-dpo-0: stopped (rejects cleared for retry)")
     assert retry_rejects(store) == {}
     store.write_json("run.json", store.read_json("run.json") | {"status": "running"})
-    with pytest.raises(ValueError, match="says that it is running"):
+    with pytest.raises(ValueError, match="is marked as running"):
         retry_rejects(store)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from vce_ray.config import EMBEDDED, SamplingConfig, TrainConfig
 from vce_ray.defaults import default_settings
 from vce_ray.errors import UserError
 from vce_ray.pipeline.preflight import open_run, prepare
-from vce_ray.pipeline.run import RUN
+from vce_ray.pipeline.run import RUN_FILE
 from vce_ray.training.objectives.dpo import DPOConfig
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPOConfig
 
 EVERY_MISTAKE: list[tuple[str, dict[str, Any], str]] = [
-    ("settings", {"train": {"steps": 0}}, "train.steps: input should be greater than or equal to 1, not 0"),
+    ("settings", {"pairs": {"num_pairs": 0}}, "pairs.num_pairs: input should be greater than or equal to 1, not 0"),
     ("base's name", {"base": "no/such/base"}, "unknown base model 'no/such/base'"),
     ("concept", {"concept": "dear"}, "unknown concept 'dear'"),
     ("prompts", {"prompts_file": "no/such/file"}, "cannot read the prompts file"),
+    ("training settings", {"train": {"steps": 0}}, "train.steps: input should be greater than or equal to 1, not 0"),
     ("judge", {"evaluation": {"judge": "no/such/judge"}}, "no/such/judge"),
     ("store", {"store": "ftp://host/runs"}, "ftp"),
     ("base", {"base": "EMPTY"}, "has no config.json"),
@@ -58,9 +60,9 @@ def test_of_several_mistakes_the_cheapest_to_find_is_reported(first: int, tmp_pa
 
 def test_a_run_is_written_when_it_starts_and_not_when_it_is_opened(tmp_path: Path) -> None:
     run = open_run({"concept": "deer", "store": str(tmp_path)})
-    assert not run.store.exists(RUN)
+    assert not run.store.exists(RUN_FILE)
     run.start()
-    assert run.store.read_json(RUN)["status"] == "running"
+    assert run.store.read_json(RUN_FILE)["status"] == "running"
 
 
 def test_of_a_hub_model_config_json_alone_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,3 +142,58 @@ def test_a_changed_concept_is_another_run(tmp_path: Path) -> None:
     path.write_text("{kind: object, names: [whale], keep: [fish, turtle]}")
     with pytest.raises(UserError, match="other settings \\(the concept's definition\\)"):
         open_run({"concept": str(path), "store": str(tmp_path)})
+
+
+def test_training_settings_are_checked_together_with_the_concepts_own(tmp_path: Path) -> None:
+    path = tmp_path / "whale.yaml"
+    own = "train: {batch_size: 12, keep_batch_size: 12}"
+    path.write_text(f"{{kind: object, names: [whale], keep: [fish], {own}}}")
+    settings: dict[str, Any] = {"concept": str(path), "store": str(tmp_path)}
+    assert prepare(settings | {"train": {"num_workers": 3}}).config.train.batch_size == 12
+    with pytest.raises(UserError, match="batch_size 12 must be a multiple of num_workers 5"):
+        prepare(settings | {"train": {"num_workers": 5}})
+
+
+def test_a_concepts_file_may_name_its_method(tmp_path: Path) -> None:
+    path = tmp_path / "whale.yaml"
+    path.write_text("{kind: object, names: [whale], keep: [fish], train: {method: dpo, steps: 7}}")
+    settings: dict[str, Any] = {"concept": str(path), "store": str(tmp_path)}
+    assert prepare(settings).config.train == DPOConfig(steps=7) and prepare(settings).name == "whale-dpo-0"
+    other = prepare(settings | {"train": {"method": "vsafe_dpo"}}).config.train
+    assert isinstance(other, VSafeDPOConfig) and other.steps != 7, "its settings are those of its own method"
+
+
+@pytest.mark.parametrize("concept", ["deer", "dear"])
+def test_a_password_in_a_bases_uri_is_not_repeated(concept: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no credentials") as error:
+        open_run({"concept": concept, "base": "s3://KEY:hidden-word@bucket/model", "store": str(tmp_path)})
+    assert "hidden-word" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"captioner": "a b/c"}, "'a b/c' cannot be fetched from the hub"),
+        ({"train": {"method": ["dpo"]}}, "unknown training method"),
+        ({"train": 3}, "train"),
+        (
+            {"store": "s3://bucket/runs?endpoint_override=minio_server:9000&scheme=http"},
+            "'minio_server:9000' is not a host",
+        ),
+        ({"store": "s3://[bucket/runs"}, "a store URI cannot be parsed"),
+    ],
+)
+def test_what_libraries_refuse_is_a_users_error(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_run({"concept": "deer", "store": str(tmp_path)} | settings)
+
+
+def test_a_record_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path)}
+    run = open_run(settings)
+    run.start()
+    record = run.store.read_json(RUN_FILE)
+    record["config"]["pairs"]["later"] = 1
+    run.store.write_json(RUN_FILE, record)
+    with pytest.raises(UserError, match=r"settings that this version does not have .*pairs\.later"):
+        open_run(settings)

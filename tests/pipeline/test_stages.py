@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vce_ray.pipeline.stages import NAMES, PAIR_FLOW, PAIR_STAGES, STAGES, downstream, upstream
+from vce_ray.pipeline.stages import NAMES, STAGES, downstream, upstream
 
 
 def names(specs) -> list[str]:
@@ -25,8 +25,3 @@ def test_what_a_retry_invalidates_follows_from_the_inputs() -> None:
     paths = [path for spec in downstream(["unsafe"]) for path in spec.invalidated]
     assert len(set(paths)) == len(paths)
     assert "evaluation/before" not in paths, "images of the base depend on no pair"
-
-
-def test_the_flow_and_the_stages_of_a_pair_set() -> None:
-    assert PAIR_FLOW == ("unsafe", "captions", "safe", "reference")
-    assert PAIR_STAGES == ("unsafe", "captions", "safe", "pairs", "reference")

@@ -52,6 +52,13 @@ def test_its_command_finds_nine_stages_published_before(
     assert "other settings (train.steps 3, was 2)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("status", ["running", "failed", "stopped"])
+def test_a_finished_run_whose_driver_was_killed_is_marked_as_done(stored: Store, tmp_path: Path, status: str) -> None:
+    stored.write_json("run.json", stored.read_json("run.json") | {"status": status})
+    assert main([*COMMAND, "--store", str(tmp_path)]) == 0
+    assert stored.read_json("run.json")["status"] == "done"
+
+
 def test_its_settings_are_read_as_they_were_recorded(stored: Store) -> None:
     recorded = stored.read_json("run.json")["config"]
     assert RunConfig.from_record(recorded).recorded() == recorded

@@ -16,13 +16,11 @@ from transformers import JanusForConditionalGeneration
 
 from benchmarks.decode import RandomLlamaGen
 from vce_ray.config import SamplingConfig
-from vce_ray.env import CAPTURE
 from vce_ray.models.janus import Janus
 from vce_ray.models.llamagen.gpt import GPTConfig
 from vce_ray.models.load import load_model
-from vce_ray.sampling import captured, draw, kernels, rolling
-from vce_ray.sampling.decoder import Decoder, decoder_of
-from vce_ray.sampling.layers import are_plain, layer_linears
+from vce_ray.sampling import captured, decoder, draw, kernels, layers, rolling
+from vce_ray.sampling.decoder import decoder_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -81,10 +79,10 @@ def small_model(heads: int, key_heads: int) -> Janus:
 def on_gpu(monkeypatch):
     """Sampling with captured steps; without a GPU, the step is run where its graph would be replayed."""
     monkeypatch.setattr(kernels, "PROGRAMS", 1)
-    monkeypatch.setattr(Decoder, "whole_slots", lambda self, slots: slots)  # a longer prompt makes the cache grow
+    monkeypatch.setattr(decoder, "SLOT_BLOCK", 1)  # a longer prompt makes the cache grow
     if DEVICE == "cpu":
-        monkeypatch.setattr(rolling, "capturable", lambda stack: CAPTURE.get() and are_plain(layer_linears(stack)))
-        monkeypatch.setattr(captured.CapturedStep, "_capture", lambda self: self._step)
+        monkeypatch.setattr(layers, "on_current_gpu", lambda tensor: True)
+        monkeypatch.setattr(captured, "capture", lambda step, decoder: step)
         monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=int, synchronize=int))
 
 
@@ -144,8 +142,8 @@ def test_keys_and_values_of_8_bits():
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter rounds to 8 bits differently than GPUs and torch")
 def test_captured_steps_with_a_cache_of_8_bits(monkeypatch, on_gpu):
     settings = (small_model(4, 2), ["key", "an owl"], [3, 1], SamplingConfig(temperature=0, kv_cache_dtype="fp8"))
-    drawn, decoder = draw(*settings), decoder_of(settings[0])
-    assert next(iter(decoder.captured_steps.values())).valid and decoder.cache(1)[0][0].dtype == torch.float8_e4m3fn
+    drawn, ours = draw(*settings), decoder_of(settings[0])
+    assert next(iter(ours.captured_steps.values())).valid and ours.cache(1)[0][0].dtype == torch.float8_e4m3fn
     assert torch.equal(drawn, draw_uncaptured(monkeypatch, *settings))
 
 
@@ -177,16 +175,6 @@ def test_captured_images_join_and_leave_at_any_step(monkeypatch, on_gpu):
         "captured again, since the cache grew"
     )
     assert all(step.valid for step in decoder_of(small).captured_steps.values())
-
-
-def test_captured_drawing_stops_when_asked(on_gpu, monkeypatch):
-    small = small_model(2, 2)
-    monkeypatch.setattr(
-        sys.modules["vce_ray.sampling.draw"], "CHECK_EVERY", 1
-    )  # the package's attribute is the function
-    answers = [False] * 2 + [True]
-    assert draw(small, ["a deer"], [0], SamplingConfig(), stop=lambda: answers.pop(0)).shape == (0, 4)
-    assert not answers
 
 
 def test_a_wrong_captured_step_is_not_used(on_gpu, monkeypatch, caplog):

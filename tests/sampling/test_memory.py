@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_shape import TINY
 
 from vce_ray.config import SamplingConfig
 from vce_ray.models.load import load_model
-from vce_ray.models.shape import Shape
 from vce_ray.sampling import draw
 from vce_ray.sampling.decoder import decoder_of
 from vce_ray.sampling.memory import (
@@ -26,9 +26,6 @@ from vce_ray.sampling.memory import (
     whole_batch,
 )
 from vce_ray.sampling.rolling import RollingBatch
-
-TINY = Shape("tiny", 2, 8, 2, 1, 16, 100, 10, 50, 1000, prompt_tokens=5, dtype="float32")
-"""Two heads of width 4, which share one head of keys and values."""
 
 
 def test_memory_by_hand() -> None:

@@ -81,20 +81,6 @@ def test_the_next_drawing_sees_changed_weights():
     assert not torch.equal(draw(model, PROMPTS, [0] * 4, settings), lora)
 
 
-def test_drawing_stops_when_asked(model):
-    calls = []
-
-    def after_the_first_batch() -> bool:
-        calls.append(len(calls))
-        return len(calls) > 64 // 16
-
-    prompts, seeds = PROMPTS[:3], [0, 1, 2]
-    drawn = draw(model, prompts, seeds, SamplingConfig(batch_size=2), stop=after_the_first_batch)
-    assert torch.equal(drawn, draw(model, prompts[:2], seeds[:2], SamplingConfig(batch_size=2)))
-    assert len(calls) == 5
-    assert draw(model, prompts, seeds, SamplingConfig(), stop=lambda: True).shape == (0, 64)
-
-
 def test_greedy_tokens_equal_those_of_transformers(model):
     prompts = PROMPTS[:3]
     ours = draw(model, prompts, [0] * 3, SamplingConfig(temperature=0, guidance_scale=4))

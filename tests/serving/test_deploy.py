@@ -23,7 +23,7 @@ SAMPLING = SamplingConfig(batch_size=8)
 def test_serve_rejects_an_open_host_without_a_token(monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]):
     monkeypatch.delenv(env.API_TOKEN.name, raising=False)
     with pytest.raises(ValueError, match="reachable from other machines"):
-        serve_command("emoji-world", None, "0.0.0.0", free_port(), SAMPLING, block=False)
+        serve_command("emoji-world", None, "0.0.0.0", free_port(), SAMPLING)
     assert not ray.is_initialized() or serve.status().applications, "nothing may have been started"
 
 
@@ -41,7 +41,7 @@ def test_build_app_rejects_bad_arguments(base_model: str, adapter: Path, store_u
     store = Store(store_uri)
     with pytest.raises(ValueError, match="unknown base model"):
         build_app("no-such-model", None, SAMPLING)
-    with pytest.raises(ValueError, match="is not an adapter of vce_ray"):
+    with pytest.raises(ValueError, match="is not a vce_ray adapter"):
         build_app(base_model, str(tmp_path), SAMPLING)
     with pytest.raises(ValueError, match="max_waiting 3"):
         build_app(base_model, None, SAMPLING, max_waiting=3)

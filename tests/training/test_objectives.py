@@ -23,13 +23,13 @@ from vce_ray.run_config import RunConfig
 from vce_ray.sampling import draw
 from vce_ray.storage.store import Store
 from vce_ray.training.data import Share, TrainingData
-from vce_ray.training.fsdp import in_own_dtype, make_trainable, recompute_layers, reference_context
 from vce_ray.training.objectives import OBJECTIVES, objective_for
 from vce_ray.training.objectives.dpo import DPOConfig
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPOConfig
 from vce_ray.training.terms.batches import AnchorBatch, PairBatch
 from vce_ray.training.terms.divergence import Targets, anchor_targets, divergence_loss, keep_targets
 from vce_ray.training.terms.preference import pair_log_probs
+from vce_ray.training.trainable import in_own_dtype, make_trainable, recompute_layers, reference_context
 
 TOY = '''
 """Supervised fine-tuning on the safe images: a toy."""

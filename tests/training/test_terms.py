@@ -11,7 +11,7 @@ import torch
 
 from vce_ray.evaluation.collapse import collapsed
 from vce_ray.training.terms.divergence import Targets, divergence_loss
-from vce_ray.training.terms.preference import keep_mask, preference_loss, token_log_probs
+from vce_ray.training.terms.preference import preference_loss, token_drop_mask, token_log_probs
 
 # one pair of three tokens: the policy moved the chosen side by +.1 .2 .3 and the rejected side by -.4 -.5 -.6
 CHOSEN_REF = torch.tensor([[-1.0, -2.0, -3.0]])
@@ -72,12 +72,12 @@ def test_preservation_is_the_kl_of_each_token():
 
 def test_token_drop_belongs_to_pair_and_step_not_to_the_batch():
     seeds = torch.arange(2000)
-    mask = keep_mask(seeds, 7, 64, drop=0.25)
+    mask = token_drop_mask(seeds, 7, 64, drop=0.25)
     assert mask.float().mean().item() == pytest.approx(0.75, abs=0.01)
-    assert torch.equal(mask[5:9], keep_mask(seeds[5:9], 7, 64, drop=0.25))
-    assert not torch.equal(mask, keep_mask(seeds, 8, 64, drop=0.25))
-    assert keep_mask(seeds, 0, 64, drop=0.0).all()
-    assert keep_mask(seeds, 0, 2, drop=0.9).any(-1).all()  # never is a pair left without a token
+    assert torch.equal(mask[5:9], token_drop_mask(seeds[5:9], 7, 64, drop=0.25))
+    assert not torch.equal(mask, token_drop_mask(seeds, 8, 64, drop=0.25))
+    assert token_drop_mask(seeds, 0, 64, drop=0.0).all()
+    assert token_drop_mask(seeds, 0, 2, drop=0.9).any(-1).all()  # never is a pair left without a token
 
 
 def test_collapse_is_told_from_erasure():

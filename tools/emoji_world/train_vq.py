@@ -2,8 +2,8 @@
 
     python -m tools.emoji_world.train_vq --out build/emoji_world          # resumes from its checkpoint
 
-Trains a plain autoencoder first, then adds a codebook initialised by k-means of its latents: a codebook trained from
-scratch collapses. Codes and latents are unit vectors, because `JanusVQVAE.decode` normalises the codes.
+Trains a plain autoencoder first, then adds a codebook initialized by k-means of its latents: a codebook trained from
+scratch collapses. Codes and latents are unit vectors, because `JanusVQVAE.decode` normalizes the codes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def reconstruction_loss(pixels: Tensor, target: Tensor) -> Tensor:
 
 
 def latents(model: JanusVQVAE, pixels: Tensor) -> Tensor:
-    """Return unit vectors before quantisation: [batch, 8, 8, embed_dim]."""
+    """Return unit vectors before quantization: [batch, 8, 8, embed_dim]."""
     return F.normalize(model.quant_conv(model.encoder(pixels)), dim=1).permute(0, 2, 3, 1)
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--codebook-at", type=float, default=0.25, help="share of the steps before quantisation")
+    parser.add_argument("--codebook-at", type=float, default=0.25, help="share of the steps before quantization")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,1 +1,1 @@
-"""The command line: a thin layer over the pipeline. Heavy libraries are imported inside the commands that need them."""
+"""The command line: a thin layer over the pipeline. Commands import heavy libraries when they run."""

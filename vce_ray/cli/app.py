@@ -15,38 +15,40 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vce_ray.cli.options import with_settings
+from vce_ray.cli.options import TITLES, with_settings
 from vce_ray.config import EMBEDDED
 from vce_ray.errors import UserError
 
 HELP = """Erase concepts from autoregressive image generators.
 
-A run that was stopped resumes with the same command. Exit codes: 0 done, 2 something to fix (printed in one line), 1 an
-error of the program (with its traceback), 130 interrupted."""
+A run that was stopped resumes with the same command. Exit codes: 0 success, 2 a problem that you can fix (one line says
+what), 1 a bug (with its traceback), 130 interrupted."""
 DEMO_KEPT = 500
 """Kept images that the demo judges: fewer than `erase`, and still 50 of each neighbour."""
-RUN_GROUPS = ("run", "sampling", "pairs", "train", "evaluation", "cluster")
 
-Store = Annotated[str, typer.Option(help="Where runs are stored: a local folder, s3://bucket/prefix or gs://...")]
-Base = Annotated[str, typer.Option(help="Base model: emoji-world, a folder, s3://..., gs://... or owner/name.")]
+StoreOption = Annotated[str, typer.Option(help="Where runs are stored: a local folder, s3://bucket/prefix or gs://...")]
+BaseOption = Annotated[str, typer.Option(help="Base model: emoji-world, a folder, s3://..., gs://... or owner/name.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 
 
 @app.command()
-def demo(store: Store = "runs", concept: str = "deer") -> None:
+def demo(store: StoreOption = "runs", concept: str = "deer") -> None:
     """Erase a concept from the embedded model, from prompts to report, on this machine."""
     _erase({"concept": concept, "store": store, "name": f"demo-{Path(concept).stem}"}
            | {"evaluation": {"num_keep": DEMO_KEPT}})  # fmt: skip
 
 
 @app.command()
-@with_settings(*RUN_GROUPS)
+@with_settings(*TITLES)
 def erase(
     settings: dict[str, Any],
     concept: Annotated[str, typer.Argument(help="A concept of the catalogue, or a YAML file of your own.")],
     pairs_only: Annotated[
-        bool, typer.Option("--pairs-only", help="Stop once the pair set is published. Without it the run resumes.")
+        bool,
+        typer.Option(
+            "--pairs-only", help="Stop when the pair set is published. Without this flag, the same command goes on."
+        ),
     ] = False,
 ) -> None:
     """Erase one concept. A run that was stopped resumes with the same command."""
@@ -54,14 +56,14 @@ def erase(
 
 
 @app.command()
-@with_settings(*RUN_GROUPS, exclude=("name", "prompts_file", "pairs_of"))
+@with_settings(*TITLES, exclude=("name", "prompts_file", "pairs_of"))
 def fleet(
     settings: dict[str, Any],
     concepts: Annotated[list[str], typer.Argument(help="Concepts by name or file, or a fleet file that lists them.")],
     name: Annotated[str | None, typer.Option(help="Name of the fleet. Default: that of its file.")] = None,
 ) -> None:
-    """Erase many concepts, each in a run of its own, with shared work done once. A fleet file overrides the flags. The
-    same command resumes what was stopped and tries again what failed."""
+    """Erase several concepts, each in its own run, sharing work between them. Settings in a fleet file override flags.
+    The same command resumes stopped runs and retries failed ones."""
     from vce_ray.pipeline.fleet import read_fleet
     from vce_ray.run_config import RunConfig
 
@@ -117,9 +119,11 @@ def generate(
     settings: dict[str, Any],
     prompts: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
-    base: Base = EMBEDDED,
+    base: BaseOption = EMBEDDED,
     adapter: Annotated[str | None, typer.Option(help="Adapter folder or URI, e.g. runs/demo-deer/adapter.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next ones follow.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first image; each further image uses the next seed.")
+    ] = 0,
 ) -> None:
     """Draw images with a base model, with or without an adapter."""
     from vce_ray import api
@@ -128,7 +132,7 @@ def generate(
     validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
     model = api.load_model(base, adapter)
     out.mkdir(parents=True, exist_ok=True)
-    images = api.draw(model, prompts, seed, base, **settings.get("sampling", {}))
+    images = api.draw(model, prompts, seed, **settings.get("sampling", {}))
     for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out / f"{number:03d}.png"
         image.save(path)
@@ -140,14 +144,14 @@ def plan(
     model: Annotated[str, typer.Option(help="A shape by name, such as janus-pro-7b, or a base model.")] = EMBEDDED,
     device: Annotated[str, typer.Option(help="h200, h100, a100-80gb, ..., or 'this', which is measured.")] = "this",
     batch: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: the best that fits.")] = None,
-    guidance: Annotated[bool, typer.Option(help="Whether to draw with guidance, which doubles the rows.")] = True,
+    guidance: Annotated[bool, typer.Option(help="Use guidance, which doubles the rows.")] = True,
     kv_cache: Annotated[
         Literal["auto", "fp8"], typer.Option("--kv-cache", help="Precision of cached keys and values.")
     ] = "auto",
 ) -> None:
-    """Estimate batch size, memory and time of drawing on a device, present or not, and show the arithmetic."""
-    from vce_ray.cli.plan import DEVICES, SHAPES, explain, measure_device
-    from vce_ray.cli.plan import plan as make_plan
+    """Estimate batch size, memory and best-case speed on a device, present or not, and show the arithmetic."""
+    from vce_ray.sampling.plan import DEVICES, SHAPES, explain, measure_device
+    from vce_ray.sampling.plan import plan as make_plan
 
     if device != "this" and device not in DEVICES:
         raise UserError(f"unknown device {device!r}: known are this, {', '.join(DEVICES)}")
@@ -168,7 +172,7 @@ def plan(
 
 
 @app.command()
-def doctor(store: Store = "runs", base: Base = EMBEDDED) -> None:
+def doctor(store: StoreOption = "runs", base: BaseOption = EMBEDDED) -> None:
     """Check that this machine and the store are ready for a run, and say how to fix what is not."""
     from vce_ray.cli.doctor import run_checks
 
@@ -185,7 +189,7 @@ def doctor(store: Store = "runs", base: Base = EMBEDDED) -> None:
 def serve(
     settings: dict[str, Any],
     adapter: Annotated[str | None, typer.Option(help="Adapter folder or store path. Default: the base alone.")] = None,
-    base: Base = EMBEDDED,
+    base: BaseOption = EMBEDDED,
     host: Annotated[
         str, typer.Option(help="Address to listen on; if not loopback, set VCE_RAY_API_TOKEN.")
     ] = "127.0.0.1",
@@ -198,14 +202,14 @@ def serve(
 
     sampling = validated_sampling(base, settings.get("sampling", {}))
     with ray_session():
-        serve_command(base, adapter, host, port, sampling, block=True)
+        serve_command(base, adapter, host, port, sampling)
 
 
 @app.command()
 def status(
     run: Annotated[str, typer.Argument(help="A run's folder or bucket prefix, or a store of runs.")],
 ) -> None:
-    """Show the progress of a run, or of each run of a store, also while it runs."""
+    """Show the progress of a run, or of every run in a store. Works while they are active."""
     from vce_ray import api
 
     for line in api.status(run):
@@ -214,19 +218,21 @@ def status(
 
 @app.command()
 def retry_rejects(run: Annotated[str, typer.Argument(help="The run's folder or bucket prefix.")]) -> None:
-    """Take back what a run rejected. Its command then tries those rows again, and trains anew."""
-    from vce_ray.pipeline.status import retry_rejects as take_back
+    """Clear the rejects of a run. Its erase command then retries those rows and trains again."""
+    from vce_ray.pipeline.status import retry_rejects as clear_rejects
     from vce_ray.storage.store import Store
 
-    rejects = take_back(Store(run))
+    rejects = clear_rejects(Store(run))
     for (stage, reason), count in sorted(rejects.items()):
         typer.echo(f"{stage}: {count} x {reason}")
-    typer.echo("run the same command again to try them" if rejects else "nothing was rejected")
+    typer.echo("run the erase command again to retry them" if rejects else "nothing was rejected")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 2 something to fix (one line says what), 1 an error of the
-    program (with its traceback), 130 interrupted."""
+    """Run a command and return its exit code.
+
+    0: success. 2: a problem that the user can fix, printed in one line. 1: a bug, with its traceback. 130: interrupted.
+    """
     from vce_ray.storage.errors import StoreError
 
     try:

@@ -17,7 +17,12 @@ from vce_ray.pipeline.stages import NAMES
 if TYPE_CHECKING:
     from vce_ray.pipeline.fleet import Member
 
-MARKS = {"done": ("done", "green"), "running": ("…", "yellow"), "failed": ("failed", "red"), "stopped": ("stop", "red")}
+MARKS = {
+    "done": ("done", "green"),
+    "running": ("…", "yellow"),
+    "failed": ("failed", "red"),
+    "stopped": ("stopped", "red"),
+}
 """Text and colour of each state of a stage."""
 
 
@@ -43,7 +48,7 @@ class FleetDisplay:
             states = [stages.get(name, {}).get("state") for name in NAMES]
             cells = [Text(*MARKS[state]) if state else Text("") for state in states]
             if member.error and not any(state == "failed" for state in states):
-                cells[0] = Text("left out", "red")
+                cells[0] = Text("skipped", "red")
             table.add_row(Text(member.concept), *cells)
         return table
 

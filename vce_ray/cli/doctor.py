@@ -263,11 +263,11 @@ def check_gpus() -> Check:
 def check_memory(base: str, free: float, device: str) -> Check:
     """Check that a base model and one image, sampled with guidance, fit into `free` bytes.
 
-    The needs of large models are known only for the shapes in cli/plan.py; no large model is loaded to find out.
+    The needs of large models are known only for the shapes in sampling/plan.py; no large model is loaded to find out.
     """
-    from vce_ray.cli.plan import SHAPES, needed_memory
     from vce_ray.config import EMBEDDED
     from vce_ray.models.load import load_model
+    from vce_ray.sampling.plan import SHAPES, needed_memory
 
     name = Path(base.partition("@")[0]).name.lower()  # of a hub id or a path
     if base != EMBEDDED and name not in SHAPES:

@@ -22,7 +22,7 @@ from vce_ray.errors import UserError
 from vce_ray.run_config import RunConfig
 from vce_ray.training.objectives import DEFAULT_METHOD, OBJECTIVES
 
-Path = tuple[str, ...]
+SettingPath = tuple[str, ...]
 """Where a setting is in RunConfig, such as ('train', 'steps')."""
 SECTIONS: dict[str, type[Config]] = {
     "sampling": SamplingConfig,
@@ -49,7 +49,7 @@ BOUNDS = ("min_actors", "max_actors")
 class Flag:
     """A flag and the setting it stands for."""
 
-    path: Path
+    path: SettingPath
     group: str
     option: str
     annotation: Any
@@ -129,11 +129,13 @@ def _pool_flags() -> Iterator[Flag]:
                     flag.group,
                     f"--{prefix}{flag.option.removeprefix('--')}",
                     flag.annotation,
-                    flag.help if pool == "draw" else f"Like --{flag.option.removeprefix('--')}, of captioning actors.",
+                    flag.help
+                    if pool == "draw"
+                    else f"Same as --{flag.option.removeprefix('--')}, for captioning actors.",
                 )
 
 
-def _flag(path: Path, group: str, field: FieldInfo, note: str = "") -> Flag:
+def _flag(path: SettingPath, group: str, field: FieldInfo, note: str = "") -> Flag:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     option = str(extra.get("flag", f"--{path[-1].replace('_', '-')}"))
     text = " ".join((field.description or "").split())
@@ -175,11 +177,11 @@ def with_settings(*groups: str, exclude: tuple[str, ...] = ()) -> Callable[[Call
     return decorate
 
 
-def to_settings(values: dict[Path, Any]) -> Settings:
+def to_settings(values: dict[SettingPath, Any]) -> Settings:
     """Nest the values of flags by their paths; None and empty lists were not given.
 
     Raises:
-        UserError: bounds that are no numbers, or a label without '='.
+        UserError: bounds that are not numbers, or a label without '='.
     """
     settings: Settings = {}
     for path, value in values.items():
@@ -193,7 +195,7 @@ def to_settings(values: dict[Path, Any]) -> Settings:
         else:
             section[path[-1]] = _labels(value) if path[-1] == "labels" else value
     cluster = settings.get("cluster", {})
-    if "caption" in cluster:  # captioning actors differ from drawing ones only in what is said of them
+    if "caption" in cluster:  # captioning actors inherit GPUs and labels unless they have their own
         shared = {key: value for key, value in cluster.get("draw", {}).items() if key in ("gpus_per_actor", "labels")}
         cluster["caption"] = shared | cluster["caption"]
     return settings

@@ -41,7 +41,7 @@ class Concept(BaseModel):
     names: tuple[str, ...]
     """Words that prompts use for the concept; explicit concepts have several."""
     synonyms: tuple[str, ...] = ()
-    """Other words for it: removed from captions, and used in prompts when generalization is evaluated."""
+    """Other words for it, removed from captions too."""
     filter_terms: tuple[str, ...] = ()
     """Further words to remove from captions."""
     replacement: str = ""
@@ -133,7 +133,8 @@ class Concept(BaseModel):
             used.update(placeholders)
             if found := self.mentions(SLOT.sub(" , ", template)):
                 raise UserError(
-                    f"template {template!r} contains the term {found[0]!r}: use {{name}}, since neighbours share it"
+                    f"template {template!r} contains the term {found[0]!r}: use {{name}} instead: templates are also "
+                    "filled with neighbours"
                 )
         if both := set(self.templates) & set(self.held_out_templates):
             raise UserError(f"template {min(both)!r} is in both templates and held_out_templates: remove one")

@@ -1,9 +1,9 @@
 """Loads concepts from the catalogue that ships with the package, or from a user's own YAML file.
 
 The catalogue is in `vce_ray/concepts/catalogue/`, one YAML file per concept: those for the embedded base model in
-its subfolder `emoji_world/`, those for all other base models at the top. `slots.yaml` in each of the two folders holds
-what its concepts share: slot fillings, templates by kind, and the labels that a judge can tell apart. A concept's own
-file overrides any of it.
+its subfolder `emoji_world/`, those for all other base models at the top. `defaults.yaml` in each of the two folders
+holds what its concepts share: slot fillings, templates by kind, and the labels that a judge can tell apart. A concept's
+own file overrides any of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vce_ray.config import EMBEDDED
 from vce_ray.errors import UserError
 
 CATALOGUE = Path(__file__).with_name("catalogue")
-DEFAULTS_FILE = "slots.yaml"
+DEFAULTS_FILE = "defaults.yaml"
 
 
 def load_concept(name_or_path: str, base: str = EMBEDDED) -> Concept:
@@ -73,7 +73,7 @@ def _defaults_of(folder: Path) -> dict[str, Any]:
 
 
 def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the keys that a concept's own file leaves out from the catalogue's slots.yaml."""
+    """Fill in the keys that a concept's own file leaves out from the catalogue's defaults.yaml."""
     kind = values.get("kind")
     filled = dict(values)
     for field in ("templates", "held_out_templates", "keep_prompts"):

@@ -29,6 +29,7 @@ _VOWEL_SOUND = re.compile(
     re.IGNORECASE,
 )
 """Matches at the start of a word that takes 'an': a vowel that is pronounced as one, or a silent h."""
+_STRAIGHT = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})
 _ARTICLE = re.compile(
     r"((?<![\w'\u2019-])an?|(?:(?<=[.!?:\"'(] )|(?<=[\"'(])|^)An?)(\s+[\"'(]?)([^\W\d_][\w-]*)",
 )
@@ -79,6 +80,11 @@ def _forms_pattern(term: str) -> str:
     return "|".join(_WORD_GAP.join(re.escape(word) for word in re.split("[ -]", form)) for form in forms).replace(
         "'", "['\u2019]"
     )
+
+
+def straight_quotes(text: str) -> str:
+    """Replace curly quotation marks and apostrophes by straight ones."""
+    return text.translate(_STRAIGHT)
 
 
 def fix_articles(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Rows through steps on Ray Data: pools of actors that hold models, with published Parquet as memory.
+"""Runs rows through steps on Ray Data, in pools of actors that keep models loaded.
 
 What travels is a *row reference*: the run a row belongs to, the stage and part that hold it, its key, and the step that
 comes next. Workers fetch rows by reference and write their results before passing references on. So no image passes
@@ -30,7 +30,7 @@ from vce_ray.storage.errors import StoreError
 
 Core = Callable[[list[Row]], Outcome]
 DONE, SKIPPED, REJECTED = "done", "skipped", "rejected"
-"""Values of `next` at the end of the way: the last step is done, no further step wants the row, a step rejected it."""
+"""Final values of `next`: the last step is done, no further step wants the row, a step rejected it."""
 ERROR = "error"
 """Value of `next` for an error that no row is to blame for: `part` names one of ERRORS, `key` is its message. Raised in
 an actor, it would arrive wrapped in Ray's own errors and tracebacks."""
@@ -38,7 +38,7 @@ ERRORS: dict[str, type[Exception]] = {error.__name__: error for error in (StoreE
 TOGETHER = "together"
 """Column that holds a list of row references to process together."""
 CACHED_PARTS = 8
-"""Parts that a worker keeps in memory: the rows of a batch lie in few."""
+"""Parts that a worker keeps in memory: a batch touches few parts."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Worker:
         expected = [(row["run"], row["key"]) for row in rows]
         accounted = [(row["run"], row[step.link]) for row in results]
         accounted += [(row["run"], row["row_id"]) for row in rejects]
-        assert sorted(expected) == sorted(accounted), f"step {step.stage} has lost or doubled a row"
+        assert sorted(expected) == sorted(accounted), f"step {step.stage} lost or duplicated a row"
         follower = self.followers.get(step.stage)
         refs: list[Row] = []
         for run, task in self.tasks.items():
@@ -294,7 +294,7 @@ def await_nodes(pool: PoolConfig, wait_s: float) -> None:
         f"{value:g} {name}" for name, value in sorted(ray.cluster_resources().items()) if "node:" not in name
     )
     raise UserError(
-        f"the cluster had no place for {count} actors with {wanted} each within {wait_s:g} s (it has {available}): "
+        f"the cluster had no room for {count} actors with {wanted} each within {wait_s:g} s (it has {available}): "
         "add nodes, ask for less (--actors, --gpus-per-actor, --accelerator, --label), or wait longer (--wait)"
     )
 
@@ -314,8 +314,8 @@ def publish(task: Task, step: Step, max_reject_ratio: float = 1.0, **facts: Any)
         commonest = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
         raise TooManyRejects(
             f"stage {step.stage} of {task.name} rejected {rejected} of {total} rows, more than max_reject_ratio "
-            f"{max_reject_ratio}: {commonest}. Fix the cause, take the rejects back with vce-ray retry-rejects, then "
-            "run the same command again"
+            f"{max_reject_ratio}: {commonest}. Fix the cause, clear the rejects with `vce-ray retry-rejects`, then run "
+            "the erase command again"
         )
     if rejected and not rejects.published():
         rejects.publish(rejects.parts(), key="row_id")

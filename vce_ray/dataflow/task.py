@@ -11,7 +11,7 @@ from vce_ray.storage.store import Store
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that workers need to know of a run. Cheap to pickle."""
+    """Everything that workers need to know about a run. Cheap to pickle."""
 
     name: str
     config: RunConfig

@@ -1,4 +1,4 @@
-"""Signs of a collapsed training in its logged metrics. Needs no torch, so a report can be written without it."""
+"""Detect a collapsed training from its logged metrics. Needs no torch, so a report can be written without it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ def collapsed(margins: Sequence[float], chosen: Sequence[float], rejected: Seque
     """Return whether a training shows DPO's known collapse: the margin grows while both sides become less likely.
 
     True if, between the first and the last fifth of the steps, the margin rose and the mean log-ratio of the chosen
-    side fell by more than a third of the rejected side's fall: the model then unlearns the safe image almost as fast
-    as the unsafe one.
+    side fell by more than a third of the rejected side's fall: the model then unlearns the safe images too.
 
     Args:
         margins: chosen minus rejected log-ratio of each step.

@@ -15,8 +15,8 @@ from vce_ray.dataflow.task import Task
 from vce_ray.evaluation.detectors import detectors_for
 from vce_ray.evaluation.detectors.base import Detector
 from vce_ray.models.load import base_model, load_model
+from vce_ray.models.png import to_png
 from vce_ray.pairs.generate import draw_once
-from vce_ray.pairs.images import to_png
 
 if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel

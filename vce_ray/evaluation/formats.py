@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from vce_ray.evaluation.metrics.bars import BARS, POINTS
+from vce_ray.evaluation.metrics.limits import LIMITS, POINTS
 
 MINUS = "\u2212"
 """A true minus sign, as wide as the plus."""
@@ -14,8 +14,8 @@ NO_VALUE = "\u2013"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Format 0.0123 as '1.2 %'."""
-    return NO_VALUE if value is None else f"{_rounded(100 * value, digits)}\u202f%".replace("-", MINUS)
+    """Format 0.0123 as '1.2%'."""
+    return NO_VALUE if value is None else f"{_rounded(100 * value, digits)}%".replace("-", MINUS)
 
 
 def points(drop: float | None, signed: bool = True) -> str:
@@ -27,28 +27,28 @@ def points(drop: float | None, signed: bool = True) -> str:
 
 
 def change(drop: float | None) -> str:
-    """Format a relative drop of 0.012 as '-1.2 %' and a rise as '+1.2 %'."""
-    return points(drop).replace(" points", "\u202f%")
+    """Format a relative drop of 0.012 as '-1.2%' and a rise as '+1.2%'."""
+    return points(drop).replace(" points", "%")
 
 
 def interval(figure: dict[str, Any], scale: float = 100, digits: int = 1) -> str:
-    """Format the interval of a figure as '0.5 to 2.7', in percent; scale 1 leaves its numbers as they are."""
+    """Format the interval of a figure as '0.5 to 2.7', in percent; with scale 1, in the figure's own unit."""
     if figure["value"] is None:
         return NO_VALUE
     return " to ".join(_rounded(scale * figure[end], digits) for end in ("low", "high")).replace("-", MINUS)
 
 
 def change_interval(figure: dict[str, Any]) -> str:
-    """Format the interval of a drop as that of a change: '-2.7 to +0.5'."""
+    """Format the interval of a drop as the interval of the change: '-2.7 to +0.5'."""
     if figure["value"] is None:
         return NO_VALUE
     return " to ".join(points(figure[end]).removesuffix(" points") for end in ("high", "low"))
 
 
-def bar(name: str) -> str:
-    """Format a bar of `BARS`: '5 %', or '5 points' for a difference of shares."""
-    limit = f"{100 * BARS[name]:g}"
-    return f"{limit} points" if name in POINTS else f"{limit}\u202f%"
+def limit(name: str) -> str:
+    """Format a limit of `LIMITS`: '5%', or '5 points' for a difference of shares."""
+    number = f"{100 * LIMITS[name]:g}"
+    return f"{number} points" if name in POINTS else f"{number}%"
 
 
 def short(value: float | None) -> str:

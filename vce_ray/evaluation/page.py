@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vce_ray.evaluation.formats import bar, change, change_interval, interval, percent, points, short
+from vce_ray.evaluation.formats import change, change_interval, interval, limit, percent, points, short
 
 FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
@@ -16,7 +16,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "interval": interval,
     "change": change,
     "change_interval": change_interval,
-    "bar": bar,
+    "limit": limit,
     "short": short,
 }
 

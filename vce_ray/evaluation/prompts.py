@@ -8,9 +8,9 @@ from vce_ray.run_config import RunConfig
 
 
 def evaluation_prompts(config: RunConfig, concept: Concept) -> list[Prompt]:
-    """Return the prompts of an evaluation. No (prompt, seed) is one of training's.
+    """Return the prompts of an evaluation. No (prompt, seed) is used in training.
 
-    Where the concept has held-out templates, half of the prompts are made from them and half from the templates of
+    If the concept has held-out templates, half of the prompts are made from them and half from the templates of
     training, each half rounded up. Keep prompts are those with a neighbour's name.
     """
     halves = (False, True) if concept.held_out_templates else (False,)

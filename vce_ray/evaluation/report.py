@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML page with images, pairs, curves, tables and rejects.
 
-It needs tables and dicts only, so it can be rendered again from a run's store. Prompts and captions are untrusted text:
+It needs only tables and dicts, so it can be rendered again from a run's store. Prompts and captions are untrusted text:
 the template escapes all values, and the page's Content-Security-Policy allows no script and no request.
 """
 
@@ -19,9 +19,9 @@ from vce_ray.config import EMBEDDED
 from vce_ray.dataflow.rows import Row
 from vce_ray.evaluation.charts import LINE_CLASSES, Series, line_chart
 from vce_ray.evaluation.collapse import collapsed
-from vce_ray.evaluation.formats import bar, percent, points, short
+from vce_ray.evaluation.formats import limit, percent, points, short
 from vce_ray.evaluation.images import ImagePair, data_uri, pair_images, sample
-from vce_ray.evaluation.metrics.bars import exceeds, missed_bars
+from vce_ray.evaluation.metrics.limits import LIMITS, POINTS, exceeds, missed_limits
 from vce_ray.evaluation.page import render
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ IN_TABLE = (
     "seen_before", "seen_after", "held_out_before", "held_out_after", "something_before", "something_share",
     "kept_before", "kept_after", "kept_drop", "score_before", "score_after", "score_drop",
 )  # fmt: skip
-"""Figures that the template has a row for. All others are listed below them by name, so a new metric is shown without
-an edit here."""
+"""Figures that the template has a row for. All others are listed below them by name, so that a new metric is shown
+without a change here."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +67,42 @@ def write_report(data: ReportData) -> str:
 
 
 def warnings_of(data: ReportData) -> list[str]:
-    """Return one sentence for each reason not to rely on the erasure: a collapsed training and every missed bar."""
-    metrics, warnings = data.metrics, []
+    """Return one sentence for each reason not to rely on the erasure: a collapsed training and every missed limit."""
+    warnings = []
     if _collapsed(data.training):
         warnings.append(
-            "Training collapsed: the margin grew while the safe images became almost as unlikely as the unsafe ones. "
-            "The model has also unlearned what it should draw instead. Try fewer steps, a lower learning rate or a "
-            "larger keep_weight."
+            "Training collapsed: the margin grew while the safe images also became clearly less likely. The model has "
+            "unlearned part of what it should draw instead. Try fewer steps, a lower learning rate or a larger "
+            "keep_weight."
         )
-    sentences = {
-        "seen_after": f"The concept is still seen in {percent(metrics['seen_after'])} of the images",
-        "worst_neighbour_drop": f"The neighbour {metrics['worst_neighbour']} lost "
-        f"{points(metrics['worst_neighbour_drop'], signed=False)}",
-        "kept_drop": f"All neighbours together lost {points(metrics['kept_drop'], signed=False)}",
-        "score_drop": f"The image-text score on kept prompts fell by {percent(metrics['score_drop'])}",
+    missed = missed_limits(data.metrics)
+    return warnings + [f"{_missed_sentence(name, data.metrics)}; the limit is {limit(name)}." for name in missed]
+
+
+def _missed_sentence(name: str, metrics: Row) -> str:
+    """Describe a metric that exceeds its limit. One that has no sentence of its own is named."""
+    value = metrics[name]
+    if name == "seen_after":
+        return f"The concept is still seen in {percent(value)} of the images"
+    if name == "worst_neighbour_drop":
+        return f"The neighbour {metrics['worst_neighbour']} lost {points(value, signed=False)}"
+    if name == "kept_drop":
+        return f"All neighbours together lost {points(value, signed=False)}"
+    if name == "score_drop":
+        return f"The image-text score on kept prompts fell by {percent(value)}"
+    return f"{name} is {points(value, signed=False) if name in POINTS else percent(value)}"
+
+
+def _met_phrases(metrics: Row) -> list[str]:
+    """Describe each limit that was checked, for a run that meets all of them."""
+    phrases = {
+        "seen_after": "the concept is seen in at most {} of the images",
+        "worst_neighbour_drop": "no neighbour lost more than {}",
+        "kept_drop": "all neighbours together lost no more than {}",
+        "score_drop": "the image-text score fell by no more than {}",
     }
-    return warnings + [f"{sentences[name]}; the bar is {bar(name)}." for name in missed_bars(metrics)]
+    checked = [name for name in LIMITS if metrics.get(name) is not None]
+    return [phrases.get(name, f"{name} is at most {{}}").format(limit(name)) for name in checked]
 
 
 def _collapsed(training: Sequence[Row]) -> bool:
@@ -111,13 +131,14 @@ def _view(data: ReportData) -> Row:
         "figures": figures,
         "other_figures": [(name, figure) for name, figure in figures.items() if name not in IN_TABLE],
         "warnings": warnings_of(data),
-        "missed": missed_bars(data.metrics),
+        "missed": missed_limits(data.metrics),
+        "met": _listed(_met_phrases(data.metrics), "and"),
         "missed_neighbours": [
             row["name"] for row in data.metrics["neighbours"] if exceeds("worst_neighbour_drop", row["drop"]["value"])
         ],
         "veil": data.concept.kind == "explicit" and config.get("base") != EMBEDDED,
         "hero": [
-            ("erase", f"Prompts that ask for {_listed(names)}", _tiles(sample(erase, COLUMNS))),
+            ("erase", f"Prompts that ask for {_listed(names, 'or')}", _tiles(sample(erase, COLUMNS))),
             ("keep", "Neighbours that must stay", _tiles(sample(keep, COLUMNS))),
         ],
         "misses": [
@@ -139,8 +160,9 @@ def _view(data: ReportData) -> Row:
     }
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+def _listed(parts: Sequence[str], conjunction: str) -> str:
+    """Join parts as in 'a, b or c'."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {conjunction} {parts[-1]}"
 
 
 def _tiles(pairs: Sequence[ImagePair]) -> list[Row]:

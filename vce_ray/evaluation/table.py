@@ -17,7 +17,7 @@ ROWS = (
 
 
 def before_after_table(metrics: dict[str, Any]) -> str:
-    """Return metrics before and after as lines for a terminal, without those that were not measured."""
+    """Return metrics before and after as lines for a terminal; those that were not measured are left out."""
     lines = [f"{'':<26}{'before':>9}{'after':>9}"]
     for title, before, after in ROWS:
         if metrics.get(before) is not None:
@@ -54,6 +54,6 @@ def results_table(rows: list[Row]) -> str:
         neighbour, kept, score = (f"{round(-100 * row[name], 1) + 0.0:+.1f}" for name in names)  # + 0.0: no -0.0
         lines.append(
             f"| {row['concept']} | {row['method']} | {row['images']} | {row['seen_before']:.1%} | "
-            f"{row['seen_after']:.1%} | {neighbour} | {kept} | {score} % |"
+            f"{row['seen_after']:.1%} | {neighbour} | {kept} | {score}% |"
         )
     return "\n".join(lines)

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vce_ray.errors import UserError
+from vce_ray.models.adapter_location import CARD, read_card
 from vce_ray.models.base import ImageModel
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 """Modules that get a LoRA: every matrix of the language model's layers. Vision tower, tokenizer and heads get none."""
 WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "weights.safetensors"
-CARD = "vce_ray.json"
 
 
 def add_lora(net: nn.Module, rank: int, alpha: int) -> None:
@@ -63,14 +63,6 @@ def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lor
     (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
 
 
-def read_card(folder: Path) -> dict:
-    """Return the card of an adapter folder. Raises UserError if the folder has none."""
-    path = folder / CARD
-    if not path.exists():
-        raise UserError(f"{folder} is not an adapter of vce_ray: {CARD} is missing")
-    return json.loads(path.read_text())
-
-
 def attach_adapter(model: ImageModel, folder: Path) -> None:
     """Add a saved adapter to a loaded base model.
 
@@ -107,8 +99,3 @@ def merge_adapter(net: nn.Module) -> None:
                 base.weight.add_(layer.get_delta_weight(adapter).to(base.weight.dtype))
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, base)
-
-
-def adapter_state(net: nn.Module) -> dict[str, Tensor]:
-    """Return the LoRA tensors of a net under peft's names."""
-    return get_peft_model_state_dict(net)

@@ -61,6 +61,8 @@ class ImageModel(ABC):
     net: Any
     """The torch module that is trained and that adapters are added to, with `model.language_model` and
     `model.generation_head`. Any: its layers are attributes that no type declares."""
+    ref: str
+    """What it was loaded by: EMBEDDED, a folder, a store's URI or a hub id. Set by `load_model`."""
     revision: str
     """Hash of weights and tokenizer: the same revision draws the same image from the same seed."""
     num_image_tokens: int
@@ -72,7 +74,7 @@ class ImageModel(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
-        """Tokenise and embed prompts for sampling. Raises UserError if a prompt is empty or too long."""
+        """Tokenize and embed prompts for sampling. Raises UserError if a prompt is empty or too long."""
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Raise UserError if a prompt is empty or too long to be drawn. Uses no device."""
@@ -87,12 +89,12 @@ class ImageModel(ABC):
         """Decode image tokens to images, uint8 [B, H, W, 3]."""
 
     @abstractmethod
-    def encode_pixels(self, images: np.ndarray) -> Tensor:
-        """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T]."""
-
-    @abstractmethod
     def caption(self, images: np.ndarray) -> list[str]:
         """Caption images, uint8 [B, H, W, 3], in a sentence each. Raises UserError if the model cannot read images."""
+
+    def encode_pixels(self, images: np.ndarray) -> Tensor:
+        """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T]. Optional: erasing does not need it."""
+        raise NotImplementedError(f"{type(self).__name__} does not encode images")
 
     @property
     def language_model(self) -> Any:
@@ -170,6 +172,13 @@ def check_prompts(prompts: list[str]) -> None:
             raise UserError(
                 f"prompt of {len(prompt)} characters starting {prompt[:40]!r}: the limit is {MAX_PROMPT_CHARS}"
             )
+
+
+def roll_rows(x_BP: Tensor, shift_B: Tensor) -> Tensor:
+    """Rotate each row of [B, P, ...] to the left by its own number of positions: moves padding to the other side."""
+    width = x_BP.shape[1]
+    source_BP = (torch.arange(width, device=x_BP.device) + shift_B[:, None]) % width
+    return x_BP.gather(1, source_BP.reshape(*source_BP.shape, *[1] * (x_BP.ndim - 2)).expand_as(x_BP))
 
 
 def attention_mask(mask_BP: Tensor, length: int) -> Tensor | None:

@@ -43,12 +43,28 @@ def model_folder(ref: str) -> Path:
         folder = Path(ref)
     else:
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
 
         name, revision = _split_hub_id(ref)
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
+        except (HFValidationError, OSError) as error:
+            raise _not_on_hub(ref, error) from error
     if not (folder / CONFIG).exists():
         raise _no_config(ref)
     return folder
+
+
+def resolve_base(base: str) -> str:
+    """Return `base` as other processes can resolve it: relative folders become absolute.
+
+    Raises:
+        UserError: the base is unknown or has no weights.
+    """
+    folder = model_folder(base)
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"base model {base!r} has no weights in {folder}: give a folder with *.safetensors")
+    return str(folder.absolute()) if Path(base).is_dir() else base
 
 
 def base_config(ref: str) -> dict[str, Any]:
@@ -65,11 +81,18 @@ def base_config(ref: str) -> dict[str, Any]:
     """
     source = source_of(ref)
     if source in ("store", "hub"):
-        return json.loads(_remote_config(ref, source))
+        return _parsed(ref, _remote_config(ref, source))
     path = (_EMBEDDED_FOLDER if source == "embedded" else Path(ref)) / CONFIG
     if not path.exists():
         raise _no_config(ref)
-    return json.loads(path.read_text())
+    return _parsed(ref, path.read_text())
+
+
+def _parsed(ref: str, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{CONFIG} of {ref} is not JSON ({error}): download the checkpoint again") from error
 
 
 @cache
@@ -83,17 +106,19 @@ def _remote_config(ref: str, source: Literal["store", "hub"]) -> str:
             raise _no_config(ref)
         return store.read_bytes(CONFIG).decode()
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
     name, revision = _split_hub_id(ref)
     try:
         return Path(hf_hub_download(name, CONFIG, revision=revision)).read_text()
     except RemoteEntryNotFoundError as error:
         raise _no_config(ref) from error
+    except (HFValidationError, OSError) as error:
+        raise _not_on_hub(ref, error) from error
 
 
 def source_of(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
-    """Classify a base model's reference, without a look at what it names on the network.
+    """Classify a base model's reference, without network access.
 
     Raises:
         UserError: it has none of the accepted forms, or is a folder that does not exist.
@@ -101,6 +126,12 @@ def source_of(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
     if ref == EMBEDDED:
         return "embedded"
     if "://" in ref:
+        from vce_ray.storage.files import parse_bucket_uri
+
+        if parse_bucket_uri(ref) is None:  # which refuses credentials, before any message can repeat them
+            raise UserError(
+                f"base model {ref.partition('://')[0]}://...: give s3://bucket/folder or gs://bucket/folder"
+            )
         return "store"
     if Path(ref).is_dir():
         return "folder"
@@ -116,6 +147,15 @@ def _split_hub_id(ref: str) -> tuple[str, str | None]:
     """Split 'owner/name@revision' into the id and the revision; None if no revision is given."""
     name, _, revision = ref.partition("@")
     return name, revision or None
+
+
+def _not_on_hub(ref: str, error: Exception) -> UserError:
+    """Return the error for a hub id that cannot be fetched: misspelt, private, gated, or the hub is out of reach."""
+    reason = next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
+    return UserError(
+        f"{ref!r} cannot be fetched from the hub ({reason}): check id and revision, set HF_TOKEN if it is private or "
+        "gated, or give a folder"
+    )
 
 
 def _no_config(ref: str) -> UserError:

@@ -47,12 +47,12 @@ class Janus(ImageModel):
         return cls(net.to(device).eval(), processor, folder_revision(folder))
 
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
-        """Tokenise and embed prompts for sampling: BOS, text, begin-of-image, padded on the left.
+        """Tokenize and embed prompts for sampling: BOS, text, begin-of-image, padded on the left.
 
         Raises:
             UserError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has room for.
         """
-        rows = self._tokenise(prompts)
+        rows = self._tokenize(prompts)
         width = max(map(len, rows))
         ids_BP = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.device)
         columns = torch.arange(width, device=self.device)
@@ -64,9 +64,9 @@ class Janus(ImageModel):
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Raise UserError if a prompt is empty or too long to be drawn. Uses no device."""
-        self._tokenise(prompts)
+        self._tokenize(prompts)
 
-    def _tokenise(self, prompts: list[str]) -> list[list[int]]:
+    def _tokenize(self, prompts: list[str]) -> list[list[int]]:
         check_prompts(prompts)
         rows = self.tokenizer([prompt.strip() for prompt in prompts])["input_ids"]
         rows = [[*row, self._boi] for row in rows]
@@ -95,7 +95,7 @@ class Janus(ImageModel):
     def encode_pixels(self, images: np.ndarray) -> Tensor:
         """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T].
 
-        Takes the nearest code by cosine, as the original Janus does (transformers' quantiser does not normalise).
+        Takes the nearest code by cosine, as the original Janus does (transformers' quantizer does not normalize).
         """
         vq = self.net.model.vqmodel
         pixels = torch.from_numpy(images).to(self.device, vq.quant_conv.weight.dtype).permute(0, 3, 1, 2) / 127.5 - 1

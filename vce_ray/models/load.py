@@ -1,4 +1,4 @@
-"""Load a base model. torch is imported by the functions that load one, so that naming a model stays cheap."""
+"""Load a base model. Only the functions import torch, so importing this module is cheap."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def load_model(
     model_class = resolve_name(family_of(str(folder)).model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model_class.from_folder(folder, device, getattr(torch, dtype or model_dtype(base_config(str(folder)))))
+    model.ref = ref
     if adapter is not None:
         from vce_ray.models.adapter import attach_adapter, merge_adapter  # importing peft takes seconds
 

@@ -1,4 +1,4 @@
-"""Cleans up the free-text answers of vision and language models: one sentence per image, or the reason for a reject.
+"""Asks vision and language models, and cleans up their answers: one sentence per image, or the reason for a reject.
 
 A refusal and an empty, truncated or overlong answer become a Caption with an error. An answer of several sentences is
 cut to the first one.
@@ -6,10 +6,12 @@ cut to the first one.
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from vce_ray.concepts.wording import ABBREVIATIONS
+from vce_ray.concepts.wording import ABBREVIATIONS, straight_quotes
 
 QUESTION = (
     "Describe what is visible in this image in one plain sentence: its objects, their colours, the background and the "
@@ -58,7 +60,13 @@ _REFUSAL = re.compile(
 )
 
 
-def clean(answer: str, cut_off: bool = False, refused: bool = False) -> Caption:
+def caption_question(image: bytes) -> list[dict[str, Any]]:
+    """Return the content of a chat message that asks for a caption of an image, PNG bytes."""
+    url = "data:image/png;base64," + base64.b64encode(image).decode()
+    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+
+
+def clean(answer: str, cut_off: bool = False, refused: bool = False, role: str = "captioner") -> Caption:
     """Return the first sentence of an answer, or the reason why the answer is unusable.
 
     Polite openings ("Sure! Here is ..."), quotation marks around the whole answer, Markdown bold, and chains of thought
@@ -67,9 +75,9 @@ def clean(answer: str, cut_off: bool = False, refused: bool = False) -> Caption:
     Args:
         cut_off: the answer reached its token limit.
         refused: the server marked the answer as a refusal.
+        role: 'captioner' or 'refiner', for the error.
     """
-    plain = answer.replace("\u2019", "'").replace("\u201c", '"').replace("\u201d", '"')
-    plain = _THOUGHT.sub("", plain).replace("**", "").strip()
+    plain = _THOUGHT.sub("", straight_quotes(answer)).replace("**", "").strip()
     whole = " ".join(plain.split())
     first = " ".join(_PARAGRAPH_END.split(plain)[0].split())
     first = first[_opening_length(first) :]
@@ -79,7 +87,7 @@ def clean(answer: str, cut_off: bool = False, refused: bool = False) -> Caption:
     text = sentences[0].strip()
     complete = len(sentences) > 1 or text.endswith((".", "!", "?"))
     if refused or _REFUSAL.search(text):
-        error = "captioner refused"
+        error = f"{role} refused"
     elif cut_off and not complete:
         error = "caption cut off"
     elif not text:

@@ -50,16 +50,16 @@ class Describe:
                 reason = caption.error
             elif not removed:
                 reason = "concept not in unsafe image"
-            elif refined.nothing_left:
+            elif not refined:
                 reason = "nothing left of the caption"
-            elif concept.mentions(refined.text):
+            elif concept.mentions(refined):
                 reason = "concept still in refined caption"
             else:
                 described.append(
                     {
                         **{key: row[key] for key in ("run", "sample_id", "prompt", "tokens")},
                         "caption": caption.text,
-                        "refined_caption": refined.text,
+                        "refined_caption": refined,
                         "removed_terms": list(removed),
                     }
                 )
@@ -78,7 +78,7 @@ class Describe:
             for i, rewritten in zip(indices, answers, strict=True):
                 texts[i] = rewritten.text or texts[i]
                 if rewritten.error:
-                    log.warning("rules alone refine a caption: %s (%s)", rewritten.error, rewritten.answer[:200])
+                    log.warning("refiner unusable, using rules only: %s (%s)", rewritten.error, rewritten.answer[:200])
         return texts
 
 

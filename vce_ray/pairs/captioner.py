@@ -10,7 +10,6 @@ This module imports neither Ray nor torch.
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,9 +18,10 @@ from urllib.parse import urlsplit
 from vce_ray.errors import UserError
 from vce_ray.models.families import reads_images
 from vce_ray.models.load import base_model
+from vce_ray.models.png import from_png
+from vce_ray.net import is_loopback
 from vce_ray.pairs.answers import Caption, clean
 from vce_ray.pairs.endpoint import EndpointCaptioner, EndpointRefiner
-from vce_ray.pairs.images import from_png
 
 CAPTION_BATCH = 32
 """Images that a base model captions in one batch."""
@@ -74,16 +74,9 @@ def parse_captioner(name: str, role: str = "captioner") -> CaptionerRef:
         )
     if not host or not url.fragment:
         raise UserError(f"{role} {name!r} lacks a host or a model: give https://host/v1#model")
-    if url.scheme == "http" and not _is_loopback(host):
+    if url.scheme == "http" and not is_loopback(host):
         raise UserError(f"{role} {name!r} is on another machine: give https://, not http://")
     return CaptionerRef("endpoint", url.fragment, f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_captioner(name: str, base: str) -> None:
@@ -100,7 +93,9 @@ def check_captioner(name: str, base: str) -> None:
     if ref.kind != "vllm":
         return
     if importlib.util.find_spec("vllm") is None:
-        raise UserError(f"captioner {name!r} needs vLLM, which is not installed: pip install 'vce_ray[vllm]'")
+        raise UserError(
+            f"captioner {name!r} needs vLLM, which is not installed: run pip install '.[vllm]' in a checkout"
+        )
     if not reads_images(base):
         raise UserError(
             f"captioner {name!r} describes only the unsafe images, and {base!r} cannot describe the safe ones: "

@@ -6,7 +6,6 @@ host only.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import email.utils
 import http.client
@@ -23,7 +22,7 @@ from typing import Any
 from vce_ray.concepts.concept import Concept
 from vce_ray.env import CAPTIONER_DEADLINE_S, CAPTIONER_TOKEN, REFINER_TOKEN, Variable
 from vce_ray.errors import CaptionerError, UserError
-from vce_ray.pairs.answers import ANSWER_TOKENS, QUESTION, Caption, clean
+from vce_ray.pairs.answers import ANSWER_TOKENS, Caption, caption_question, clean
 
 CONCURRENCY = 8
 """Concurrent requests of one actor."""
@@ -66,6 +65,8 @@ class Endpoint:
     """
 
     role = "captioner"
+    subject = "picture"
+    """What a question is about, for messages."""
     token_variable: Variable[str] = CAPTIONER_TOKEN
 
     def __init__(self, url: str, model: str):
@@ -130,11 +131,11 @@ class Endpoint:
         while True:
             delay = backoff * random.uniform(0.5, 1.0)  # jitter: actors must not retry in step
             try:
-                return read_answer(self._post(question, deadline))
+                return read_answer(self._post(question, deadline), self.role)
             except urllib.error.HTTPError as error:
                 status, message = error.code, self._error_message(error)
                 if status in _REJECTED_REQUEST:
-                    return Caption("", message, f"{self.role} refused the picture")
+                    return Caption("", message, f"{self.role} refused the {self.subject}")
                 if status != 429 and status < 500:
                     fix = _FIXES.get(status, "correct its URL: https://host/v1#model")
                     fix = fix.format(token=self.token_variable.name)
@@ -183,15 +184,13 @@ class EndpointCaptioner(Endpoint):
 
     def caption(self, images: Sequence[bytes]) -> list[Caption]:
         """Return one caption per image (PNG bytes), in order. Raises CaptionerError like `ask`."""
-        urls = ["data:image/png;base64," + base64.b64encode(image).decode() for image in images]
-        text = {"type": "text", "text": QUESTION}
-        return self.ask([[{"type": "image_url", "image_url": {"url": url}}, text] for url in urls])
+        return self.ask([caption_question(image) for image in images])
 
 
 class EndpointRefiner(Endpoint):
     """Rewrites captions without their concept, with a language model behind an endpoint."""
 
-    role = "refiner"
+    role, subject = "refiner", "caption"
     token_variable = REFINER_TOKEN
 
     def rewrite(self, captions: Sequence[tuple[str, Concept]]) -> list[Caption]:
@@ -206,8 +205,8 @@ def rewrite_question(caption: str, concept: Concept) -> str:
     return REWRITE.format(terms=terms, instead=instead, caption=caption)
 
 
-def read_answer(body: bytes) -> Caption:
-    """Return the caption in the response body of a chat completion."""
+def read_answer(body: bytes, role: str) -> Caption:
+    """Return the caption in the response body of a chat completion from a captioner or refiner."""
     if len(body) > MAX_ANSWER_BYTES:
         return Caption("", f"more than {MAX_ANSWER_BYTES} bytes", "answer too large")
     try:
@@ -218,7 +217,7 @@ def read_answer(body: bytes) -> Caption:
             raise TypeError
     except (ValueError, LookupError, TypeError, AttributeError):
         return Caption("", body[:200].decode(errors="replace"), "answer is no chat completion")
-    return clean(text or refusal, finish == "length", bool(refusal) or finish == "content_filter")
+    return clean(text or refusal, finish == "length", bool(refusal) or finish == "content_filter", role)
 
 
 def _retry_after(text: str) -> float:

@@ -14,9 +14,9 @@ from vce_ray.config import SamplingConfig
 from vce_ray.dataflow.ids import stable_id
 from vce_ray.dataflow.rows import Outcome, Row, reject
 from vce_ray.models.load import base_model
+from vce_ray.models.png import to_png
 from vce_ray.pairs.answers import Caption
 from vce_ray.pairs.captioner import open_captioner
-from vce_ray.pairs.images import to_png
 from vce_ray.pairs.prompts import sampling_seed
 from vce_ray.sampling import draw
 

@@ -61,28 +61,19 @@ class _Deck:
 
 
 def erase_prompts(
-    concept: Concept,
-    count: int,
-    seed: int,
-    held_out: bool = False,
-    purpose: str = "pairs",
-    names: Sequence[str] | None = None,
+    concept: Concept, count: int, seed: int, held_out: bool = False, purpose: str = "pairs"
 ) -> list[Prompt]:
     """Return `count` prompts that ask for the concept.
 
     Args:
         held_out: use the held-out templates instead of the training templates.
         purpose: namespace of the seeds. 'pairs' and 'evaluation' have no (prompt, seed) in common.
-        names: words for the concept other than `concept.names`, such as its synonyms to evaluate generalization.
 
     Raises:
         UserError: `held_out` is set and the concept has no held-out templates.
-        ValueError: negative count, or no names.
+        ValueError: negative count.
     """
-    names = concept.names if names is None else tuple(names)
-    if not names:
-        raise ValueError(f"concept {concept.name!r}: no names to make prompts from")
-    return _deal(concept, names, (), count, seed, "erase", held_out, purpose)
+    return _deal(concept, concept.names, (), count, seed, "erase", held_out, purpose)
 
 
 def keep_prompts(

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.concepts.wording import ABBREVIATIONS, fix_articles, plural, words_pattern
+from vce_ray.concepts.wording import ABBREVIATIONS, fix_articles, plural, straight_quotes, words_pattern
 
 # Word classes ---------------------------------------------------------------------------------------------------------
 
@@ -104,35 +104,19 @@ _NO_CONTENT = frozenset(_EMPTY_WORDS.split())
 """Words that give an image model nothing to draw."""
 
 
-@dataclass(frozen=True)
-class Refined:
-    """A caption without the concept. `text` is '' if nothing that could be drawn is left; the row is then rejected."""
-
-    text: str
-    removed_terms: tuple[str, ...]
-
-    @property
-    def nothing_left(self) -> bool:
-        """Whether the caption described nothing but the concept."""
-        return not self.text
-
-
-def refine(caption: str, concept: Concept) -> Refined:
-    """Return the caption without any term of the concept, and the terms that it contained.
+def refine(caption: str, concept: Concept) -> str:
+    """Return the caption without any term of the concept; '' if nothing that could be drawn is left.
 
     Names and synonyms are replaced by `concept.replacement` if there is one; all other terms are dropped together with
     the words that only lead to them. A caption that does not mention the concept is returned unchanged, except for
     normalized white space and quotation marks. `Describe` checks the result again.
     """
-    text = " ".join(caption.replace("\u2019", "'").replace("\u201c", '"').replace("\u201d", '"').split())
-    removed = concept.mentions(text)
-    if removed:
+    text = " ".join(straight_quotes(caption).split())
+    if concept.mentions(text):
         rules = _rules(concept.kind, concept.names + concept.synonyms, concept.terms(), concept.replacement)
         sentences = _SENTENCE_GAP.split(text)
         text = " ".join(filter(None, (_refine_sentence(sentence, concept, rules) for sentence in sentences)))
-    if not _has_content(text):
-        text = ""
-    return Refined(text, removed)
+    return text if _has_content(text) else ""
 
 
 @dataclass(frozen=True)

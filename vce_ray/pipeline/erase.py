@@ -16,9 +16,9 @@ from vce_ray.dataflow import schemas
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError, format_error
 from vce_ray.pipeline.run import Run
-from vce_ray.pipeline.stages import METRICS, NAMES, PAIR_FLOW, PAIR_STAGES, REPORT
+from vce_ray.pipeline.stages import METRICS_FILE, NAMES, PAIR_FLOW, PAIR_STAGES, REPORT_FILE
 from vce_ray.run_config import RunConfig
-from vce_ray.training import HISTORY
+from vce_ray.training import HISTORY_FILE
 from vce_ray.training.objectives import objective_for
 
 if TYPE_CHECKING:
@@ -67,9 +67,11 @@ def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, 
     except BaseException as error:
         _finish_all(open_runs, "failed", format_error(error))
         raise
-    return {
-        run.name: failures.get(run.name) or (run.store.read_json(METRICS) if run.done("report") else {}) for run in runs
-    }
+    return {run.name: failures.get(run.name) or _metrics(run) for run in runs}
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    return run.store.read_json(METRICS_FILE) if run.done("report") else {}
 
 
 def _check_shared(runs: Sequence[Run]) -> None:
@@ -91,6 +93,8 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
             if run.done(stage):
                 run.log_stage(stage, "published before")
     for run in [run for run in runs.values() if not run.unfinished]:
+        if run.record["status"] != "done":  # its driver ended between its last stage and its own end
+            run.finish("done")
         del runs[run.name]
     if not runs:
         return
@@ -134,7 +138,7 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
         if run.done("report"):
             run.finish("done")
         else:
-            run.finish("stopped", "as asked, with its pairs published")
+            run.finish("stopped", "after its pairs, as requested")
 
 
 def _trainings(runs: Mapping[str, Run]) -> Trainings:
@@ -200,7 +204,7 @@ def _pairs(runs: Mapping[str, Run], on_ready: Callable[[Run, BaseException | Non
 
 def _train(run: Run, trainings: Trainings) -> Future[None]:
     """Queue a run for training, unless it is trained already. Returns a future that is done when it is trained."""
-    if run.store.exists(HISTORY):
+    if run.store.exists(HISTORY_FILE):
         trained: Future[None] = Future()
         trained.set_result(None)
         if not run.done("training"):
@@ -212,7 +216,7 @@ def _train(run: Run, trainings: Trainings) -> Future[None]:
 
 
 def _finish_training(run: Run) -> None:
-    last = run.store.read_json(HISTORY)[-1]
+    last = run.store.read_json(HISTORY_FILE)[-1]
     run.finish_stage("training", **{key: round(last[key], 4) for key in ("step", "loss", "margin") if key in last})
 
 
@@ -227,7 +231,7 @@ def _evaluate(runs: Mapping[str, Run], fail: Callable[[Run, BaseException], None
     for run in runs.values():
         try:
             _report(run)
-        except UserError as error:  # this run's images do not allow the metrics
+        except Exception as error:  # it concerns this run's images alone
             fail(run, error)
 
 
@@ -240,13 +244,13 @@ def _report(run: Run) -> None:
     if not run.done("evaluation"):
         columns = columns_to_read(evaluation_schema(run.config, run.concept))
         metrics = evaluate(read_before_after(run.store, columns), run.concept)
-        run.store.write_json(METRICS, metrics)
+        run.store.write_json(METRICS_FILE, metrics)
         shown = ("seen_before", "seen_after", "kept_drop", "score_drop")
         run.finish_stage("evaluation", **{key: round(metrics[key], 4) for key in shown if metrics[key] is not None})
     if not run.done("report"):
         run.start_stage("report")
-        run.store.write_bytes(REPORT, write_report(report_data(run)).encode())
-        run.finish_stage("report", page=run.store.where(REPORT))
+        run.store.write_bytes(REPORT_FILE, write_report(report_data(run)).encode())
+        run.finish_stage("report", page=run.store.where(REPORT_FILE))
 
 
 def report_data(run: Run):
@@ -261,10 +265,10 @@ def report_data(run: Run):
     return ReportData(
         run=run.record,
         concept=run.concept,
-        metrics=run.store.read_json(METRICS),
+        metrics=run.store.read_json(METRICS_FILE),
         evaluation=read_before_after(run.store, evaluation_schema(run.config, run.concept).names).to_pylist(),
         pairs=run.store.stage("pairs").read().slice(0, REPORTED_PAIRS).to_pylist(),
-        training=run.store.read_json(HISTORY),
+        training=run.store.read_json(HISTORY_FILE),
         curves=objective_for(run.config.train).curves,
         rejects=[row for table in rejects for row in table.to_pylist()],
     )

@@ -59,10 +59,10 @@ def read_fleet(concepts: Sequence[str], shared: Settings) -> list[Settings]:
             own = {"concept": entry} if isinstance(entry, str) else entry
             if not isinstance(own, dict) or not isinstance(own.get("concept"), str):
                 raise UserError(
-                    f"{name_or_file}: {entry!r} is no concept; give a name, a file, or {{concept: name, ...}}"
+                    f"{name_or_file}: {entry!r} is not a concept; give a name, a file, or {{concept: name, ...}}"
                 )
             entries.append(merged(merged(shared, listed), own))
-    keys = [(entry.get("name"), entry["concept"], entry.get("seed")) for entry in entries]
+    keys = [(entry.get("name"), entry["concept"], entry.get("seed", 0)) for entry in entries]
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"concept {key[1]!r} is in the fleet twice: remove one, or give it another name")
@@ -98,7 +98,7 @@ def open_fleet(settings: Sequence[Settings], log: Callable[[str, str], None]) ->
             member.run = open_run(entry, log=lambda line, name=member.concept: log(name, line))
         except UserError as error:
             member.error = " ".join(str(error).split())
-            log(member.concept, f"left out: {member.error}")
+            log(member.concept, f"skipped: {member.error}")
     return members
 
 

@@ -1,6 +1,6 @@
 """Checks everything that a run needs before anything is written or any model loads, cheap checks first:
 
-    settings -> concept, prompts -> judge -> store -> base (its config.json alone), captioner, refiner
+    settings -> concept, prompts -> training settings -> judge -> store -> base (config.json alone), captioner, refiner
 
 The cluster comes last and is checked when the first actors are placed (dataflow/fanout.py). Whatever has to be looked
 up for the settings, such as how a base is best sampled, is looked up here and nowhere else.
@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vce_ray.concepts.concept import Concept
 from vce_ray.concepts.load import load_concept
-from vce_ray.config import EMBEDDED, Config, SamplingConfig, TrainConfig
+from vce_ray.config import Config, SamplingConfig, TrainConfig
 from vce_ray.dataflow.task import Task
 from vce_ray.defaults import Settings, default_settings, merged
 from vce_ray.errors import UserError
@@ -23,10 +24,10 @@ from vce_ray.models.families import default_sampling
 from vce_ray.models.folder import source_of
 from vce_ray.pairs.captioner import check_captioner, open_refiner
 from vce_ray.pairs.prompts import read_prompts
-from vce_ray.pipeline.run import RUN, Run
+from vce_ray.pipeline.run import RUN_FILE, Run
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
-from vce_ray.training.objectives import DEFAULT_METHOD
+from vce_ray.training.objectives import DEFAULT_METHOD, objective_type
 
 
 def open_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) -> Run:
@@ -44,26 +45,35 @@ def open_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) ->
     return Run(prepare(settings), log)
 
 
-def prepare(settings: Mapping[str, Any]) -> Task:
+def prepare(given: Mapping[str, Any]) -> Task:
     """Check the settings of a run and complete them. Raises as `open_run` does."""
-    settings = _plain(settings)
-    base = settings.get("base", EMBEDDED)
-    asked = _validated(settings | {"sampling": settings.get("sampling", {})})
+    settings: Settings = {"sampling": {}, "train": {}} | _plain(given)
+    asked = _validated(settings | {"train": {}})
+    base = asked.base
     source_of(base)
     concept = load_concept(asked.concept, base)
     if asked.prompts_file is not None:
         read_prompts(asked.prompts_file)
-    method = settings.get("train", {}).get("method", DEFAULT_METHOD)
+    # training settings are checked with the concept's own: both may be wrong alone and right together
+    method = _method(settings["train"], concept)
+    defaults = default_settings(concept, base, method)
+    _validated(merged(defaults, settings))
     judge_folder(base, asked.evaluation.judge)
     name = asked.name or f"{concept.name}-{method.replace('_', '-')}-{asked.seed}"
     store = Store(asked.store).child(name)
-    store.exists(RUN)  # fails here, with a message, if the store cannot be reached
+    store.exists(RUN_FILE)  # fails here, with a message, if the store cannot be reached
     sampling = default_sampling(base)
     check_captioner(asked.captioning_model, base)
     if asked.refiner is not None:
         open_refiner(asked.refiner)
-    defaults = default_settings(concept, base, method) | {"sampling": sampling.model_dump()}
-    return Task(name, _validated(merged(defaults, settings)), concept, store)
+    config = _validated(merged(defaults | {"sampling": sampling.model_dump()}, settings))
+    return Task(name, config, concept, store)
+
+
+def _method(train: Any, concept: Concept) -> str:
+    """Return the training method: the user's, else that of the concept's file, else the default."""
+    chosen = train.get("method") if isinstance(train, dict) else None
+    return objective_type(chosen or concept.train.get("method", DEFAULT_METHOD)).name
 
 
 def validated_sampling(base: str, settings: Mapping[str, Any]) -> SamplingConfig:
@@ -87,7 +97,7 @@ def _problem(problem: Any) -> str:
     if problem["type"] == "value_error":  # our own messages name the value
         return f"{where}: {message}"
     if problem["type"] == "extra_forbidden":
-        return f"{where}: there is no such setting here"
+        return f"{where}: unknown setting"
     return f"{where}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
 
 

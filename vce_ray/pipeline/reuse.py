@@ -16,7 +16,7 @@ from vce_ray.dataflow import schemas
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.models.folder import base_stamp, check_stamp
-from vce_ray.pipeline.run import RUN
+from vce_ray.pipeline.run import RUN_FILE
 from vce_ray.pipeline.stages import STAGES
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -67,16 +67,21 @@ def reuse_pairs(task: Task) -> None:
 
 
 def _check(task: Task, name: str, source: Store) -> None:
-    theirs, own = RunConfig.from_record(source.read_json(RUN)["config"]), task.config
+    theirs, own = RunConfig.from_record(source.read_json(RUN_FILE)["config"]), task.config
     for field, of in DETERMINING.items():
         if of(theirs) != of(own):
-            raise UserError(f"run {name} has {field} {of(theirs)}, this run {of(own)}: its pairs do not fit")
+            raise UserError(
+                f"run {name} was made with {field} {of(theirs)}, this run uses {of(own)}: its pairs cannot be reused"
+            )
     manifest = source.stage("reference").manifest()
     if manifest is None:
         raise UserError(f"run {name} has no pair set yet: run it first, or leave it out of --pairs-of")
     check_stamp(manifest["facts"], base_stamp(task.config.base))
     if missing := [mode for mode in task.config.train.prompt_modes if f"chosen_{mode}" not in manifest["schema"]]:
-        raise UserError(f"run {name} has no reference log-probs for prompt mode {missing[0]}: use its own method")
+        raise UserError(
+            f"run {name} has no reference log-probs for prompt mode {missing[0]}: use a training method and a prompt "
+            "mode that it has"
+        )
 
 
 def _compatible(stage: str, table: pa.Table, concept: Concept) -> pa.Table:

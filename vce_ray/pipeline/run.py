@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from vce_ray.concepts.concept import Concept
@@ -19,7 +20,7 @@ from vce_ray.pipeline.stages import NAMES
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
-RUN = "run.json"
+RUN_FILE = "run.json"
 PACKAGES = ("vce_ray", "torch", "transformers", "ray", "peft", "open_clip_torch", "pyarrow")
 """Packages whose versions a run records."""
 
@@ -38,8 +39,8 @@ class Run:
         self.name, self.config, self.concept, self.store = task.name, task.config, task.concept, task.store
         settings = task.config.recorded()
         concept = task.concept.model_dump(mode="json", exclude={"train", "pairs"})  # the settings contain these two
-        if self.store.exists(RUN):
-            self.record = self.store.read_json(RUN)
+        if self.store.exists(RUN_FILE):
+            self.record = self.store.read_json(RUN_FILE)
             changed = _differences(RunConfig.from_record(self.record["config"]).recorded(), settings)
             if self.record["concept"] != concept:
                 changed.append("the concept's definition")
@@ -100,12 +101,12 @@ class Run:
         return {"rows": manifest["rows"]} | ({"rejected": rejected} if rejected else {})
 
     def _write(self) -> None:
-        self.store.write_json(RUN, self.record)
+        self.store.write_json(RUN_FILE, self.record)
 
 
 def recorded_task(store: Store) -> Task:
     """Return the task of a run from its record alone. Raises StoreError if there is no record."""
-    record = store.read_json(RUN)
+    record = store.read_json(RUN_FILE)
     return Task(record["name"], RunConfig.from_record(record["config"]), Concept(**record["concept"]), store)
 
 
@@ -127,9 +128,10 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Return the commit of the running checkout, with '+' if files differ from it; None outside a checkout."""
+    """Return the commit that this package runs from, with '+' if files differ from it; None outside a checkout."""
     try:
-        out = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True)
+        command, here = ["git", "describe", "--always", "--dirty=+"], Path(__file__).parent
+        out = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return out.stdout.strip()

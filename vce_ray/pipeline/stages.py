@@ -16,10 +16,10 @@ import pyarrow as pa
 from vce_ray.config import PROMPT_MODES
 from vce_ray.dataflow import schemas
 from vce_ray.storage.stage import MANIFEST
-from vce_ray.training import HISTORY
+from vce_ray.training import HISTORY_FILE
 
-METRICS = "evaluation/metrics.json"
-REPORT = "report/index.html"
+METRICS_FILE = "evaluation/metrics.json"
+REPORT_FILE = "report/index.html"
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,19 @@ STAGES: tuple[StageSpec, ...] = (
     _actors("safe", "captions", schemas.SAFE),
     StageSpec("pairs", ("unsafe", "captions", "safe"), "driver", ("pairs", "keep"), invalidated=("pairs", "keep")),
     _actors("reference", "safe", schemas.reference(PROMPT_MODES)),
-    StageSpec("training", ("pairs", "reference"), "trainer", invalidated=("adapter", "checkpoints", HISTORY)),
+    StageSpec("training", ("pairs", "reference"), "trainer", invalidated=("adapter", "checkpoints", HISTORY_FILE)),
     StageSpec(
         "evaluation",
         ("prompts", "training"),
         "actors",
         ("evaluation/before", "evaluation/after"),
-        invalidated=(METRICS, "evaluation/after"),  # images of the base stay: they depend on no training
+        invalidated=(METRICS_FILE, "evaluation/after"),  # images of the base stay: they depend on no training
     ),
     StageSpec("report", ("pairs", "training", "evaluation"), "driver", invalidated=("report",)),
 )
-
+"""All stages of a run, in order."""
 NAMES = tuple(spec.name for spec in STAGES)
+"""Names of all stages, in order."""
 PAIR_FLOW = tuple(spec.name for spec in STAGES if spec.rejects)
 """Stages that actors make in one flow, in order."""
 

@@ -1,4 +1,4 @@
-"""Progress of a run, read from its store alone, from anywhere, also while it runs; and its rejects, tried again."""
+"""Progress of a run, read from its store alone, also while it runs; and the retry of its rejects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vce_ray.errors import UserError
-from vce_ray.pipeline.run import RUN
+from vce_ray.pipeline.run import RUN_FILE
 from vce_ray.pipeline.stages import NAMES, PAIR_FLOW, StageSpec, downstream, stage
 from vce_ray.storage.store import Store
 
@@ -18,14 +18,16 @@ def status_lines(store: Store) -> Iterator[str]:
     Raises:
         UserError: there is no run here.
     """
-    if store.exists(RUN):
+    if store.exists(RUN_FILE):
         yield from _run_lines(store)
         return
-    names = sorted({file.split("/")[0] for file in store.list() if file.count("/") == 1 and file.endswith(f"/{RUN}")})
+    names = sorted(
+        {file.split("/")[0] for file in store.list() if file.count("/") == 1 and file.endswith(f"/{RUN_FILE}")}
+    )
     if not names:
         raise UserError(f"no run in {store.where()}: give a run's folder, such as runs/deer-vsafe-dpo-0, or the store")
     for name in names:
-        yield _headline(store.read_json(f"{name}/{RUN}"))
+        yield _headline(store.read_json(f"{name}/{RUN_FILE}"))
 
 
 def _headline(record: dict[str, Any]) -> str:
@@ -35,7 +37,7 @@ def _headline(record: dict[str, Any]) -> str:
 
 
 def _run_lines(store: Store) -> Iterator[str]:
-    record = store.read_json(RUN)
+    record = store.read_json(RUN_FILE)
     yield _headline(record)
     for name, state in record["stages"].items():
         facts = {key: value for key, value in state.items() if key not in ("state", "started")}
@@ -54,23 +56,22 @@ def _so_far(store: Store, spec: StageSpec) -> dict[str, int]:
 
 
 def retry_rejects(store: Store) -> Counter[tuple[str, str]]:
-    """Take back the rejects of a run, so that the same command tries those rows again, and what depends on them.
+    """Delete the rejects of a run, and everything computed without the rejected rows, so that its command retries them.
 
-    Images, captions and pairs that came out well stay. The training that was done without the rejected rows goes, and
-    what was judged of it.
+    Images, captions and pairs that succeeded are kept. Training and evaluation are redone.
 
     Returns:
-        The number of rows to try again, by stage and reason.
+        The number of rows to retry, by stage and reason.
 
     Raises:
         UserError: the run is running, or there is no run here.
     """
-    if not store.exists(RUN):
+    if not store.exists(RUN_FILE):
         raise UserError(f"no run in {store.where()}: give a run's folder, such as runs/deer-vsafe-dpo-0")
-    record = store.read_json(RUN)
+    record = store.read_json(RUN_FILE)
     if record["status"] == "running":
         raise UserError(
-            f"run {record['name']} says that it is running: wait for it to end; if its driver was killed, run its "
+            f"run {record['name']} is marked as running: wait for it to end; if its driver was killed, run its "
             "command again first"
         )
     rejects: Counter[tuple[str, str]] = Counter()
@@ -80,11 +81,12 @@ def retry_rejects(store: Store) -> Counter[tuple[str, str]]:
     if not rejects:
         return rejects
     affected = downstream({name for name, _ in rejects})
-    for spec in affected:
+    # last stages first: if this is interrupted, what is left misses its results and not the rows that led to them
+    for spec in reversed(affected):
         for path in spec.invalidated:
             store.delete_prefix(path)
         record["stages"].pop(spec.name, None)
-    store.write_json(RUN, record | {"status": "stopped", "error": "its rejects are to be tried again"})
+    store.write_json(RUN_FILE, record | {"status": "stopped", "error": "rejects cleared for retry"})
     for spec in affected:  # last: an interrupted call finds its rejects and can be repeated
         if spec.rejects:
             store.delete_prefix(f"rejects/{spec.name}")

@@ -8,7 +8,6 @@ else only row references travel (dataflow/fanout.py).
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ from vce_ray.dataflow.rows import Row
 from vce_ray.dataflow.schemas import ROW_REF
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
-from vce_ray.pairs.answers import ANSWER_TOKENS, QUESTION
+from vce_ray.pairs.answers import ANSWER_TOKENS, caption_question
 
 MAX_CONTEXT = 4096
 """Context length in tokens: enough for one image, the question and the answer. Models allow far more, for documents and
@@ -95,11 +94,9 @@ def _with_images(tasks: Mapping[str, Task], batch: pa.Table) -> pa.Table:
 
 def _request(row: Row) -> Row:
     """Return the engine's input for a row: the chat message and the sampling parameters."""
-    url = "data:image/png;base64," + base64.b64encode(row["image"]).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     return {
         "image": b"",  # the message contains it: later stages must not carry the bytes twice
-        "messages": [{"role": "user", "content": content}],
+        "messages": [{"role": "user", "content": caption_question(row["image"])}],
         "sampling_params": {"temperature": 0.0, "max_tokens": ANSWER_TOKENS},
     }
 

@@ -21,7 +21,7 @@ from vce_ray.env import CAPTURE
 from vce_ray.models.base import ImageModel
 from vce_ray.sampling import kernels
 from vce_ray.sampling.choose import choose, guide
-from vce_ray.sampling.decoder import decoder_of
+from vce_ray.sampling.decoder import Decoder, decoder_of
 from vce_ray.sampling.layers import LayerWeights
 from vce_ray.sampling.state import BatchState
 
@@ -91,7 +91,7 @@ class CapturedStep:
         """
         if self._replay is None and self.valid:
             self._load(state)
-            replay = self._capture()
+            replay = capture(self._step, self._decoder)
             self._load(state)  # capturing ran the step, and so changed the buffers
             replay()
             distance = self._distance(len(state.hidden_RE))
@@ -138,22 +138,6 @@ class CapturedStep:
             buffer[: len(source)] = source
             buffer[len(source) :] = source[-1:]
 
-    def _capture(self) -> Callable[[], None]:
-        """Capture the step and return the function that replays it."""
-        stream, pool = self._decoder.capture_resources()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # Triton compiles kernels on their first launch, which is forbidden during a capture. What this run writes
-            # to the cache is written again by the first replay.
-            self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Graphs share one memory pool: their temporaries do not outlive a replay, and replays never overlap.
-        # "thread_local", because other threads, such as one that decodes pixels, may use the GPU during the capture.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._step()
-        return graph.replay
-
     def _distance(self, rows: int) -> float:
         """Return the relative distance of the hidden states after a replay from those of torch's operators."""
         replayed_RE, rows_per_image = self._state.hidden_RE[:rows], 2 if self._guided else 1
@@ -191,6 +175,23 @@ class CapturedStep:
             delta_RE = F.linear(kernels.gate(F.linear(normed, weights.gate_up)), weights.down)
         self._state.hidden_RE.copy_(kernels.add_norm(x_RE, delta_RE, self._norm.weight, epsilon))
         self._slots_R += 1
+
+
+def capture(step: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
+    """Run a step once, capture it as a CUDA graph, and return the function that replays it."""
+    stream, pool = decoder.capture_resources()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # Triton compiles kernels on their first launch, which is forbidden during a capture. What this run writes to
+        # the cache is written again by the first replay.
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Graphs share one memory pool: their temporaries do not outlive a replay, and replays never overlap.
+    # "thread_local", because other threads, such as one that decodes pixels, may use the GPU during the capture.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
 
 
 def _join_weights(parts: list[Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """The sampling step on CPUs (step.cpp), compiled on first use, which takes a second.
 
 torch's operators reach half of the machine's speed on the few rows of a step if the matrices are small, have no
-attention for one query per row over a short cache, and synchronise their threads a hundred times per step. They are
+attention for one query per row over a short cache, and synchronize their threads a hundred times per step. They are
 the fallback on machines without a C++ compiler.
 """
 

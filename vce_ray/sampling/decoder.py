@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vce_ray.sampling.layers import finish_layer, project_qkv, rms_norm
+from vce_ray.sampling.layers import finish_layer, head_width, project_qkv, rms_norm
 from vce_ray.sampling.memory import SLOT_BLOCK, round_up_slots
 from vce_ray.sampling.packed import PackedStack
 
@@ -62,7 +62,7 @@ class Decoder:
         self._capture_resources: tuple[torch.cuda.Stream, Any] | None = None
         config = language_model.config
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
-        self._head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._head_dim = head_width(config)
 
     @property
     def cache_bytes(self) -> int:

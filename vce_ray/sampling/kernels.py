@@ -36,7 +36,7 @@ def _add_norm(x, delta, weight, out, width, epsilon, HAS_DELTA: tl.constexpr, WI
     value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
     if HAS_DELTA:
         value += tl.load(delta + row * width + column, mask=inside, other=0.0).to(tl.float32)
-        # Round before normalising, so that the norm sees the value that is stored, as it would with torch's operators.
+        # Round before normalizing, so that the norm sees the value that is stored, as it would with torch's operators.
         value = value.to(x.dtype.element_ty)
         tl.store(x + row * width + column, value, mask=inside)
         value = value.to(tl.float32)

@@ -50,18 +50,28 @@ def are_plain(modules: Iterable[nn.Module]) -> bool:
     return all(type(module) is nn.Linear and module.bias is None for module in modules)
 
 
+def head_width(config: Any) -> int:
+    """Return the width of an attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def on_current_gpu(tensor: Tensor) -> bool:
+    """Return whether a tensor is on the GPU that new kernels are launched on."""
+    return tensor.is_cuda and tensor.device.index == torch.cuda.current_device()
+
+
 def capturable(language_model: Any) -> bool:
     """Return whether a step can be captured as a CUDA graph.
 
     The weights must be on the current GPU, with every adapter merged, and the width of a head must be a power of two,
     as Triton's blocks are.
     """
-    config, device = language_model.config, language_model.embed_tokens.weight.device
-    if device.type != "cuda" or device.index != torch.cuda.current_device() or not CAPTURE.get():
+    config = language_model.config
+    if not on_current_gpu(language_model.embed_tokens.weight) or not CAPTURE.get():
         return False
     if config.hidden_act != "silu" or not are_plain(layer_linears(language_model)):
         return False
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     return width & (width - 1) == 0
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vce_ray.config import SamplingConfig
-from vce_ray.models.base import ImageModel, PromptBatch
+from vce_ray.models.base import ImageModel, PromptBatch, roll_rows
 from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.decoder import decoder_of
 from vce_ray.sampling.layers import capturable
@@ -245,10 +245,8 @@ def _distinct_rows(batch: PromptBatch, guided: bool) -> tuple[Tensor, Tensor, Te
         embeds_UPE padded on the right, lengths_U, first_U, and indices into these: int64 [prompts, rows per image].
     """
     lengths_B, width = batch.mask_BP.sum(1), batch.mask_BP.shape[1]
-    source_BP = (torch.arange(width, device=lengths_B.device) + (width - lengths_B)[:, None]) % width
     embeds_BPE, unconditional_BPE = (
-        embeds.gather(1, source_BP[..., None].expand_as(embeds))
-        for embeds in (batch.embeds_BPE, batch.unconditional_BPE)
+        roll_rows(embeds, width - lengths_B) for embeds in (batch.embeds_BPE, batch.unconditional_BPE)
     )
     conditional = torch.arange(len(batch), device=lengths_B.device)
     if not guided:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vce_ray import env
 from vce_ray.errors import UserError
+from vce_ray.net import is_loopback
 from vce_ray.serving.schema import ApiError
 
 MIN_TOKEN_CHARS = 16
@@ -78,13 +78,3 @@ def check_host(host: str, token: str) -> None:
             f"host {host!r} is reachable from other machines and {env.API_TOKEN.name} is not set: set it to a secret "
             f"of at least {MIN_TOKEN_CHARS} characters, or bind to 127.0.0.1"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach `host`. Names other than localhost count as reachable by others."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

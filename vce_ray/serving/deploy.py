@@ -18,8 +18,9 @@ from ray.serve.deployment import Application
 from vce_ray import env
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.errors import UserError
+from vce_ray.models.adapter_location import check_adapter, resolve_adapter
 from vce_ray.models.families import default_sampling
-from vce_ray.serving.adapters import check_adapter, resolve_adapter, resolve_base
+from vce_ray.models.folder import resolve_base
 from vce_ray.serving.app import Api
 from vce_ray.serving.auth import check_host, check_token, token_digest
 from vce_ray.serving.engine import Engine
@@ -102,9 +103,7 @@ def app_from_args(args: dict[str, Any]) -> Application:
     """
     endpoint = Endpoint.model_validate(args)
     if not env.API_TOKEN.get():
-        raise UserError(
-            f"{env.API_TOKEN.name} is not set: set it, an endpoint that other machines can reach requires a token"
-        )
+        raise UserError(f"{env.API_TOKEN.name} is not set: an endpoint that other machines can reach requires a token")
     sampling = default_sampling(endpoint.base, kv_cache_dtype=endpoint.kv_cache_dtype)
     return build_app(**endpoint.model_dump(exclude={"kv_cache_dtype"}), sampling=sampling)
 
@@ -121,7 +120,7 @@ def start(
 ) -> str:
     """Start the endpoint on the running Ray cluster, wait until it is ready, and return its URL.
 
-    Ray must be initialised. On failure, everything started here is shut down again.
+    Ray must be initialized. On failure, everything started here is shut down again.
 
     Args:
         base, adapter, sampling, options: as for build_app.
@@ -160,15 +159,10 @@ def start(
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve_command(
-    base: str, adapter: str | None, host: str, port: int, sampling: SamplingConfig, block: bool = True
-) -> str:
-    """Run `vce-ray serve`: start the endpoint on the caller's Ray session and return its URL.
+def serve_command(base: str, adapter: str | None, host: str, port: int, sampling: SamplingConfig) -> None:
+    """Run `vce-ray serve`: start the endpoint on the caller's Ray session, print its URL and serve until interrupted.
 
     The engine gets a GPU if the cluster has one.
-
-    Args:
-        block: print the URL and serve until interrupted, then shut down.
 
     Raises:
         UserError, StoreError, RuntimeError: as for start.
@@ -176,13 +170,11 @@ def serve_command(
     check_host(host, env.API_TOKEN.get())
     num_gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     url = start(base, adapter, sampling, host=host, port=port, num_gpus=num_gpus)
-    if block:
-        print(f"ready: {url}/v1/images/generations (press Ctrl-C to stop)", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            serve.shutdown()
-    return url
+    print(f"ready: {url}/v1/images/generations (press Ctrl-C to stop)", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        serve.shutdown()
 
 
 def check_port(host: str, port: int) -> None:

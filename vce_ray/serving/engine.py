@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,17 @@ from ray import serve
 
 from vce_ray.config import SamplingConfig
 from vce_ray.errors import UserError
-from vce_ray.serving.adapters import fetch_adapter
+from vce_ray.models.adapter_location import fetch_adapter
+from vce_ray.models.png import to_png
 from vce_ray.serving.batcher import Batcher, Busy
 from vce_ray.serving.schema import ApiError, check_prompt
 
 if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel
+
+
+ROUND_TOKENS = 16
+"""Tokens of each image drawn between chances for waiting images to join."""
 
 
 class ImageWork:
@@ -43,9 +47,7 @@ class ImageWork:
         """Run a few decoding steps of all images; return those that finished."""
         import torch
 
-        from vce_ray.sampling.draw import CHECK_EVERY
-
-        finished = self._batch.advance(CHECK_EVERY)
+        finished = self._batch.advance(ROUND_TOKENS)
         if not finished:
             return []
         images = self._model.decode_pixels(torch.stack([tokens for _, tokens in finished]))
@@ -95,10 +97,10 @@ class Engine:
         if isinstance(images, Busy):
             return images
         loop = asyncio.get_running_loop()
-        return list(await asyncio.gather(*(loop.run_in_executor(self._encoder, encode_png, x) for x in images)))
+        return list(await asyncio.gather(*(loop.run_in_executor(self._encoder, _base64_png, x) for x in images)))
 
     async def describe(self) -> dict[str, Any]:
-        """Return what the ingress needs to know of the model: base_revision, image_size, max_prompt_chars."""
+        """Return what the ingress needs to know about the model: base_revision, image_size, max_prompt_chars."""
         from vce_ray.models.base import MAX_PROMPT_CHARS
 
         return {
@@ -112,10 +114,5 @@ class Engine:
         self._batcher.check()
 
 
-def encode_png(image: np.ndarray) -> str:
-    """Encode one image uint8 [H, W, 3] as a base64 PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+def _base64_png(image: np.ndarray) -> str:
+    return base64.b64encode(to_png(image)).decode("ascii")

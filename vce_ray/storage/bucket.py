@@ -93,7 +93,10 @@ def split_uri(uri: str, parameters: Sequence[str], credentials_hint: str) -> tup
     Raises:
         UserError: the URI is invalid. The message never repeats the URI, which may contain a secret by mistake.
     """
-    url = urlsplit(uri)
+    try:
+        url = urlsplit(uri)
+    except ValueError as error:
+        raise UserError(f"a store URI cannot be parsed ({error})") from None  # its traceback would repeat the URI
     if "@" in url.netloc or ":" in url.netloc:
         raise UserError(f"a store URI must contain no credentials: {credentials_hint}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,62}", url.netloc):
@@ -101,7 +104,9 @@ def split_uri(uri: str, parameters: Sequence[str], credentials_hint: str) -> tup
     query = dict(parse_qsl(url.query, keep_blank_values=True))
     unknown = sorted(query.keys() - set(parameters))
     if unknown or url.fragment:
-        raise UserError(f"{unknown or '#'} is not supported in a store URI: use only {', '.join(parameters)}")
+        raise UserError(
+            f"{', '.join(unknown) or '#'} is not supported in a store URI: use only {', '.join(parameters)}"
+        )
     prefix = url.path.strip("/")
     if prefix and not all(part not in ("", ".", "..") for part in prefix.split("/")):
         raise UserError(f'{prefix!r} is not a valid store prefix: remove empty parts, "." and ".."')

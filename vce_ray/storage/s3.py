@@ -6,6 +6,7 @@ AWS_REQUEST_CHECKSUM_CALCULATION=when_required in the environment of every proce
 
 import errno
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +52,15 @@ class S3Location(BucketLocation):
         endpoint = query.get("endpoint_override") or env.AWS_ENDPOINT_URL_S3.get() or env.AWS_ENDPOINT_URL.get()
         if "://" not in endpoint:
             endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
-        url = urlsplit(endpoint)
+        try:
+            url = urlsplit(endpoint)
+        except ValueError as error:
+            raise UserError(f"the S3 endpoint cannot be parsed ({error}): use host:port") from None
+        host = url.netloc.rpartition("@")[2]
+        if host and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:\d+)?", host):
+            raise UserError(
+                f"{host!r} is not a host that S3 clients accept: use letters, digits, '.' and '-', and no underscore"
+            )
         if "@" in url.netloc or url.path.strip("/") or url.query or url.scheme not in ("http", "https"):
             raise UserError("an S3 endpoint must be host:port or http(s)://host:port, without a user or a path")
         region = query.get("region") or env.AWS_REGION.get() or env.AWS_DEFAULT_REGION.get()

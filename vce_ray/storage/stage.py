@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vce_ray.errors import UserError
 from vce_ray.storage.errors import StoreError
 from vce_ray.storage.files import MANIFEST, FileStore
 
@@ -51,8 +52,8 @@ class Stage:
             raise StoreError(f"{self.store.where(MANIFEST)} is corrupt: not a manifest. {_RERUN_HINT}")
         return manifest
 
-    def write_part(self, table: pa.Table, name: str | None = None) -> str:
-        """Write one part and return its file name, `<name>-<hash of content>.parquet`, to be passed to `publish`.
+    def write_part(self, table: pa.Table) -> str:
+        """Write one part and return its file name, `part-<hash of content>.parquet`, to be passed to `publish`.
 
         Readers do not see the part before that. Writing the same rows twice gives one file.
         """
@@ -65,7 +66,7 @@ class Stage:
             use_compliant_nested_type=False,  # list columns keep their exact type when read back
         )
         data = memoryview(sink.getvalue())
-        part = f"{name or 'part'}-{hashlib.blake2b(data, digest_size=10).hexdigest()}.parquet"
+        part = f"part-{hashlib.blake2b(data, digest_size=10).hexdigest()}.parquet"
         self.store.write_bytes(part, data)
         return part
 
@@ -77,8 +78,9 @@ class Stage:
             facts: JSON values to store in the manifest.
 
         Raises:
-            ValueError: the stage is already published, there are no parts, their columns differ, the key is missing or
-                null in a row, or two different rows have the same key.
+            UserError: the stage is already published.
+            ValueError: there are no parts, their columns differ, the key is missing or null in a row, or two different
+                rows have the same key.
         """
         self._refuse_if_published()
         names = sorted(set(parts))
@@ -122,7 +124,7 @@ class Stage:
         if manifest is None:
             if allow_missing:
                 return pa.table({name: pa.nulls(0) for name in columns or ()})
-            raise self._not_published()
+            raise StoreError(f"{self.store.where()} is not published: run the stage that produces it to completion")
         selected = list(manifest["schema"] if columns is None else columns)
         unknown = [name for name in selected if name not in manifest["schema"]]
         if unknown:
@@ -160,30 +162,6 @@ class Stage:
     def read_part(self, name: str) -> pa.Table:
         """Return the rows of one part, published or not. Raises StoreError if it is missing or corrupt."""
         return self._open_part(name, lambda file, size: file.read())
-
-    def paths(self) -> list[str]:
-        """Return the published parts' paths in `store.filesystem`, e.g. for `ray.data.read_parquet`.
-
-        Unlike `read`, reading these files may give identical rows more than once.
-
-        Raises:
-            StoreError: the stage is not published.
-        """
-        manifest = self.manifest()
-        if manifest is None:
-            raise self._not_published()
-        return [self.store.full(part["name"]) for part in manifest["parts"]]
-
-    def reset(self) -> None:
-        """Delete everything unpublished: all parts, or after `publish` those that the manifest does not list.
-
-        Must not be called while workers write parts.
-        """
-        manifest = self.manifest()
-        published = {MANIFEST, *(part["name"] for part in manifest["parts"])} if manifest else set()
-        for file in self.store.list():
-            if file not in published:
-                self.store.delete_prefix(file)
 
     # Internals --------------------------------------------------------------------------------------------------------
 
@@ -252,12 +230,9 @@ class Stage:
 
     def _refuse_if_published(self) -> None:
         if self.published():
-            raise ValueError(
+            raise UserError(
                 f"{self.store.where()} is already published and cannot change: use another run, or delete it first"
             )
-
-    def _not_published(self) -> StoreError:
-        return StoreError(f"{self.store.where()} is not published: run the stage that produces it to completion")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vce_ray.storage.store import Store
 
 FOLDER = "checkpoints"
 LAST = f"{FOLDER}/last.json"
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 TRAINED = StateDictOptions(ignore_frozen_params=True)
 
 
@@ -30,7 +30,7 @@ def save(
     with tempfile.TemporaryDirectory() as folder:
         dcp.save({"weights": weights, "moments": moments}, checkpoint_id=folder)
         if rank == 0:
-            Path(folder, METRICS).write_text("".join(json.dumps(row) + "\n" for row in history))
+            Path(folder, METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))
         if any(Path(folder).iterdir()):  # unsharded weights are written by the first worker only
             store.upload(folder, f"{FOLDER}/{step}/{rank}")
     if workers > 1:
@@ -65,4 +65,4 @@ def load(store: Store, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -
             optim_state_dict=state["moments"],
             options=StateDictOptions(ignore_frozen_params=True, strict=False),
         )
-        return [json.loads(line) for line in Path(folder, METRICS).read_text().splitlines()]
+        return [json.loads(line) for line in Path(folder, METRICS_FILE).read_text().splitlines()]

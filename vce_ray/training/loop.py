@@ -23,20 +23,12 @@ from vce_ray.models.folder import base_stamp, check_stamp
 from vce_ray.models.load import load_model
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
-from vce_ray.training import HISTORY, checkpoints
+from vce_ray.training import HISTORY_FILE, checkpoints
 from vce_ray.training.data import Share, TrainingData
-from vce_ray.training.fsdp import (
-    average_gradients,
-    clip_gradients,
-    gradient_norm,
-    in_own_dtype,
-    make_trainable,
-    recompute_layers,
-    reference_context,
-    shard,
-)
+from vce_ray.training.fsdp import average_gradients, clip_gradients, gradient_norm, shard
 from vce_ray.training.objectives import objective_for
 from vce_ray.training.terms.divergence import Targets
+from vce_ray.training.trainable import in_own_dtype, make_trainable, recompute_layers, reference_context
 
 PRINTED = ("loss", "margin", "accuracy")
 """Metrics that are printed every ten steps, if the objective logs them."""
@@ -148,7 +140,7 @@ def train_run(
     state = get_model_state_dict(model.net, options=whole)
     if rank == 0:
         _upload(store, state, model.revision, run, facts)
-        store.write_json(HISTORY, history)
+        store.write_json(HISTORY_FILE, history)
         store.delete_prefix(checkpoints.FOLDER)
     if sharded or not lora:
         return None

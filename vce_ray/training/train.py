@@ -111,6 +111,8 @@ class Trainings:
         store.delete_prefix(RAY_TRAIN_FOLDER)
 
     def _fit(self, group: int, store: Store) -> None:
+        # Ray Train hands this on to its controller. The default of 60 s is too short for imports on busy CPUs.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         import ray.train.torch  # takes seconds; in this thread nothing waits for it
 
         # asked of the cluster and not of this machine: the driver may run on a head node without GPUs
@@ -139,7 +141,7 @@ class Trainings:
 def on_cpus(configs: Sequence[TrainConfig], nodes: list[int], concurrency: int) -> tuple[int, int]:
     """Return the number of workers of a training on CPUs, and CPUs per worker.
 
-    Two workers of one thread are faster than two threads, which synchronise at every small operation. By default only
+    Two workers of one thread are faster than two threads, which synchronize at every small operation. By default only
     one node's CPUs are used, and at most four of them, because each worker loads the base.
 
     Args:
@@ -160,6 +162,3 @@ def _loop(settings: dict[str, Any]) -> None:
     from vce_ray.training.loop import train_group  # peft and transformers, which the driver does not need
 
     train_group(settings["queue"], settings["group"])
-
-
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # the default of 60 s is too short on CPU

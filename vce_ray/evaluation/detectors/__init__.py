@@ -23,6 +23,8 @@ DETECTORS: tuple[type[Detector], ...] = (
 
 def detectors_for(config: RunConfig, concept: Concept) -> list[type[Detector]]:
     """Return the detectors that a run uses."""
+    names = [detector.name for detector in DETECTORS]
+    assert len(set(names)) == len(names), f"two detectors have the same name, but encodings are shared by name: {names}"
     return [detector for detector in DETECTORS if detector.applies(config, concept)]
 
 

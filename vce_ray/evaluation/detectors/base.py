@@ -44,7 +44,7 @@ class Detector(ABC):
     """
 
     name: ClassVar[str]
-    """Short name, used in messages."""
+    """Unique key: the runs of a fleet share what `encode` returned under this name."""
     columns: ClassVar[pa.Schema]
     """Columns that the detector adds to each row. No other detector may have a column of the same name."""
 

@@ -27,7 +27,7 @@ METRICS: tuple[Metric, ...] = (
 )
 """All metrics, in the order of their figures."""
 REQUIRED = tuple(dict.fromkeys((*IDENTITY, *ERASED.columns, *KEPT.columns, *IMAGE_TEXT.columns)))
-"""Columns that every evaluation has: bars and report rest on the metrics that read them."""
+"""Columns that every evaluation has: the limits and the report depend on the metrics that read them."""
 
 
 def columns_to_read(schema: pa.Schema) -> list[str]:

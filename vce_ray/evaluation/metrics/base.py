@@ -26,7 +26,7 @@ from vce_ray.errors import UserError
 from vce_ray.evaluation.metrics.intervals import Figure
 
 IDENTITY = ("arm", "group", "prompt", "name", "seed")
-"""Columns that tell which image of the evaluation a row is."""
+"""Columns that identify an image of the evaluation."""
 GROUPS = ("erase", "keep")
 """Values of the column `group`: prompts for the concept, and prompts for what must stay."""
 
@@ -51,7 +51,7 @@ class Comparison:
     erase: PairedRows
     """Images of prompts for the concept."""
     keep: PairedRows
-    """Images of prompts for what must stay. The column `name` is the neighbour, '' for a whole keep prompt."""
+    """Images of prompts for what must stay. The column `name` is the neighbour, '' for a complete keep prompt."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Metric:
     """A group of figures that are computed together."""
 
     columns: tuple[str, ...]
-    """Columns of the evaluation table that `measure` reads, besides `IDENTITY`. Where the table lacks one, because its
+    """Columns of the evaluation table that `measure` reads, besides `IDENTITY`. If the table lacks one, because its
     detector does not apply to the run, the metric is skipped."""
     measure: Callable[[Comparison], Measured]
 

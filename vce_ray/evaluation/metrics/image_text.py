@@ -1,7 +1,7 @@
-"""Do images still fit their prompts: cosines of image and prompt over keep prompts, whole keep prompts too.
+"""Do images still fit their prompts: cosines of image and prompt over all keep prompts, complete ones included.
 
 score_before, score_after: mean cosine.
-score_drop: relative; 0.01 is 1 % lower than before.
+score_drop: relative; 0.01 is 1% lower than before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shares, means and their changes, each with a 95 % interval and the number of images behind it.
+"""Shares, means and their changes, each with a 95% interval and the number of images behind it.
 
 Wilson's interval for a share; Newcombe's, made of two Wilson intervals, for a difference of shares; the normal interval
 of the standard error for a mean.
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from math import sqrt
 
 Z = 1.959964
-"""Standard normal quantile of a two-sided 95 % interval."""
+"""Standard normal quantile of a two-sided 95% interval."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A value, its 95 % interval and the number of images behind it. Without images all but `images` are None."""
+    """A value, its 95% interval and the number of images behind it. Without images all but `images` are None."""
 
     value: float | None
     low: float | None
@@ -57,7 +57,7 @@ def drop(before: Figure, after: Figure) -> Figure:
 
 
 def mean(values: Sequence[float]) -> Figure:
-    """Return the mean, with the normal interval of its standard error; of a single value the interval has width 0."""
+    """Return the mean, with the normal interval of its standard error; for a single value it has zero width."""
     number = len(values)
     if not number:
         return NO_FIGURE

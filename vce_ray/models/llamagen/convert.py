@@ -51,7 +51,7 @@ LAYER_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
 }
-"""Our name of each released weight of a layer; `attention.wqkv.weight` is split into three besides."""
+"""Our name of each released weight of a layer; `attention.wqkv.weight` is also split into three."""
 ROTARY_TABLE = "freqs_cis"
 """The one optional tensor: LlamaGen's own serving code drops it from checkpoints that have it."""
 
@@ -107,7 +107,7 @@ def load_folder(
     card = json.loads((folder / CONFIG).read_text())
     if card.get("model_type") != MODEL_TYPE:
         raise UserError(f"{folder / CONFIG}: model_type is {card.get('model_type')!r}, expected {MODEL_TYPE!r}")
-    with torch.device("meta"):  # no memory and no initialisation for weights that are replaced at once
+    with torch.device("meta"):  # no memory and no initialization for weights that are replaced at once
         gpt_net, vq_net = gpt.LlamaGenGPT(gpt.GPTConfig(**card["gpt"])), vq.VQModel(vq.VQConfig(**card["vq"]))
     _fill(gpt_net, folder / GPT_WEIGHTS)
     _fill(vq_net, folder / VQ_WEIGHTS)

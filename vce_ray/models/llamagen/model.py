@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
 from vce_ray.errors import UserError
-from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
+from vce_ray.models.base import ImageModel, PromptBatch, check_prompts, roll_rows
 from vce_ray.models.folder import folder_revision
 from vce_ray.models.llamagen.convert import TEXT_ENCODER, load_folder
 from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, LlamaGenGPT
@@ -69,10 +69,8 @@ class LlamaGen(ImageModel):
             features_BPF = self.text_encoder(
                 input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
             ).last_hidden_state
-        width = mask_BP.shape[1]
-        source_BP = (torch.arange(width, device=self.device) + mask_BP.sum(1, keepdim=True)) % width
-        features_BPF = features_BPF.gather(1, source_BP[..., None].expand_as(features_BPF))
-        return encode_features(self.net, features_BPF, mask_BP.gather(1, source_BP))
+        lengths_B = mask_BP.sum(1)
+        return encode_features(self.net, roll_rows(features_BPF, lengths_B), roll_rows(mask_BP, lengths_B))
 
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
         """Return the input embeddings of image tokens: [B, T, E]."""

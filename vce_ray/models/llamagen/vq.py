@@ -41,7 +41,7 @@ class VQConfig:
 
 
 class VQModel(nn.Module):
-    """Encoder, quantiser and decoder."""
+    """Encoder, quantizer and decoder."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -88,7 +88,7 @@ class VQModel(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """The codebook. Codes are normalised to length 1, both to compare them with latents and as the decoder's input."""
+    """The codebook. Codes are normalized to length 1, both to compare them with latents and as the decoder's input."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -96,7 +96,7 @@ class Quantizer(nn.Module):
         self.register_buffer("codebook_used", torch.zeros(USAGE_WINDOW))  # for training; in the released weights
 
     def codes(self) -> Tensor:
-        """Return all codes, normalised to length 1: [K, C]."""
+        """Return all codes, normalized to length 1: [K, C]."""
         return F.normalize(self.embedding.weight, dim=-1)
 
     def nearest(self, latents_BChw: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ __all__ = ["DEFAULT_METHOD", "OBJECTIVES", "Objective", "objective_for", "object
 
 def objective_type(method: str) -> type[Objective]:
     """Return the class of a training method. Raises UserError for an unknown name."""
-    if method not in OBJECTIVES:
+    if not isinstance(method, str) or method not in OBJECTIVES:
         raise UserError(f"unknown training method {method!r}: use one of {', '.join(OBJECTIVES)}")
     return OBJECTIVES[method]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vce_ray.training.terms.batches import Batch
     from vce_ray.training.terms.divergence import Targets
 
-Settings = TypeVar("Settings", bound=TrainConfig)
+SettingsT = TypeVar("SettingsT", bound=TrainConfig)
 BatchT = TypeVar("BatchT", bound="Batch")
 
 
@@ -34,10 +34,16 @@ class Curve:
 
 
 LOSS = Curve("Loss", (("loss", "all terms"),))
+PREFERENCE = (
+    Curve("Margin", (("margin", "safe minus unsafe log-ratio"),)),
+    Curve("Margin above 0", (("accuracy", "share of pairs"),)),
+    Curve("Log-ratio to the base", (("chosen_ratio", "safe"), ("rejected_ratio", "unsafe"))),
+)
+"""Curves of methods with a preference term (terms/preference.py)."""
 GRADIENT_NORM = Curve("Gradient norm", (("gradient_norm", "before clipping"),))
 
 
-class Objective(ABC, Generic[Settings, BatchT]):
+class Objective(ABC, Generic[SettingsT, BatchT]):
     """A training method with its settings."""
 
     name: ClassVar[str]
@@ -46,7 +52,7 @@ class Objective(ABC, Generic[Settings, BatchT]):
     curves: ClassVar[tuple[Curve, ...]] = (LOSS, GRADIENT_NORM)
     """Charts of its metrics in the report, in order."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: SettingsT):
         self.settings = settings
 
     @classmethod

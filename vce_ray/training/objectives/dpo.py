@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from vce_ray.config import PROMPT_MODES, TrainConfig
-from vce_ray.training.objectives.base import GRADIENT_NORM, LOSS, Curve, Objective
-from vce_ray.training.objectives.vsafe_dpo import PREFERENCE_CURVES
+from vce_ray.training.objectives.base import GRADIENT_NORM, LOSS, PREFERENCE, Curve, Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +23,7 @@ class DPOConfig(TrainConfig):
 
     method: Literal["dpo"] = "dpo"  # pyright: ignore[reportIncompatibleVariableOverride]
     beta: float = Field(default=0.1, gt=0)
-    """Slope of the preference on the sum over tokens, which needs a smaller one than a mean."""
+    """DPO beta: scale of the preference. Smaller than for a mean, because log-ratios are summed over tokens."""
     prompt_mode: Literal["given", "stripped", "null", "mixed"] = "given"
     """Prompt under which a pair is contrasted: as given, without the concept, none, or one of the three at random for
     each pair and step."""
@@ -40,7 +39,7 @@ class DPO(Objective):
 
     name: ClassVar[str] = "dpo"
     settings_type: ClassVar[type[TrainConfig]] = DPOConfig
-    curves: ClassVar[tuple[Curve, ...]] = (LOSS, *PREFERENCE_CURVES, GRADIENT_NORM)
+    curves: ClassVar[tuple[Curve, ...]] = (LOSS, *PREFERENCE, GRADIENT_NORM)
     settings: DPOConfig
 
     def batch(self, data: TrainingData, step: int, share: Share) -> PairBatch:
@@ -49,11 +48,11 @@ class DPO(Objective):
 
     def loss(self, model: ImageModel, targets: Targets, batch: PairBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         """Return the summed preference loss."""
-        from vce_ray.training.terms.preference import keep_mask, pair_log_probs, preference_loss
+        from vce_ray.training.terms.preference import pair_log_probs, preference_loss, token_drop_mask
 
         prompts = model.encode_prompts(batch.prompts).blanked(batch.blank)
         chosen, rejected = pair_log_probs(model, prompts, batch.chosen_BT, batch.rejected_BT)
-        everything = keep_mask(batch.seeds, step, chosen.shape[1], drop=0.0)
+        everything = token_drop_mask(batch.seeds, step, chosen.shape[1], drop=0.0)
         preference = preference_loss(
             chosen,
             rejected,

@@ -1,7 +1,7 @@
 """VSafe-DPO, the method of VCE (arXiv 2509.16986): token-averaged DPO with token drop, preservation and an anchor.
 
 The preference is stated in training/terms/preference.py, preservation and anchor in training/terms/divergence.py. The
-paper's equations were not at hand; the form is our reconstruction, and the anchor is our addition (docs/method.md).
+paper's equations were not available; the form is our reconstruction, and the anchor is our addition (docs/method.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from vce_ray.config import PROMPT_MODES, TrainConfig
 from vce_ray.errors import UserError
-from vce_ray.training.objectives.base import GRADIENT_NORM, LOSS, Curve, Objective
+from vce_ray.training.objectives.base import GRADIENT_NORM, LOSS, PREFERENCE, Curve, Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from vce_ray.training.data import Share, TrainingData
     from vce_ray.training.terms.batches import AnchorBatch, KeepBatch, PairBatch
     from vce_ray.training.terms.divergence import Targets
-
-PREFERENCE_CURVES = (
-    Curve("Margin", (("margin", "safe minus unsafe log-ratio"),)),
-    Curve("Margin above 0", (("accuracy", "share of pairs"),)),
-    Curve("Log-ratio to the base", (("chosen_ratio", "safe"), ("rejected_ratio", "unsafe"))),
-)
 
 STYLE_SETTINGS: dict[str, Any] = {
     "beta": 2.0,
@@ -40,7 +34,7 @@ STYLE_SETTINGS: dict[str, Any] = {
     "learning_rate": 2e-3,
 }
 """Settings for styles. A few bold steps remove a style and cost less of what other styles share with it than many
-small ones. A steep preference is satisfied with a small margin, so training does not keep pushing the style's tokens
+small ones. A large beta saturates at a small margin, so training does not keep pushing the style's tokens
 down; the anchor does the rest, because the base draws every style for a caption that names none. The prompt is always
 given: without it an unsafe image is hard to tell from images of other styles. Trials: docs/results/style_trials.md."""
 
@@ -50,7 +44,7 @@ class VSafeDPOConfig(TrainConfig):
 
     method: Literal["vsafe_dpo"] = "vsafe_dpo"  # pyright: ignore[reportIncompatibleVariableOverride]
     beta: float = Field(default=1.0, gt=0)
-    """Slope of the preference on the mean over tokens."""
+    """DPO beta: scale of the preference, on the mean over tokens."""
     token_drop: float = Field(default=0.25, ge=0.0, lt=1.0)
     """Share of token positions that each step leaves out of the preference."""
     keep_weight: float = Field(default=2.0, ge=0.0)
@@ -122,7 +116,7 @@ class VSafeDPO(Objective):
     settings_type: ClassVar[type[TrainConfig]] = VSafeDPOConfig
     curves: ClassVar[tuple[Curve, ...]] = (
         LOSS,
-        *PREFERENCE_CURVES,
+        *PREFERENCE,
         Curve("Preservation", (("preservation", "KL per token on kept prompts"),)),
         Curve("Anchor", (("anchor", "KL per token on safe images"),)),
         GRADIENT_NORM,
@@ -159,7 +153,7 @@ class VSafeDPO(Objective):
         import torch
 
         from vce_ray.training.terms.divergence import anchor_targets, divergence_loss, keep_targets
-        from vce_ray.training.terms.preference import keep_mask, preference_loss, token_log_probs
+        from vce_ray.training.terms.preference import preference_loss, token_drop_mask, token_log_probs
 
         pairs, keep, anchor, settings = batch.pairs, batch.keep, batch.anchor, self.settings
         count = len(pairs.prompts)
@@ -184,7 +178,7 @@ class VSafeDPO(Objective):
         logits = model.image_logits(prompts, tokens_RT)
 
         chosen, rejected = token_log_probs(logits[: 2 * count], tokens_RT[: 2 * count]).chunk(2)
-        mask = keep_mask(pairs.seeds, step, chosen.shape[1], settings.token_drop)
+        mask = token_drop_mask(pairs.seeds, step, chosen.shape[1], settings.token_drop)
         preference = preference_loss(chosen, rejected, pairs.chosen_ref_BT, pairs.rejected_ref_BT, mask, settings.beta)
         loss, metrics = preference.loss.mean(), preference.metrics()
         metrics |= {"chosen_logp": chosen.mean().item(), "rejected_logp": rejected.mean().item()}

@@ -6,6 +6,7 @@ Shapes: B rows, T image tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,13 +16,13 @@ from torch import Tensor
 class Batch:
     """Base of all batches: plain fields and tensors."""
 
-    def to(self, device: torch.device):
+    def to(self, device: torch.device) -> Self:
         """Return the same batch with its tensors, and those of batches inside it, on `device`."""
         moved = {field.name: _to(getattr(self, field.name), device) for field in fields(self)}
         return type(self)(**moved)
 
 
-def _to(value, device: torch.device):
+def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor | Batch) else value
 
 

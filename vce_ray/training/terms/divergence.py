@@ -84,7 +84,7 @@ def keep_targets(targets: Targets, batch: KeepBatch) -> Tensor:
 
 
 def anchor_targets(targets: Targets, batch: AnchorBatch, guidance: float = 1.0) -> Tensor:
-    """Return what the model should draw under the unsafe prompt: unnormalised log-probs [B, T, V] on safe images.
+    """Return what the model should draw under the unsafe prompt: unnormalized log-probs [B, T, V] on safe images.
 
     The target is the base under the refined caption, minus whatever the unsafe prompt makes likelier: 'an animal' is a
     deer now and then, and an image whose prompt names no style has the erased style as often as any other. Up to a

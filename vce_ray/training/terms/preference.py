@@ -1,7 +1,7 @@
 """Preference for the safe image over the unsafe one, token by token.
 
 The idea and its two named parts, token-level average and token drop, are those of VCE (arXiv 2509.16986). The paper's
-equations were not at hand: the exact form below is our reconstruction. For a prompt x, chosen tokens y+ (the safe
+equations were not available: the exact form below is our reconstruction. For a prompt x, chosen tokens y+ (the safe
 image), rejected tokens y- (the unsafe image) and the kept positions K,
 
     margin = mean_{t in K} [log pi(y+_t) - log ref(y+_t)] - mean_{t in K} [log pi(y-_t) - log ref(y-_t)]
@@ -40,7 +40,7 @@ def pair_log_probs(model: ImageModel, prompts: PromptBatch, chosen: Tensor, reje
     return chosen_BT, rejected_BT
 
 
-def keep_mask(seeds_B: Tensor, step: int, num_tokens: int, drop: float) -> Tensor:
+def token_drop_mask(seeds_B: Tensor, step: int, num_tokens: int, drop: float) -> Tensor:
     """Draw the kept positions K of each pair: bool [B, T], each position dropped with probability `drop`.
 
     The mask depends on the pair's seed and the step alone, so it is the same on one worker and on many. If every
@@ -84,7 +84,7 @@ def preference_loss(
 
     Args:
         mask_BT: kept positions, the same for both sides of a pair.
-        beta: slope of the preference.
+        beta: scale of the preference.
         average: mean over the kept positions (VSafe-DPO) or their sum (vanilla DPO).
     """
     weight = mask_BT.float()

@@ -6,14 +6,11 @@ from itertools import accumulate, chain, repeat
 
 import pytest
 import torch
+from tiny_shape import TINY
 
 from vce_ray.cli.app import main
-from vce_ray.cli.plan import DEVICES, SHAPES, USEFUL_SHARE, Device, measure_device, needed_memory, plan
-from vce_ray.models.shape import Shape
 from vce_ray.sampling.memory import fitting_batch
-
-TINY = Shape("tiny", 2, 8, 2, 1, 16, 100, 10, 50, 1000, prompt_tokens=5, dtype="float32")
-"""Two heads of width 4, which share one head of keys and values."""
+from vce_ray.sampling.plan import DEVICES, SHAPES, USEFUL_SHARE, Device, measure_device, needed_memory, plan
 
 
 def test_a_plan_by_hand() -> None:

@@ -1,30 +1,34 @@
-"""Locates, checks and downloads the adapter that an endpoint serves: a local folder, or one in a store."""
+"""Locate, check and download an adapter: a local folder, or one in a store. Imports no torch, and object storage on first use."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vce_ray.errors import UserError
-from vce_ray.models.adapter import CARD, read_card
 from vce_ray.models.folder import folder_revision, model_folder
-from vce_ray.storage.store import Store
+
+if TYPE_CHECKING:
+    from vce_ray.storage.store import Store
+
+CARD = "vce_ray.json"
+"""File of an adapter folder that names the base it belongs to."""
 
 
-def resolve_base(base: str) -> str:
-    """Return `base` in a form that replicas can resolve: relative folders become absolute.
-
-    Raises:
-        UserError: the base is unknown or has no weights.
-    """
-    folder = model_folder(base)
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"base model {base!r} has no weights in {folder}: give a folder with *.safetensors")
-    return str(folder.absolute()) if Path(base).is_dir() else base
+def read_card(folder: Path) -> dict:
+    """Return the card of an adapter folder. Raises UserError if the folder has none."""
+    path = folder / CARD
+    if not path.exists():
+        raise UserError(f"{folder} is not a vce_ray adapter: {CARD} is missing")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): fetch the adapter again") from error
 
 
 def resolve_adapter(adapter: str) -> str:
-    """Return `adapter` in a form that replicas can resolve: an absolute path, or a store URI with its endpoint."""
+    """Return `adapter` as other processes can resolve it: an absolute path, or a store URI with its endpoint."""
     if "://" not in adapter:
         return str(Path(adapter).expanduser().absolute())
     store, name = _split(adapter)
@@ -62,6 +66,8 @@ def fetch_adapter(adapter: str, into: Path) -> Path:
 
 def _split(uri: str) -> tuple[Store, str]:
     """Split an adapter's URI into its parent store and the name of its folder there."""
+    from vce_ray.storage.store import Store  # pyarrow, which a local adapter does not need
+
     path, mark, query = uri.partition("?")
     parent, _, name = path.rstrip("/").rpartition("/")
     if parent.endswith(("/", ":")) or not name:

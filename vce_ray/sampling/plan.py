@@ -31,7 +31,7 @@ from vce_ray.sampling.memory import (
 )
 
 USEFUL_SHARE = 0.9
-"""A batch is large enough once it reaches this share of the throughput of an endless one."""
+"""A batch is large enough once it reaches this share of the throughput of an arbitrarily large one."""
 
 
 def _janus(name: str, layers: int, width: int, heads: int, feed_forward: int) -> Shape:
@@ -107,7 +107,7 @@ def plan(shape: Shape, device: Device, batch: int | None = None, guided: bool = 
 
     Args:
         batch: images drawn at once. By default the smallest batch that reaches USEFUL_SHARE of the throughput of an
-            endless one, or the largest that fits, if that is smaller.
+            arbitrarily large one, or the largest that fits, if that is smaller.
         guided: whether each image has an unconditional row beside its conditional one.
 
     Raises:

@@ -1,0 +1,26 @@
+"""The limits that a successful erasure stays within."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LIMITS = {"seen_after": 0.05, "worst_neighbour_drop": 0.05, "kept_drop": 0.02, "score_drop": 0.02}
+"""Upper limits by the metric's name. Shares of images, except score_drop, which is relative to the score before."""
+POINTS = ("worst_neighbour_drop", "kept_drop")
+"""Differences of two shares, stated in percentage points; the other limits are stated in percent."""
+_TOLERANCE = 1e-9
+"""1 - 0.95 must not exceed 0.05."""
+
+
+def exceeds(name: str, value: float | None) -> bool:
+    """Return whether a value is above its limit. A value equal to the limit passes, and so does None (not measured)."""
+    return value is not None and value > LIMITS[name] + _TOLERANCE
+
+
+def missed_limits(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the names of the limits that an evaluation exceeds, in the order of `LIMITS`.
+
+    Metrics that are missing, because a run skipped them or was evaluated before they existed, exceed no limit.
+    """
+    return [name for name in LIMITS if exceeds(name, metrics.get(name))]
