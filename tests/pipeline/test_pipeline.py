@@ -191,7 +191,7 @@ def test_reused_pairs_leave_out_what_contradicts_the_concept(finished: Store, tm
     steps = pair_steps({"both": run.task})
     assert all(open_refs(run.task, step).num_rows == 0 for step in steps.values())
     other = open_run(settings | {"name": "other", "sampling": {"guidance_scale": 5.0}})
-    with pytest.raises(ValueError, match="run deer-vsafe-dpo-0 has sampling"):
+    with pytest.raises(ValueError, match="run deer-vsafe-dpo-0 was made with sampling"):
         reuse_pairs(other.task)
 
 

@@ -1,4 +1,4 @@
-"""Locate, check and download an adapter: a local folder, or one in a store. Imports no torch, and object storage on first use."""
+"""Locate, check and download an adapter: a local folder, or one in a store. Imports neither torch nor object storage."""
 
 from __future__ import annotations
 
