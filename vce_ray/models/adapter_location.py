@@ -1,4 +1,4 @@
-"""Locate, check and download an adapter: a local folder, or one in a store. Imports neither torch nor object storage."""
+"""Locate, check and download an adapter: a local folder, or one in a store. Importing it loads no library."""
 
 from __future__ import annotations
 
