@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Erase several artists' styles in parallel, each in a run of its own. A run that fails does not affect the others.
 
     ray job submit --working-dir . -- python jobs/erase_artists.py openmoji noto --store s3://bucket/runs

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Erase explicit content: violence from the embedded model, or nudity from a released one.
 
     ray job submit --working-dir . -- python jobs/erase_nsfw.py --store s3://bucket/runs

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Erase an object, or any other concept of the catalogue, from a base model.
 
     ray job submit --working-dir . -- python jobs/erase_object.py deer --store s3://bucket/runs

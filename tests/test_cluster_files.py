@@ -309,9 +309,12 @@ def test_the_image_is_pinned_and_unprivileged_and_contains_what_jobs_need() -> N
     assert re.findall(r"^FROM (.*)$", text, re.MULTILINE) == ["python:3.11-slim"]
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["1000:1000"]
     assert re.search(r"pip install .*--constraint constraints.txt", text)
-    assert {"wget", "rsync"} <= set(text.split())
+    assert {"g++", "wget", "rsync"} <= set(text.split())
     copied = [path for names in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for path in names.split()]
     assert {"vce_ray", "jobs"} <= set(copied) and all((ROOT / path).exists() for path in copied)
+    ignored, *kept = re.findall(r"^[^#].*$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert ignored == "*"  # no run, environment or history of the checkout reaches the image
+    assert {line.removeprefix("!") for line in kept if line.startswith("!")} == {path.split("/")[0] for path in copied}
 
 
 def test_everything_that_the_readme_names_exists() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import vce_ray
 from vce_ray.cli.app import main
 
 
@@ -20,6 +21,14 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     assert done.stdout.strip().endswith("[]")
     for command in ("demo", "erase", "generate", "plan", "serve", "status", "retry-rejects", "doctor", "fleet"):
         assert command in done.stdout
+
+
+def test_version_and_the_short_help_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["vce-ray", vce_ray.__version__]
+    for command in ([], ["erase"], ["generate"]):
+        assert main([*command, "-h"]) == 0
+        assert "Usage: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vce_ray import __version__
 from vce_ray.cli.options import TITLES, with_settings
 from vce_ray.config import EMBEDDED
 from vce_ray.errors import UserError
@@ -29,7 +30,28 @@ DEMO_KEPT = 500
 StoreOption = Annotated[str, typer.Option(help="Where runs are stored: a local folder, s3://bucket/prefix or gs://...")]
 BaseOption = Annotated[str, typer.Option(help="Base model: emoji-world, a folder, s3://..., gs://... or owner/name.")]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vce-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of vce-ray itself."""
 
 
 @app.command()
