@@ -48,7 +48,7 @@ LAYERS: dict[str, str] = {
     "defaults dataflow/task pairs evaluation dataflow/fanout training",
     "serving": "errors net env config models sampling",
     # what people call
-    "api": "config storage models sampling evaluation pipeline",
+    "api": "errors config storage models sampling evaluation pipeline",
     "cli": "errors env config storage models sampling training/objectives run_config defaults evaluation pipeline "
     "serving api",
     "__main__": "cli",

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vce_ray.config import EMBEDDED
+from vce_ray.config import EMBEDDED, SEED_LIMIT
+from vce_ray.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +79,7 @@ def draw(model: ImageModel, prompts: Sequence[str] | str, seed: int = 0, **sampl
         sampling: SamplingConfig settings, such as guidance_scale=3; the base's recommended ones by default.
 
     Raises:
-        UserError: a prompt is empty or too long, or a setting is wrong.
+        UserError: a prompt is empty, too long or not valid Unicode, or a seed or setting is out of range.
     """
     from PIL import Image
 
@@ -87,6 +88,9 @@ def draw(model: ImageModel, prompts: Sequence[str] | str, seed: int = 0, **sampl
 
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     settings = validated_sampling(model.ref, sampling)
+    last = SEED_LIMIT - len(prompts)
+    if not 0 <= seed <= last:
+        raise UserError(f"seed {seed} is out of range: give 0 to {last} for {len(prompts)} images")
     tokens = draw_tokens(model, prompts, list(range(seed, seed + len(prompts))), settings)
     return [Image.fromarray(image) for image in model.decode_pixels(tokens)]
 

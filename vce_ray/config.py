@@ -14,6 +14,8 @@ from vce_ray.errors import UserError
 
 EMBEDDED = "emoji-world"
 """Name of the base model that ships with the package."""
+SEED_LIMIT = 2**63
+"""Sampling seeds are int64: from 0 to one below this."""
 PROMPT_MODES = ("given", "stripped", "null")
 """Prompts under which a pair can be contrasted: its own, the same without the concept, and none."""
 

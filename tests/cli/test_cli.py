@@ -42,6 +42,9 @@ def test_version_and_the_short_help_flag(capsys: pytest.CaptureFixture[str]) -> 
         (["erase", "deer", "--steps", "many"], "--steps"),
         (["erase", "deer", "--method", "dpo", "--keep-weight", "3"], "train.keep_weight: unknown setting"),
         (["generate", "a deer", "--guidance", "0"], "guidance_scale"),
+        (["generate", "a deer", "--seed", str(2**63)], "--seed"),
+        (["generate", "a deer", "a fox", "--seed", str(2**63 - 1)], f"give 0 to {2**63 - 2} for 2 images"),
+        (["generate", "a deer \udce9"], "half a surrogate pair"),
         (["erase", "deer", "--workers", "3"], "multiple of num_workers 3"),
         (["erase"], "Missing argument"),
         (["nonsense"], "nonsense"),
@@ -94,7 +97,7 @@ def test_a_library_error_keeps_its_traceback(
 def test_status_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from vce_ray.storage.store import Store
 
-    record = {"name": "deer-0", "status": "failed", "error": "ValueError: no pairs", "stages": {}}
+    record = {"name": "deer-0", "status": "failed", "error": "ValueError: no pairs", "config": {}, "concept": {}}
     record["stages"] = {"prompts": {"state": "done", "started": 1.0, "seconds": 0.5, "rows": 12}}
     Store(tmp_path / "deer-0").write_json("run.json", record)
     assert main(["status", str(tmp_path / "deer-0")]) == 0

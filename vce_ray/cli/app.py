@@ -10,14 +10,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from vce_ray import __version__
 from vce_ray.cli.options import TITLES, with_settings
-from vce_ray.config import EMBEDDED
+from vce_ray.config import EMBEDDED, SEED_LIMIT
 from vce_ray.errors import UserError
 
 HELP = """Erase concepts from autoregressive image generators.
@@ -41,13 +41,13 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vce-ray {__version__}")
+        typer.echo(f"vce-ray {version('vce_ray')}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
@@ -144,7 +144,8 @@ def generate(
     base: BaseOption = EMBEDDED,
     adapter: Annotated[str | None, typer.Option(help="Adapter folder or URI, e.g. runs/demo-deer/adapter.")] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the first image; each further image uses the next seed.")
+        int,
+        typer.Option(min=0, max=SEED_LIMIT - 1, help="Seed of the first image; each further image uses the next seed."),
     ] = 0,
 ) -> None:
     """Draw images with a base model, with or without an adapter."""

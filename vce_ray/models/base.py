@@ -164,7 +164,7 @@ class ImageModel(ABC):
 
 
 def check_prompts(prompts: list[str]) -> None:
-    """Raise UserError if a prompt is empty or longer than MAX_PROMPT_CHARS."""
+    """Raise UserError if a prompt is empty, longer than MAX_PROMPT_CHARS, or not valid Unicode."""
     for prompt in prompts:
         if not prompt.strip():
             raise UserError("empty prompt: give each image a prompt of at least one word")
@@ -172,6 +172,8 @@ def check_prompts(prompts: list[str]) -> None:
             raise UserError(
                 f"prompt of {len(prompt)} characters starting {prompt[:40]!r}: the limit is {MAX_PROMPT_CHARS}"
             )
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in prompt):
+            raise UserError(f"prompt {prompt[:40]!r} contains half a surrogate pair, which is no character: remove it")
 
 
 def roll_rows(x_BP: Tensor, shift_B: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from vce_ray.dataflow import schemas
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.models.folder import base_stamp, check_stamp
-from vce_ray.pipeline.run import RUN_FILE
+from vce_ray.pipeline.run import read_record
 from vce_ray.pipeline.stages import STAGES
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -67,7 +67,7 @@ def reuse_pairs(task: Task) -> None:
 
 
 def _check(task: Task, name: str, source: Store) -> None:
-    theirs, own = RunConfig.from_record(source.read_json(RUN_FILE)["config"]), task.config
+    theirs, own = RunConfig.from_record(read_record(source)["config"]), task.config
     for field, of in DETERMINING.items():
         if of(theirs) != of(own):
             raise UserError(

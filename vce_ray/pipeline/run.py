@@ -23,6 +23,8 @@ from vce_ray.storage.store import Store
 RUN_FILE = "run.json"
 PACKAGES = ("vce_ray", "torch", "transformers", "ray", "peft", "open_clip_torch", "pyarrow")
 """Packages whose versions a run records."""
+RECORD = {"name": str, "status": str, "config": dict, "concept": dict, "stages": dict}
+"""What every record of a run has, by type."""
 
 
 class Run:
@@ -40,7 +42,7 @@ class Run:
         settings = task.config.recorded()
         concept = task.concept.model_dump(mode="json", exclude={"train", "pairs"})  # the settings contain these two
         if self.store.exists(RUN_FILE):
-            self.record = self.store.read_json(RUN_FILE)
+            self.record = read_record(self.store)
             changed = _differences(RunConfig.from_record(self.record["config"]).recorded(), settings)
             if self.record["concept"] != concept:
                 changed.append("the concept's definition")
@@ -104,9 +106,27 @@ class Run:
         self.store.write_json(RUN_FILE, self.record)
 
 
+def read_record(store: Store, folder: str = "") -> dict[str, Any]:
+    """Return the record of the run in a folder of a store.
+
+    Raises:
+        StoreError: the record is missing or not valid JSON.
+        UserError: the file is not the record of a run.
+    """
+    path = f"{folder}/{RUN_FILE}".lstrip("/")
+    record = store.read_json(path)
+    found = record if isinstance(record, dict) else {}
+    if missing := [key for key, kind in RECORD.items() if not isinstance(found.get(key), kind)]:
+        raise UserError(
+            f"{store.where(path)} is not the record of a run, which has {', '.join(missing)}: give another folder, or "
+            "restore the file"
+        )
+    return found
+
+
 def recorded_task(store: Store) -> Task:
-    """Return the task of a run from its record alone. Raises StoreError if there is no record."""
-    record = store.read_json(RUN_FILE)
+    """Return the task of a run from its record alone. Raises as `read_record` does."""
+    record = read_record(store)
     return Task(record["name"], RunConfig.from_record(record["config"]), Concept(**record["concept"]), store)
 
 

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from vce_ray.errors import UserError
-from vce_ray.pipeline.run import RUN_FILE
+from vce_ray.pipeline.run import RUN_FILE, read_record
 from vce_ray.pipeline.stages import NAMES, PAIR_FLOW, StageSpec, downstream, stage
+from vce_ray.storage.errors import StoreError
 from vce_ray.storage.store import Store
 
 
 def status_lines(store: Store) -> Iterator[str]:
-    """Yield lines about a run, or one about each run of a store.
+    """Yield lines about a run, or one about each run of a store. A record that cannot be read takes one line there.
 
     Raises:
-        UserError: there is no run here.
+        StoreError, UserError: there is no run here, or its record cannot be read.
     """
     if store.exists(RUN_FILE):
         yield from _run_lines(store)
@@ -27,17 +28,20 @@ def status_lines(store: Store) -> Iterator[str]:
     if not names:
         raise UserError(f"no run in {store.where()}: give a run's folder, such as runs/deer-vsafe-dpo-0, or the store")
     for name in names:
-        yield _headline(store.read_json(f"{name}/{RUN_FILE}"))
+        try:
+            yield _headline(read_record(store, name))
+        except (StoreError, UserError) as error:
+            yield f"{name}: unreadable ({error})"
 
 
 def _headline(record: dict[str, Any]) -> str:
     last = next((name for name in reversed(NAMES) if name in record["stages"]), None)
     at = f", {last} {record['stages'][last]['state']}" if last and record["status"] == "running" else ""
-    return f"{record['name']}: {record['status']}{at}" + (f" ({record['error']})" if record["error"] else "")
+    return f"{record['name']}: {record['status']}{at}" + (f" ({record['error']})" if record.get("error") else "")
 
 
 def _run_lines(store: Store) -> Iterator[str]:
-    record = store.read_json(RUN_FILE)
+    record = read_record(store)
     yield _headline(record)
     for name, state in record["stages"].items():
         facts = {key: value for key, value in state.items() if key not in ("state", "started")}
@@ -68,7 +72,7 @@ def retry_rejects(store: Store) -> Counter[tuple[str, str]]:
     """
     if not store.exists(RUN_FILE):
         raise UserError(f"no run in {store.where()}: give a run's folder, such as runs/deer-vsafe-dpo-0")
-    record = store.read_json(RUN_FILE)
+    record = read_record(store)
     if record["status"] == "running":
         raise UserError(
             f"run {record['name']} is marked as running: wait for it to end; if its driver was killed, run its "

@@ -1,0 +1,45 @@
+"""`vce-ray status` over a store that contains more than sound runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from vce_ray.cli.app import main
+from vce_ray.errors import UserError
+from vce_ray.pipeline.run import recorded_task
+from vce_ray.pipeline.status import retry_rejects, status_lines
+from vce_ray.storage.errors import StoreError
+from vce_ray.storage.store import Store
+
+STORED = Path(__file__).parents[1] / "data/run_0_1"
+FOREIGN = ['{"foo": 1}', "[]", '{"name": "x", "status": "done", "config": {}, "concept": {}, "stages": 3}']
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    copytree(STORED, tmp_path / "good")
+    for number, text in enumerate([*FOREIGN, "{"]):
+        (tmp_path / f"bad{number}").mkdir()
+        (tmp_path / f"bad{number}/run.json").write_text(text)
+    return Store(tmp_path)
+
+
+def test_unreadable_records_take_one_line_and_hide_no_run(store: Store) -> None:
+    lines = list(status_lines(store))
+    assert [line.split(":")[0] for line in lines] == ["bad0", "bad1", "bad2", "bad3", "stored"]
+    assert all("unreadable" in line and "run.json" in line for line in lines[:4])
+    assert "name, status, config, concept, stages" in lines[0] and "which has stages" in lines[2]
+    assert "not valid JSON" in lines[3] and lines[4] == "stored: done"
+
+
+@pytest.mark.parametrize("name", ["bad0", "bad1", "bad2", "bad3"])
+def test_every_reader_of_a_record_names_the_file(store: Store, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = store.child(name)
+    for read in (lambda: list(status_lines(run)), lambda: retry_rejects(run), lambda: recorded_task(run)):
+        with pytest.raises((UserError, StoreError), match=rf"{name}/run\.json is"):
+            read()
+    assert main(["erase", "deer", "--store", store.where(), "--name", name]) == 2
+    assert f"{name}/run.json is" in capsys.readouterr().err
