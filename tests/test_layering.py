@@ -49,8 +49,8 @@ LAYERS: dict[str, str] = {
     "serving": "errors net env config models sampling",
     # what people call
     "api": "errors config storage models sampling evaluation pipeline",
-    "cli": "errors env config storage models sampling training/objectives run_config defaults evaluation pipeline "
-    "serving api",
+    "cli": "errors env config storage models sampling training/objectives run_config concepts defaults evaluation "
+    "pipeline serving api",
     "__main__": "cli",
     "__init__": "errors storage concepts api",
 }

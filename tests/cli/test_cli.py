@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 import vce_ray
 from vce_ray.cli.app import main
+from vce_ray.storage.store import Store
+
+STORED_RUN = Path(__file__).parents[1] / "data/run_0_1"
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:
@@ -19,8 +23,9 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
-    for command in ("demo", "erase", "generate", "plan", "serve", "status", "retry-rejects", "doctor", "fleet"):
+    for command in ("demo", "erase", "fleet", "generate", "plan", "doctor", "serve", "status", "retry-rejects"):
         assert command in done.stdout
+    assert "concepts" in done.stdout and "evaluate" in done.stdout
 
 
 def test_version_and_the_short_help_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,10 +36,30 @@ def test_version_and_the_short_help_flag(capsys: pytest.CaptureFixture[str]) -> 
         assert "Usage: " in capsys.readouterr().out
 
 
+def test_concepts_are_listed_and_printed_as_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["concepts"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == vce_ray.catalogue()
+    for base in ("emoji-world", "deepseek-community/Janus-Pro-7B"):
+        for name in vce_ray.catalogue(base):
+            assert main(["concepts", name, "--base", base]) == 0
+            file = tmp_path / f"mine-{name}.yaml"
+            file.write_text(capsys.readouterr().out)
+            assert vce_ray.load_concept(str(file), base) == vce_ray.load_concept(name, base)
+
+
+def test_evaluate_prints_the_metrics_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(STORED_RUN)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^concept seen +75.0% +100.0%$", printed, re.MULTILINE) and "neighbours recognized" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["erase", "dear"], "unknown concept 'dear'"),
+        (["concepts", "dear"], "Did you mean deer"),
+        (["evaluate", "no/such/run"], "no/such/run"),
         (["erase", "dear"], "deer"),
         (["erase", "deer", "--base", "no/such/folder"], "unknown base model 'no/such/folder'"),
         (["erase", "deer", "--store", "s3://"], "not a valid bucket name"),
@@ -95,8 +120,6 @@ def test_a_library_error_keeps_its_traceback(
 
 
 def test_status_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from vce_ray.storage.store import Store
-
     record = {"name": "deer-0", "status": "failed", "error": "ValueError: no pairs", "config": {}, "concept": {}}
     record["stages"] = {"prompts": {"state": "done", "started": 1.0, "seconds": 0.5, "rows": 12}}
     Store(tmp_path / "deer-0").write_json("run.json", record)

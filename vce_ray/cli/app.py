@@ -240,6 +240,34 @@ def status(
 
 
 @app.command()
+def evaluate(run: Annotated[str, typer.Argument(help="The run's folder or bucket prefix.")]) -> None:
+    """Compute the metrics of a run again from its evaluation images, and show them. Nothing is written."""
+    from vce_ray import api
+    from vce_ray.evaluation.table import before_after_table
+
+    typer.echo(before_after_table(api.evaluate(run)))
+
+
+@app.command()
+def concepts(
+    name: Annotated[str | None, typer.Argument(help="A concept, by name or file, to print as YAML.")] = None,
+    base: BaseOption = EMBEDDED,
+) -> None:
+    """List the concepts that ship for a base model, or print one, complete, as a start for a file of your own."""
+    import yaml
+
+    from vce_ray.concepts.load import catalogue, load_concept
+
+    if name is not None:
+        fields = load_concept(name, base).model_dump(mode="json", exclude_defaults=True)
+        typer.echo(yaml.safe_dump(fields, sort_keys=False, width=120), nl=False)
+        return
+    for known in catalogue(base):
+        concept = load_concept(known, base)
+        typer.echo(f"{known:<12} {concept.kind:<8} {', '.join(concept.names)}")
+
+
+@app.command()
 def retry_rejects(run: Annotated[str, typer.Argument(help="The run's folder or bucket prefix.")]) -> None:
     """Clear the rejects of a run. Its erase command then retries those rows and trains again."""
     from vce_ray.pipeline.status import retry_rejects as clear_rejects
