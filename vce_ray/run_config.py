@@ -55,7 +55,10 @@ class RunConfig(Config):
     pairs_of: tuple[str, ...] = ()
     """Train on the pair set of this run of the same store instead of making one; may be repeated."""
     prompts_file: str | None = Field(default=None, json_schema_extra={"flag": "--prompts"})
-    """File of prompts for the concept, one per line, to use instead of its templates."""
+    """File of prompts for the concept to use instead of its templates: text with one per line, or a .csv, .tsv, .json,
+    .jsonl or .parquet file."""
+    prompt_column: str = "prompt"
+    """Column of the prompts in a file that is a table."""
     sampling: SamplingConfig
     pairs: PairConfig = PairConfig()
     train: SerializeAsAny[Annotated[TrainConfig, BeforeValidator(_by_method)]] = VSafeDPOConfig()

@@ -101,7 +101,7 @@ def test_an_empty_line_in_a_prompts_file_is_named(tmp_path: Path, capsys: pytest
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a deer\n\na deer on a red background\n")
     assert main(["erase", "deer", "--prompts", str(prompts), "--store", str(tmp_path / "runs")]) == 2
-    assert f"{prompts}, line 2: empty line" in capsys.readouterr().err
+    assert f"{prompts}, line 2: empty prompt" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

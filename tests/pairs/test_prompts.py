@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from tools.emoji_world import world
 from vce_ray.concepts.load import catalogue, load_concept
 from vce_ray.concepts.wording import fix_articles
 from vce_ray.config import EMBEDDED
-from vce_ray.pairs.prompts import Prompt, erase_prompts, keep_prompts, read_prompts
+from vce_ray.pairs.prompts import Prompt, erase_prompts, keep_prompts
 
 ALL = [(base, name) for base in (EMBEDDED, "some/model") for name in catalogue(base)]
 WORLD = {
@@ -112,37 +111,3 @@ def test_invalid_arguments_are_refused():
         erase_prompts(concept.model_copy(update={"held_out_templates": ()}), 1, 0, held_out=True)
     with pytest.raises(ValueError, match="keeps nothing"):
         keep_prompts(concept.model_copy(update={"keep": (), "keep_prompts": ()}), 1, 0)
-
-
-def test_a_users_prompts_file(tmp_path: Path):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes("\ufeffa deer \r\n\u30c7\u30a3\u30a2 on a hill\r\n{braces} are fine".encode())
-    assert read_prompts(path) == ["a deer", "\u30c7\u30a3\u30a2 on a hill", "{braces} are fine"]
-    path.write_text("x" * 1000 + "\n")
-    assert len(read_prompts(str(path))[0]) == 1000
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"a deer\n\na cat\n", "line 2: empty line"),
-        (b"a deer\n   \n", "line 2: empty line"),
-        (b"\n", "line 1: empty line"),
-        (b"", "contains no prompts"),
-        (b"a deer\n" + b"x" * 1001, "line 2: 1001 characters; at most 1000"),
-        (b"a deer\na cat\na deer \n", "line 3: 'a deer' repeats line 1"),
-        (b"a \x00 deer\n", "line 1: control character"),
-        (b"\xff\xfe\n", "is not UTF-8 text"),
-        (b"a\n" * 100_001, "100001 lines: give at most 100000"),
-    ],
-)
-def test_invalid_prompts_files_are_refused(tmp_path: Path, content: bytes, message: str):
-    path = tmp_path / "prompts.txt"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_prompts(path)
-
-
-def test_a_missing_prompts_file_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"cannot read the prompts file .*none.txt: No such file"):
-        read_prompts(tmp_path / "none.txt")

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts, read_prompts
+from vce_ray.pairs.prompt_file import read_prompts
+from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts
 from vce_ray.run_config import RunConfig
 
 
@@ -23,7 +24,8 @@ def run_prompts(config: RunConfig, concept: Concept) -> list[Prompt]:
     if config.prompts_file is None:
         erase = erase_prompts(concept, config.pairs.num_pairs, config.seed)
     else:
-        erase = given_prompts(concept, read_prompts(config.prompts_file), config.pairs.num_pairs, config.seed)
+        given = read_prompts(config.prompts_file, config.prompt_column)
+        erase = given_prompts(concept, given, config.pairs.num_pairs, config.seed)
     return erase + keep_prompts(concept, config.pairs.num_keep, config.seed)
 
 

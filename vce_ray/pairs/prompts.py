@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from vce_ray.concepts.concept import Concept
@@ -25,8 +23,6 @@ from vce_ray.dataflow.ids import stable_id
 from vce_ray.errors import UserError
 
 PromptKind = Literal["erase", "keep"]
-MAX_PROMPT_LENGTH = 1000
-MAX_PROMPTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -109,40 +105,6 @@ def given_prompts(concept: Concept, prompts: Sequence[str], count: int, seed: in
 def sampling_seed(*parts: object) -> int:
     """Hash `parts` to a seed below 2**63."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Read a user's own prompts from a UTF-8 file, one per line. White space around a line is stripped.
-
-    Raises:
-        UserError: the file cannot be read, or contains no prompts, too many, or an invalid line: empty, too long,
-            repeated, or with control characters. The message names the file and the line.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read the prompts file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    lines = text.removesuffix("\n").split("\n") if text else []
-    if not lines:
-        raise UserError(f"{path} contains no prompts: write one per line")
-    if len(lines) > MAX_PROMPTS:
-        raise UserError(f"{path} has {len(lines)} lines: give at most {MAX_PROMPTS} prompts")
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        prompt = line.strip()
-        if not prompt:
-            raise UserError(f"{path}, line {number}: empty line: delete it or write a prompt")
-        if len(prompt) > MAX_PROMPT_LENGTH:
-            raise UserError(f"{path}, line {number}: {len(prompt)} characters; at most {MAX_PROMPT_LENGTH} are allowed")
-        if found := re.search(r"[\x00-\x1f\x7f-\x9f]", prompt):
-            raise UserError(f"{path}, line {number}: control character {found.group()!r} in a prompt: remove it")
-        if prompt in first_line:
-            raise UserError(f"{path}, line {number}: {prompt!r} repeats line {first_line[prompt]}: remove one")
-        first_line[prompt] = number
-    return list(first_line)
 
 
 def _deal(

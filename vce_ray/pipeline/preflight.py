@@ -23,7 +23,7 @@ from vce_ray.evaluation.detectors.clip import judge_folder
 from vce_ray.models.families import default_sampling
 from vce_ray.models.folder import source_of
 from vce_ray.pairs.captioner import check_captioner, open_refiner
-from vce_ray.pairs.prompts import read_prompts
+from vce_ray.pairs.prompt_file import read_prompts
 from vce_ray.pipeline.run import RUN_FILE, Run
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -53,7 +53,7 @@ def prepare(given: Mapping[str, Any]) -> Task:
     source_of(base)
     concept = load_concept(asked.concept, base)
     if asked.prompts_file is not None:
-        read_prompts(asked.prompts_file)
+        read_prompts(asked.prompts_file, asked.prompt_column)
     # training settings are checked with the concept's own: both may be wrong alone and right together
     method = _method(settings["train"], concept)
     defaults = default_settings(concept, base, method)

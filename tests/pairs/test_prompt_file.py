@@ -1,0 +1,99 @@
+"""Files of prompts that people have: text, tables and JSON, as editors and data sets write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vce_ray.concepts.load import load_concept
+from vce_ray.errors import UserError
+from vce_ray.pairs.prompt_file import describe_use, read_prompts
+
+PROMPTS = ["a deer, \u201cquoted\u201d", "\u30c7\u30a3\u30a2 on a hill", "{braces} are fine"]
+
+
+def test_a_text_file_with_a_byte_order_mark_crlf_comments_and_blank_last_lines(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
+    path.write_bytes("\ufeff# of 2026\r\na deer \r\n\u30c7\u30a3\u30a2 on a hill\r\n#\r\na deer\r\n \r\n\r\n".encode())
+    assert read_prompts(path) == ["a deer", "\u30c7\u30a3\u30a2 on a hill"]
+    path.write_text("x" * 1000 + "\n")
+    assert len(read_prompts(str(path))[0]) == 1000
+
+
+@pytest.mark.parametrize("column", ["prompt", "text"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet", "CSV"])
+def test_tables_and_json(tmp_path: Path, suffix: str, column: str) -> None:
+    path = tmp_path / f"prompts.{suffix}"
+    rows = [{"seed": number, column: prompt} for number, prompt in enumerate(PROMPTS + PROMPTS[:1])]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == "json":
+        path.write_text(json.dumps(rows))
+    elif suffix == "jsonl":
+        path.write_text("\r\n".join(json.dumps(row) for row in rows) + "\r\n\r\n")
+    else:
+        separator = {"csv": ",", "tsv": "\t"}[suffix.lower()]
+        lines = [["seed", column], *([str(row["seed"]), f'"{row[column]}"'] for row in rows)]
+        path.write_text("\r\n".join(separator.join(line) for line in lines) + "\r\n", encoding="utf-8-sig", newline="")
+    assert read_prompts(path, column) == PROMPTS
+    with pytest.raises(UserError, match=r"no column 'caption': its columns are seed, .*--prompt-column"):
+        read_prompts(path, "caption")
+
+
+def test_json_of_plain_strings(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(PROMPTS))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(prompt) for prompt in PROMPTS))
+    assert read_prompts(tmp_path / "a.json") == read_prompts(tmp_path / "a.jsonl") == PROMPTS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"a deer\n\na cat\n", "line 2: empty prompt"),
+        ("a.txt", b"\n", "contains no prompts"),
+        ("a.txt", b"# only a comment\n", "contains no prompts"),
+        ("a.txt", b"", "contains no prompts"),
+        ("a.txt", b"a deer\n" + b"x" * 1001, "line 2: 1001 characters; at most 1000"),
+        ("a.txt", b"a \x00 deer\n", "line 1: control character"),
+        ("a.txt", b"\xff\xfe\n", "is not UTF-8 text"),
+        ("a.txt", b"a\n" * 100_001, "more than 100000 prompts"),
+        ("a.csv", b"", "its columns are none"),
+        ("a.csv", b"prompt,seed\na deer,1\n,2\n", "line 3: empty prompt"),
+        ("a.csv", b"prompt\na deer, in snow\n", "line 2: too many fields: put quotes around the prompt"),
+        ("a.csv", b'prompt\n"a deer\n', "not valid CSV"),
+        ("a.csv", b'prompt\n"a\ndeer"\n', "control character"),
+        ("a.csv", b"prompt\n\xff\n", "is not UTF-8 text"),
+        ("a.json", b'{"prompt": "a deer"}', "holds no list"),
+        ("a.json", b"[1]", "entry 1: '1' is not a text"),
+        ("a.json", b"[", "not valid JSON"),
+        ("a.json", b'["a deer \\ud800"]', "entry 1: control character"),
+        ("a.jsonl", b'"a deer"\n{"text": "b"}\n', "no column 'prompt': its columns are text"),
+        ("a.jsonl", b'"a deer"\n{\n', "line 2: not valid JSON"),
+        ("a.parquet", b"not Parquet", "is not a Parquet file"),
+    ],
+)
+def test_invalid_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_prompts(path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none.csv", "none.json", "none.parquet"])
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"cannot read the prompts file .*{name}: "):
+        read_prompts(tmp_path / name)
+
+
+def test_what_is_not_used_is_said() -> None:
+    deer = load_concept("deer")
+    assert (
+        describe_use(["a deer", "two stags"], deer, 5) == "2 of 2 different prompts in the file are used, for 5 pairs"
+    )
+    said = describe_use(["a deer", "a fox", "a cat", "a stag"], deer, 3)
+    assert said == "3 of 4 different prompts in the file are used, for 3 pairs; 2 do not name deer, such as 'a fox'"
