@@ -122,7 +122,7 @@ def test_shows_all_sections_and_loads_nothing_external():
         assert part in page.text
     assert "concept in safe image 2" in page.text and "two deer" in page.text
     assert "train.beta 1.0" in page.text and "torch 2.13" in page.text
-    assert "All limits are met: the concept is seen in at most 5% of the images, no neighbour lost" in page.text
+    assert "No limit is missed: the concept is seen in at most 5% of the images, no neighbour lost" in page.text
     images = page.all("img")
     assert len(images) == 2 * 8 + 2 * 8 + 2  # two strips and a pair
     assert all((image["src"] or "").startswith("data:image/png;base64,") and image["alt"] for image in images)

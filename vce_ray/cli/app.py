@@ -125,14 +125,15 @@ def _exit_on_interrupt() -> Iterator[None]:
 def _erase(settings: dict[str, Any], pairs_only: bool = False) -> None:
     from vce_ray import api
     from vce_ray.evaluation.table import before_after_table
+    from vce_ray.evaluation.verdict import verdict_lines
 
     with _exit_on_interrupt():
         erasure = api.erase(**settings, pairs_only=pairs_only, log=lambda line: typer.echo(line))
     if not erasure.metrics:
         typer.echo(f"\npairs: {erasure.store.where('pairs')}")
         return
-    typer.echo("\n" + before_after_table(erasure.metrics))
-    typer.echo(f"\nreport: {erasure.report}")
+    typer.echo("\n" + before_after_table(erasure.metrics) + "\n\n" + "\n".join(verdict_lines(erasure.metrics)))
+    typer.echo(f"\nadapter: {erasure.adapter}\nreport: {erasure.report}")
 
 
 @app.command()
@@ -244,8 +245,10 @@ def evaluate(run: Annotated[str, typer.Argument(help="The run's folder or bucket
     """Compute the metrics of a run again from its evaluation images, and show them. Nothing is written."""
     from vce_ray import api
     from vce_ray.evaluation.table import before_after_table
+    from vce_ray.evaluation.verdict import verdict_lines
 
-    typer.echo(before_after_table(api.evaluate(run)))
+    metrics = api.evaluate(run)
+    typer.echo(before_after_table(metrics) + "\n\n" + "\n".join(verdict_lines(metrics)))
 
 
 @app.command()

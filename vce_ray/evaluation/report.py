@@ -21,7 +21,7 @@ from vce_ray.evaluation.charts import LINE_CLASSES, Series, line_chart
 from vce_ray.evaluation.collapse import collapsed
 from vce_ray.evaluation.formats import limit, percent, points, short
 from vce_ray.evaluation.images import ImagePair, data_uri, pair_images, sample
-from vce_ray.evaluation.metrics.limits import LIMITS, POINTS, exceeds, missed_limits
+from vce_ray.evaluation.metrics.limits import LIMITS, POINTS, exceeds, missed_limits, undecided_limits
 from vce_ray.evaluation.page import render
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def _view(data: ReportData) -> Row:
         "other_figures": [(name, figure) for name, figure in figures.items() if name not in IN_TABLE],
         "warnings": warnings_of(data),
         "missed": missed_limits(data.metrics),
+        "undecided": undecided_limits(data.metrics),
         "met": _listed(_met_phrases(data.metrics), "and"),
         "missed_neighbours": [
             row["name"] for row in data.metrics["neighbours"] if exceeds("worst_neighbour_drop", row["drop"]["value"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vce_ray.evaluation.formats import points
-from vce_ray.evaluation.metrics.limits import missed_limits
+from vce_ray.evaluation.metrics.limits import missed_limits, undecided_limits
 from vce_ray.evaluation.page import render
 
 
@@ -16,14 +16,14 @@ def write_summary(fleet: dict[str, Any]) -> str:
         fleet: content of fleet.json: name, seconds, asked, drawn, and runs with concept, run, fault, figures, stages.
     """
     rows = [
-        row | {"missed": missed_limits(row["figures"]) if row["figures"] else [], "seconds": _training_seconds(row)}
+        row | {"limits": _limits(row["figures"]) if row["figures"] else {}, "seconds": _training_seconds(row)}
         for row in fleet["runs"]
     ]
     done = [row for row in rows if row["figures"]]
     counts = {
         "all": len(rows),
         "done": len(done),
-        "met": sum(not row["missed"] for row in done),
+        "met": sum(not any(row["limits"].values()) for row in done),
         "failed": sum(bool(row["fault"]) for row in rows),
     }
     return render("fleet.html", fleet=fleet, rows=rows, counts=counts)
@@ -43,9 +43,14 @@ def summary_table(fleet: dict[str, Any]) -> str:
             f"{points(metrics[key]).removesuffix(' points'):>{size}}"
             for key, size in (("worst_neighbour_drop", 11), ("kept_drop", 9))
         )
-        missed = ", ".join(missed_limits(metrics))
-        lines.append(f"{row['concept']:<{width}}  {shares} {changes}  {f'missed: {missed}' if missed else 'met'}")
+        states = "; ".join(f"{state}: {', '.join(names)}" for state, names in _limits(metrics).items() if names)
+        lines.append(f"{row['concept']:<{width}}  {shares} {changes}  {states or 'met'}")
     return "\n".join(lines)
+
+
+def _limits(metrics: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the limits that a run does not meet, by state."""
+    return {"missed": missed_limits(metrics), "undecided": undecided_limits(metrics)}
 
 
 def _training_seconds(row: dict[str, Any]) -> float | None:

@@ -24,3 +24,28 @@ def missed_limits(metrics: Mapping[str, Any]) -> list[str]:
     Metrics that are missing, because a run skipped them or was evaluated before they existed, exceed no limit.
     """
     return [name for name in LIMITS if exceeds(name, metrics.get(name))]
+
+
+def undecided_limits(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the names of the limits that an evaluation stays within, although its 95% interval reaches beyond them.
+
+    More images might show that they are exceeded. For the worst neighbour the intervals of all neighbours count.
+    """
+    missed = missed_limits(metrics)
+    return [
+        name
+        for name in LIMITS
+        if name not in missed and (figure := figure_of(name, metrics)) and exceeds(name, figure["high"])
+    ]
+
+
+def figure_of(name: str, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the figure behind a metric: value, low, high, images. None if it was not measured with an interval.
+
+    That of the worst neighbour is the figure that reaches highest among those of all neighbours.
+    """
+    if name == "worst_neighbour_drop":
+        figures = [row["drop"] for row in metrics.get("neighbours", ()) if row["drop"]["value"] is not None]
+        return max(figures, key=lambda figure: figure["high"], default=None)
+    figure = metrics.get("figures", {}).get(name)
+    return figure if figure and figure["value"] is not None else None

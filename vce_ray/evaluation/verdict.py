@@ -1,0 +1,56 @@
+"""The verdict on an erasure, for a terminal: the state of each limit, how sure it is, and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vce_ray.evaluation.formats import interval, limit, percent, points
+from vce_ray.evaluation.metrics.limits import LIMITS, POINTS, figure_of, missed_limits, undecided_limits
+
+TITLES = {
+    "seen_after": "concept seen",
+    "worst_neighbour_drop": "lost by worst neighbour",
+    "kept_drop": "lost by all neighbours",
+    "score_drop": "lost in image-text score",
+}
+"""What each limit bounds; other limits are shown by name."""
+
+
+def verdict_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return a line for each limit that was measured, and then the next steps.
+
+    A limit is *missed* if its metric exceeds it, *met* if the whole 95% interval is within it, and else *undecided*:
+    these images do not show that it is met.
+    """
+    missed, undecided = missed_limits(metrics), undecided_limits(metrics)
+    lines = []
+    for name in LIMITS:
+        value = metrics.get(name)
+        if value is None:
+            continue
+        state = "missed" if name in missed else "undecided" if name in undecided else "met"
+        shown = points(value, signed=False) if name in POINTS else percent(value)
+        figure = figure_of(name, metrics)
+        sure = f"   95% interval {interval(figure)}" if figure else ""
+        lines.append(f"{state:<11}{TITLES.get(name, name):<26}{shown:>12}   limit {limit(name):<8}{sure}")
+    return lines + [f"next: {step}" for step in _next_steps(metrics, missed, undecided)]
+
+
+def _next_steps(metrics: dict[str, Any], missed: list[str], undecided: list[str]) -> list[str]:
+    steps = []
+    before, after = figure_of("seen_before", metrics), figure_of("seen_after", metrics)
+    if metrics["seen_before"] <= LIMITS["seen_after"]:
+        steps.append(
+            f"the base draws the concept in {percent(metrics['seen_before'])} of the images that ask for it: look at "
+            "them in the report; there is nothing to erase, or the judge does not recognize it"
+        )
+    if "seen_after" in missed:
+        unchanged = before and after and after["high"] >= before["low"]
+        left = "these images do not show that anything was erased" if unchanged else "too much of the concept is left"
+        steps.append(f"{left}: train for more --steps, or on more --pairs")
+    if set(missed) - {"seen_after"}:
+        steps.append("too much else was lost: train with more --keep images or --keep-weight, or for fewer --steps")
+    if undecided:
+        flags = " and ".join(sorted({"--judged" if name == "seen_after" else "--judged-keep" for name in undecided}))
+        steps.append(f"more images decide what is undecided: evaluate with more {flags}, under a new --name")
+    return steps or ["look at the images in the report; every limit is met"]
