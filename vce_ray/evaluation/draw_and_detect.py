@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from vce_ray.dataflow.rows import Outcome, Row
 from vce_ray.dataflow.task import Task
 from vce_ray.evaluation.detectors import detectors_for
 from vce_ray.evaluation.detectors.base import Detector
+from vce_ray.models.adapter_location import run_adapter
 from vce_ray.models.load import base_model, load_model
 from vce_ray.models.png import to_png
 from vce_ray.pairs.generate import draw_once
@@ -59,8 +58,7 @@ class DrawAndDetect:
         """Return the base with the adapter of a run. The model of the last run stays loaded."""
         if self._with_adapter is None or self._with_adapter[0] != name:
             self._with_adapter = None  # free its memory before loading the next one
-            with tempfile.TemporaryDirectory() as folder:
-                adapter = self.tasks[name].store.fetch("adapter", Path(folder) / "adapter")
+            with run_adapter(self.tasks[name].store) as adapter:
                 self._with_adapter = name, load_model(self.base, adapter=adapter)
         return self._with_adapter[1]
 

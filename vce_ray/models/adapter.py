@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,23 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vce_ray.errors import UserError
-from vce_ray.models.adapter_location import CARD, read_card
+from vce_ray.models.adapter_location import CARD, FULL_WEIGHTS, WEIGHTS, check_files, read_card, weights_file
 from vce_ray.models.base import ImageModel
+from vce_ray.storage.files import FOLDER_INDEX
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 """Modules that get a LoRA: every matrix of the language model's layers. Vision tower, tokenizer and heads get none."""
-WEIGHTS = "adapter_model.safetensors"
-FULL_WEIGHTS = "weights.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before the name of a module in the file of an adapter."""
+PEFT_CONFIG = "adapter_config.json"
+SHOWN = 3
+"""Tensor names that an error message lists."""
+_FIX = "fetch the adapter again, or erase again"
 
 
 def add_lora(net: nn.Module, rank: int, alpha: int) -> None:
@@ -50,11 +58,12 @@ def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lor
         facts: further keys of the card (concept, method, run).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FOLDER_INDEX).unlink(missing_ok=True)  # digests of files that are replaced here
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if lora is None:
         save_file(state, folder / FULL_WEIGHTS)
     else:
-        state = {f"base_model.model.{name}": tensor for name, tensor in state.items()}
+        state = {PREFIX + name: tensor for name, tensor in state.items()}
         save_file(state, folder / WEIGHTS)
         config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=TARGETS, bias="none")
         config.base_model_name_or_path = base_revision
@@ -64,26 +73,107 @@ def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lor
 
 
 def attach_adapter(model: ImageModel, folder: Path) -> None:
-    """Add a saved adapter to a loaded base model.
+    """Add a saved adapter to a loaded base model without one.
+
+    The file must hold exactly the tensors that the base and the card call for. Otherwise the model is left unchanged.
 
     Raises:
-        UserError: the adapter was trained on another revision of the base. The message names both.
+        UserError: the adapter was trained on another revision of the base, a file is missing or corrupt, or a tensor is
+            missing, unexpected or of another shape. The message names the adapter and the tensors.
     """
+    assert not any(isinstance(module, BaseTunerLayer) for module in model.net.modules()), "merge the first adapter"
     card = read_card(folder)
+    facts = [f"{key} {card[key]!r}" for key in ("concept", "run") if key in card]  # `folder` may be a temporary copy
+    label = f"adapter {folder} ({', '.join(facts)})" if facts else f"adapter {folder}"
     if card["base_revision"] != model.revision:
         raise UserError(
-            f"adapter {folder} was trained on base revision {card['base_revision']}, this base is {model.revision}: "
+            f"{label} was trained on base revision {card['base_revision']}, this base is {model.revision}: "
             "load the base it was trained on, or erase again from this one"
         )
-    if card["lora"] is None:
-        missing = model.net.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False)
-        assert not missing.unexpected_keys, missing.unexpected_keys
+    check_files(folder, card)
+    state = _read_tensors(folder / weights_file(card), label)
+    lora = card["lora"]
+    if lora is None:
+        trained, ignored = _full_shapes(model.net)
+        _check_tensors(state, trained, ignored, label)
+        outcome = model.net.load_state_dict({name: state[name] for name in trained}, strict=False)
+        assert not outcome.unexpected_keys, outcome.unexpected_keys
         return
-    add_lora(model.net, card["lora"]["rank"], card["lora"]["alpha"])
-    prefix = "base_model.model."
-    state = {name.removeprefix(prefix): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
-    outcome = set_peft_model_state_dict(model.net, state)
+    _check_peft_config(folder / PEFT_CONFIG, lora, label)
+    _check_tensors(state, _lora_shapes(model.net, lora["rank"]), {}, f"{label} of rank {lora['rank']}")
+    add_lora(model.net, lora["rank"], lora["alpha"])
+    outcome = set_peft_model_state_dict(model.net, {name.removeprefix(PREFIX): x for name, x in state.items()})
     assert not outcome.unexpected_keys, outcome.unexpected_keys
+    assert not any("lora_" in name for name in outcome.missing_keys), outcome.missing_keys
+
+
+def _read_tensors(path: Path, label: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{label}: {path.name} cannot be read ({error}): {_FIX}") from error
+
+
+def _lora_shapes(net: Any, rank: int) -> dict[str, torch.Size]:
+    """Return name and shape of each tensor in the file of a LoRA for this net."""
+    shapes = {}
+    for name, module in net.named_modules():
+        if re.fullmatch(TARGETS, name):  # as peft matches them
+            outputs, inputs = module.weight.shape
+            shapes[f"{PREFIX}{name}.lora_A.weight"] = torch.Size([rank, inputs])
+            shapes[f"{PREFIX}{name}.lora_B.weight"] = torch.Size([outputs, rank])
+    return shapes
+
+
+def _full_shapes(net: Any) -> tuple[dict[str, torch.Size], dict[str, torch.Size]]:
+    """Return names and shapes of the weights that full training changes, and of others that their file may hold.
+
+    The trainer's state dict leaves frozen parameters out, but keeps buffers and the second name of a tied parameter.
+    Those equal the base's, so they are not loaded.
+    """
+    parameters = dict(net.named_parameters())
+    modules = (net.model.language_model.layers, net.model.generation_head)
+    full = {id(parameter) for module in modules for parameter in module.parameters()}  # names depend on the family
+    trained = {name: parameter.shape for name, parameter in parameters.items() if id(parameter) in full}
+    return trained, {name: x.shape for name, x in net.state_dict().items() if name not in parameters}
+
+
+def _check_tensors(
+    state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], ignored: Mapping[str, torch.Size], label: str
+) -> None:
+    """Raise UserError unless `state` holds the expected tensors and no others than these and the ignored ones."""
+    known = {**ignored, **expected}
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in known]
+    misshapen = [
+        f"{name} is {list(x.shape)}, not {list(known[name])}"
+        for name, x in state.items()
+        if name in known and x.shape != known[name]
+    ]
+    integer = [f"{name} is {x.dtype}" for name, x in state.items() if name in expected and not x.is_floating_point()]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, "not of floats": integer}
+    parts = [f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names]
+    if parts:
+        raise UserError(f"{label} does not fit its base, of {len(expected)} tensors: {', '.join(parts)}: {_FIX}")
+
+
+def _first(names: Iterable[str]) -> str:
+    """List the first names."""
+    names = sorted(names)
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _check_peft_config(path: Path, lora: dict[str, int], label: str) -> None:
+    """Raise UserError if peft would load the adapter with another rank or alpha than the card says."""
+    if not path.exists():  # only peft reads it
+        return
+    try:
+        config = json.loads(path.read_text())
+        found = {"rank": config["r"], "alpha": config["lora_alpha"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{label}: {path.name} is damaged ({type(error).__name__}: {error}): {_FIX}") from error
+    if found != {key: lora[key] for key in found}:
+        raise UserError(f"{label}: {CARD} has {lora}, {path.name} has {found}: {_FIX}")
 
 
 def merge_adapter(net: nn.Module) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +18,45 @@ if TYPE_CHECKING:
 
 CARD = "vce_ray.json"
 """File of an adapter folder that names the base it belongs to."""
+WEIGHTS = "adapter_model.safetensors"
+FULL_WEIGHTS = "weights.safetensors"
 
 
-def read_card(folder: Path) -> dict:
-    """Return the card of an adapter folder. Raises UserError if the folder has none."""
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the card of an adapter folder. Raises UserError if the folder has none, or it is damaged."""
     path = folder / CARD
     if not path.exists():
         raise UserError(f"{folder} is not a vce_ray adapter: {CARD} is missing")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): fetch the adapter again") from error
+    return _checked_card(_read_json(path), str(path))
+
+
+def weights_file(card: dict[str, Any]) -> str:
+    """Return the name of the file that holds the tensors of an adapter."""
+    return FULL_WEIGHTS if card["lora"] is None else WEIGHTS
+
+
+def check_files(folder: Path, card: dict[str, Any]) -> None:
+    """Check that the files of a local adapter are there and unchanged. Their tensors are not looked at.
+
+    `Store.upload` writes a folder index with a digest of each file. A folder without an index, such as one written by
+    `save_adapter`, is only checked for its weights.
+
+    Raises:
+        UserError: a file is missing, or differs from its digest.
+    """
+    from vce_ray.storage.files import FOLDER_INDEX, relative_path  # pyarrow, which no other local step needs
+
+    weights, index = weights_file(card), folder / FOLDER_INDEX
+    listed = _listed_files(_read_json(index), weights, str(index)) if index.exists() else {weights: None}
+    for name, digest in listed.items():
+        file = folder / relative_path(name)
+        if not file.is_file():
+            raise UserError(f"adapter {folder} is incomplete, {name} is missing: fetch the adapter again")
+        if digest is not None and _digest(file) != digest:
+            raise UserError(
+                f"adapter {folder} is corrupt, {name} differs from its digest in {FOLDER_INDEX}: fetch the adapter "
+                f"again, or delete {FOLDER_INDEX} if you changed the file on purpose"
+            )
 
 
 def resolve_adapter(adapter: str) -> str:
@@ -36,15 +68,22 @@ def resolve_adapter(adapter: str) -> str:
 
 
 def check_adapter(base: str, adapter: str) -> dict[str, Any]:
-    """Return the card of an adapter after checking that it fits the base. Its weights are not read.
+    """Return the card of an adapter after checking that it fits the base and that its files are complete.
+
+    The tensors are compared with those of the base when they are loaded (`attach_adapter`).
 
     Raises:
-        UserError: the folder is not an adapter, or the adapter was trained on another revision of the base.
-        StoreError: the adapter is not in the store.
+        UserError: the folder is not an adapter, a local file is missing or corrupt, or the adapter was trained on
+            another revision of the base.
+        StoreError: the adapter is not in the store, or its upload is incomplete.
     """
     if "://" in adapter:
+        from vce_ray.storage.files import FOLDER_INDEX
+
         store, name = _split(adapter)
-        card = store.read_json(f"{name}/{CARD}")
+        card = _checked_card(store.read_json(f"{name}/{CARD}"), f"{CARD} of {adapter}")
+        index = store.read_json(f"{name}/{FOLDER_INDEX}")
+        _listed_files(index, weights_file(card), f"{FOLDER_INDEX} of {adapter}")  # fetching checks the digests
     else:
         card = read_card(Path(adapter))
     revision = folder_revision(model_folder(base))
@@ -53,6 +92,8 @@ def check_adapter(base: str, adapter: str) -> dict[str, Any]:
             f"adapter {adapter} was trained on base revision {card['base_revision']}, {base} is {revision}: "
             "serve the base it was trained on, or train an adapter for this one"
         )
+    if "://" not in adapter:
+        check_files(Path(adapter), card)
     return card
 
 
@@ -62,6 +103,58 @@ def fetch_adapter(adapter: str, into: Path) -> Path:
         return Path(adapter)
     store, name = _split(adapter)
     return store.fetch(name, into / "adapter")
+
+
+@contextmanager
+def run_adapter(store: Store) -> Iterator[Path]:
+    """Yield a temporary local copy of the adapter in the store of a run.
+
+    Raises:
+        StoreError: the adapter is missing or corrupt. A UserError inside the context, such as one raised on loading the
+            copy, becomes a StoreError too, which stops a stage instead of rejecting row after row.
+    """
+    from vce_ray.storage.errors import StoreError
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = store.fetch("adapter", Path(folder) / "adapter")
+        try:
+            yield local
+        except UserError as error:
+            raise StoreError(f"{store.where('adapter')} cannot be used: {error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): fetch the adapter again") from error
+
+
+def _checked_card(card: Any, where: str) -> dict[str, Any]:
+    """Return a card whose fields have the types that `save_adapter` writes. Raises UserError for any other."""
+    fix = "fetch the adapter again"
+    if not isinstance(card, dict) or not isinstance(card.get("base_revision"), str) or "lora" not in card:
+        raise UserError(f"{where} is damaged, it needs base_revision and lora: {fix}")
+    lora = card["lora"]
+    if lora is not None:
+        values = [lora.get(key) for key in ("rank", "alpha")] if isinstance(lora, dict) else []
+        if not values or not all(type(value) is int and value >= 1 for value in values):
+            raise UserError(f"{where} has lora {lora!r}, not null or rank and alpha of at least 1: {fix}")
+    return card
+
+
+def _listed_files(index: Any, weights: str, where: str) -> dict[str, str]:
+    """Return the digests in a folder index. Raises UserError if it does not list the files of an adapter."""
+    files = index.get("files") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not {CARD, weights} <= files.keys():
+        raise UserError(f"{where} does not list {CARD} and {weights}: fetch or upload the adapter again")
+    return files
+
+
+def _digest(file: Path) -> str:
+    """Hash a file as `Store.upload` does."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
 
 
 def _split(uri: str) -> tuple[Store, str]:
