@@ -61,7 +61,7 @@ def load_model(base: str = EMBEDDED, adapter: str | None = None, device: str | N
         device: 'cuda' or 'cpu'. Default: the GPU, if there is one.
 
     Raises:
-        UserError: the base is unknown, or the adapter was trained on another revision of it.
+        UserError: the base is unknown, or the adapter is damaged or was trained on another revision of the base.
         StoreError: the store cannot be reached or does not have the folder.
     """
     from vce_ray.models.adapter_location import fetch_adapter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ def check_files(folder: Path, card: dict[str, Any]) -> None:
     Raises:
         UserError: a file is missing, or differs from its digest.
     """
-    from vce_ray.storage.files import FOLDER_INDEX, relative_path  # pyarrow, which no other local step needs
+    from vce_ray.storage.files import FOLDER_INDEX, file_digest, relative_path  # needs pyarrow
 
     weights, index = weights_file(card), folder / FOLDER_INDEX
     listed = _listed_files(_read_json(index), weights, str(index)) if index.exists() else {weights: None}
@@ -52,7 +51,7 @@ def check_files(folder: Path, card: dict[str, Any]) -> None:
         file = folder / relative_path(name)
         if not file.is_file():
             raise UserError(f"adapter {folder} is incomplete, {name} is missing: fetch the adapter again")
-        if digest is not None and _digest(file) != digest:
+        if digest is not None and file_digest(file) != digest:
             raise UserError(
                 f"adapter {folder} is corrupt, {name} differs from its digest in {FOLDER_INDEX}: fetch the adapter "
                 f"again, or delete {FOLDER_INDEX} if you changed the file on purpose"
@@ -149,12 +148,6 @@ def _listed_files(index: Any, weights: str, where: str) -> dict[str, str]:
     if not isinstance(files, dict) or not {CARD, weights} <= files.keys():
         raise UserError(f"{where} does not list {CARD} and {weights}: fetch or upload the adapter again")
     return files
-
-
-def _digest(file: Path) -> str:
-    """Hash a file as `Store.upload` does."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest()
 
 
 def _split(uri: str) -> tuple[Store, str]:

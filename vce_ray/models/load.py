@@ -33,7 +33,7 @@ def load_model(
         dtype: dtype of the weights, such as 'bfloat16'. By default, the one named by the checkpoint.
 
     Raises:
-        UserError: the reference is unknown, or the adapter belongs to another revision of the base.
+        UserError: the reference is unknown, or the adapter is damaged or belongs to another revision of the base.
     """
     import torch
 

@@ -5,6 +5,7 @@ renamed; in a bucket it appears when its upload completes.
 """
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -267,3 +268,9 @@ def relative_path(path: str) -> str:
             f'{path!r} is not a valid path in a store: use one like "pairs/part.parquet", without "." or ".."'
         )
     return relative
+
+
+def file_digest(file: Path) -> str:
+    """Hash a local file, as a folder index does: blake2b, 128 hex digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()

@@ -10,14 +10,13 @@ and are never part of a URI. A store does not depend on Ray: it pickles as its U
 `store.filesystem` are what Ray's own functions take.
 """
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 from uuid import uuid4
 
 from vce_ray.storage.errors import StoreError
-from vce_ray.storage.files import FOLDER_INDEX, FileStore, relative_path
+from vce_ray.storage.files import FOLDER_INDEX, FileStore, file_digest, relative_path
 from vce_ray.storage.local import TEMPORARY, replace_folder, write_local
 from vce_ray.storage.stage import Stage
 
@@ -49,7 +48,7 @@ class Store(FileStore):
                 self._write("uploading", f"{path}/{name}", source, (local / name).stat().st_size)
         for leftover in set(self.list(path)) - {f"{relative_path(path)}/{name}" for name in files}:
             self.delete_prefix(leftover)
-        self.write_json(f"{path}/{FOLDER_INDEX}", {"files": {name: _digest(local / name) for name in files}})
+        self.write_json(f"{path}/{FOLDER_INDEX}", {"files": {name: file_digest(local / name) for name in files}})
 
     def fetch(self, path: str, local_dir: str | os.PathLike[str]) -> Path:
         """Copy an uploaded folder to `local_dir`, atomically, replacing an existing one.
@@ -66,7 +65,7 @@ class Store(FileStore):
             for name, digest in self.read_json(index)["files"].items():
                 source, file = f"{path}/{name}", temporary / relative_path(name)
                 self.attempt("fetching", source, lambda source=source, file=file: self._fetch_file(source, file))
-                if _digest(file) != digest:
+                if file_digest(file) != digest:
                     raise StoreError(f"{self.where(source)} is corrupt: upload the folder again")
             replace_folder(temporary, target)
         finally:
@@ -76,8 +75,3 @@ class Store(FileStore):
     def _fetch_file(self, path: str, file: Path) -> None:
         with self.filesystem.open_input_file(self.full(path)) as source:
             write_local(file, source, source.size())
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest()
