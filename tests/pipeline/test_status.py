@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from shutil import copytree
 
+import pyarrow as pa
 import pytest
 
 from vce_ray.cli.app import main
+from vce_ray.dataflow.schemas import REJECTS
 from vce_ray.errors import UserError
 from vce_ray.pipeline.run import recorded_task
 from vce_ray.pipeline.status import retry_rejects, status_lines
@@ -43,3 +46,32 @@ def test_every_reader_of_a_record_names_the_file(store: Store, name: str, capsys
             read()
     assert main(["erase", "deer", "--store", store.where(), "--name", name]) == 2
     assert f"{name}/run.json is" in capsys.readouterr().err
+
+
+def test_a_retry_of_rejects_says_what_it_deletes_and_asks(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = store.child("good")
+    rejects = run.stage("rejects/safe")
+    reject = {"row_id": "r", "stage": "safe", "reason": "fault", "detail": "", "attempt": 1}
+    rejects.publish([rejects.write_part(pa.Table.from_pylist([reject], REJECTS))], key="row_id")
+    files = run.list()
+    redone = "to be made again: safe, pairs, reference, training, evaluation, report"
+    command = ["retry-rejects", run.where()]
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # a pipe is not asked
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert "safe: 1 x fault" in captured.out and redone in captured.out
+    assert "nothing was deleted: give --yes" in captured.err and run.list() == files
+
+    for answer, deletes in (("n\n", False), ("y\n", True)):
+        terminal = io.StringIO(answer)
+        terminal.isatty = lambda: True  # pyright: ignore[reportAttributeAccessIssue]
+        monkeypatch.setattr("sys.stdin", terminal)
+        assert main(command) == 0
+        assert ("run the erase command again" in capsys.readouterr().out) == deletes == (run.list() != files)
+    assert not run.list("adapter") and not rejects.parts()
+
+    assert main([*command, "--yes"]) == 0
+    assert "nothing was rejected" in capsys.readouterr().out

@@ -271,15 +271,30 @@ def concepts(
 
 
 @app.command()
-def retry_rejects(run: Annotated[str, typer.Argument(help="The run's folder or bucket prefix.")]) -> None:
-    """Clear the rejects of a run. Its erase command then retries those rows and trains again."""
+def retry_rejects(
+    run: Annotated[str, typer.Argument(help="The run's folder or bucket prefix.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+) -> None:
+    """Clear the rejects of a run and the results without those rows. Its erase command then retries them."""
+    from vce_ray.pipeline.status import count_rejects
     from vce_ray.pipeline.status import retry_rejects as clear_rejects
     from vce_ray.storage.store import Store
 
-    rejects = clear_rejects(Store(run))
+    store = Store(run)
+    rejects, redone = count_rejects(store)
     for (stage, reason), count in sorted(rejects.items()):
         typer.echo(f"{stage}: {count} x {reason}")
-    typer.echo("run the erase command again to retry them" if rejects else "nothing was rejected")
+    if not rejects:
+        typer.echo("nothing was rejected")
+        return
+    typer.echo(f"to be made again: {', '.join(redone)}; finished rows are kept, training and evaluation are not")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("nothing was deleted: give --yes to delete these results")
+        if not typer.confirm("Delete these results?"):
+            return
+    clear_rejects(store)
+    typer.echo("run the erase command again to retry them")
 
 
 def main(arguments: list[str] | None = None) -> int:

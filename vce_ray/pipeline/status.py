@@ -59,13 +59,10 @@ def _so_far(store: Store, spec: StageSpec) -> dict[str, int]:
     return {"rows": rows} | ({"rejected": rejected} if rejected else {})
 
 
-def retry_rejects(store: Store) -> Counter[tuple[str, str]]:
-    """Delete the rejects of a run, and everything computed without the rejected rows, so that its command retries them.
+def count_rejects(store: Store) -> tuple[Counter[tuple[str, str]], list[str]]:
+    """Return the number of rejected rows by stage and reason, and the stages that a retry of them redoes.
 
-    Images, captions and pairs that succeeded are kept. Training and evaluation are redone.
-
-    Returns:
-        The number of rows to retry, by stage and reason.
+    Of these, rows of images, captions and pairs that succeeded are kept; training and evaluation start again.
 
     Raises:
         UserError: the run is running, or there is no run here.
@@ -82,8 +79,23 @@ def retry_rejects(store: Store) -> Counter[tuple[str, str]]:
     for name in PAIR_FLOW:
         reasons = store.stage(f"rejects/{name}").inventory(["reason"])["reason"].to_pylist()
         rejects.update((name, reason) for reason in reasons)
+    affected = downstream({name for name, _ in rejects})
+    return rejects, [spec.name for spec in affected if spec.name in record["stages"]]
+
+
+def retry_rejects(store: Store) -> Counter[tuple[str, str]]:
+    """Delete the rejects of a run, and everything computed without the rejected rows, so that its command retries them.
+
+    Returns:
+        The number of rows to retry, by stage and reason.
+
+    Raises:
+        UserError: as `count_rejects`.
+    """
+    rejects, _ = count_rejects(store)
     if not rejects:
         return rejects
+    record = read_record(store)
     affected = downstream({name for name, _ in rejects})
     # last stages first: if this is interrupted, what is left misses its results and not the rows that led to them
     for spec in reversed(affected):
