@@ -33,7 +33,7 @@ from vce_ray.models.base import ImageModel
 from vce_ray.models.folder import model_folder
 from vce_ray.models.llamagen.gpt import GPTConfig, LlamaGenGPT
 from vce_ray.models.load import load_model
-from vce_ray.storage.files import FOLDER_INDEX
+from vce_ray.storage.folder import FOLDER_INDEX
 from vce_ray.storage.store import Store, StoreError
 from vce_ray.training.trainable import make_trainable
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vce_ray.errors import UserError
 from vce_ray.models.adapter_location import CARD, FULL_WEIGHTS, WEIGHTS, check_files, read_card, weights_file
 from vce_ray.models.base import ImageModel
-from vce_ray.storage.files import FOLDER_INDEX
+from vce_ray.storage.folder import FOLDER_INDEX
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 """Modules that get a LoRA: every matrix of the language model's layers. Vision tower, tokenizer and heads get none."""

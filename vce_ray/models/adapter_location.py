@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vce_ray.errors import UserError
 from vce_ray.models.folder import folder_revision, model_folder
+from vce_ray.storage.folder import FOLDER_INDEX, file_digest, relative_path
 
 if TYPE_CHECKING:
     from vce_ray.storage.store import Store
@@ -43,8 +44,6 @@ def check_files(folder: Path, card: dict[str, Any]) -> None:
     Raises:
         UserError: a file is missing, or differs from its digest.
     """
-    from vce_ray.storage.files import FOLDER_INDEX, file_digest, relative_path  # needs pyarrow
-
     weights, index = weights_file(card), folder / FOLDER_INDEX
     listed = _listed_files(_read_json(index), weights, str(index)) if index.exists() else {weights: None}
     for name, digest in listed.items():
@@ -77,8 +76,6 @@ def check_adapter(base: str, adapter: str) -> dict[str, Any]:
         StoreError: the adapter is not in the store, or its upload is incomplete.
     """
     if "://" in adapter:
-        from vce_ray.storage.files import FOLDER_INDEX
-
         store, name = _split(adapter)
         card = _checked_card(store.read_json(f"{name}/{CARD}"), f"{CARD} of {adapter}")
         index = store.read_json(f"{name}/{FOLDER_INDEX}")

@@ -5,7 +5,6 @@ renamed; in a bucket it appears when its upload completes.
 """
 
 import contextlib
-import hashlib
 import io
 import itertools
 import json
@@ -24,6 +23,7 @@ from vce_ray import env
 from vce_ray.errors import UserError
 from vce_ray.storage.bucket import BucketLocation, ObjectClient
 from vce_ray.storage.errors import StoreError, diagnose
+from vce_ray.storage.folder import FOLDER_INDEX, relative_path
 from vce_ray.storage.gcs import GcsLocation
 from vce_ray.storage.local import CHUNK_BYTES, TEMPORARY, write_local
 from vce_ray.storage.s3 import S3Location
@@ -31,7 +31,6 @@ from vce_ray.storage.s3 import S3Location
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"  # marks a published stage
-FOLDER_INDEX = "_files.json"  # marks a completely uploaded folder
 
 
 class FileStore:
@@ -258,19 +257,3 @@ def parse_bucket_uri(uri: str) -> BucketLocation | None:
 def to_json(value: Any) -> bytes:
     """Return indented JSON. Raises TypeError or ValueError for values that JSON cannot represent, such as NaN."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def relative_path(path: str) -> str:
-    """Return `path` without trailing slashes. Raises UserError if it is empty, absolute or leaves the store."""
-    relative = path.rstrip("/")
-    if not all(part not in ("", ".", "..") for part in relative.split("/")):
-        raise UserError(
-            f'{path!r} is not a valid path in a store: use one like "pairs/part.parquet", without "." or ".."'
-        )
-    return relative
-
-
-def file_digest(file: Path) -> str:
-    """Hash a local file, as a folder index does: blake2b, 128 hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest()

@@ -16,7 +16,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from vce_ray.storage.errors import StoreError
-from vce_ray.storage.files import FOLDER_INDEX, FileStore, file_digest, relative_path
+from vce_ray.storage.files import FileStore
+from vce_ray.storage.folder import FOLDER_INDEX, file_digest, relative_path
 from vce_ray.storage.local import TEMPORARY, replace_folder, write_local
 from vce_ray.storage.stage import Stage
 
