@@ -23,7 +23,7 @@ import pytest
 
 from vce_ray.cli import doctor
 from vce_ray.cli.doctor import Check, check_endpoint, check_store
-from vce_ray.sampling.memory import fitting_batch
+from vce_ray.sampling.memory import HostMemory, fitting_batch
 from vce_ray.sampling.plan import SHAPES
 from vce_ray.storage.s3 import S3Location
 from vce_ray.storage.store import Store
@@ -347,6 +347,16 @@ def test_memory_for_the_embedded_base_and_for_unknown_ones() -> None:
     assert doctor.check_memory("emoji-world", float("inf"), "this machine").ok
     unknown = doctor.check_memory(f"s3://AKIA:{SECRET}@bucket/x", 1.0, "this machine")
     assert unknown.ok and "not checked" in unknown.found and SECRET not in unknown.line
+
+
+def test_memory_of_a_container() -> None:
+    assert doctor.check_host_memory("emoji-world", HostMemory(1e9, None)).found.endswith(
+        ", this machine has 1.00 GB free"
+    )
+    check = doctor.check_host_memory("emoji-world", HostMemory(1e9, 2_000_000_000))
+    assert check.ok and check.found.endswith("this container, limited to 2.00 GB, has 1.00 GB free")
+    failure = only_failure([doctor.check_host_memory("emoji-world", HostMemory(1e6, 2_000_000_000))])
+    assert failure.fix == "raise the container's memory limit, or use a smaller --base"
 
 
 def test_little_shared_memory_is_a_warning() -> None:

@@ -16,6 +16,7 @@ from transformers import JanusForConditionalGeneration
 
 from benchmarks.decode import RandomLlamaGen
 from vce_ray.config import SamplingConfig
+from vce_ray.errors import UserError
 from vce_ray.models.janus import Janus
 from vce_ray.models.llamagen.gpt import GPTConfig
 from vce_ray.models.load import load_model
@@ -185,6 +186,24 @@ def test_a_wrong_captured_step_is_not_used(on_gpu, monkeypatch, caplog):
     for _ in range(2):
         assert torch.equal(draw(*settings), expected)
     assert [record.levelname for record in caplog.records if "VCE_RAY_CAPTURE=0" in record.message] == ["ERROR"]
+
+
+def test_captured_steps_report_logits_that_are_not_finite(on_gpu, caplog):
+    small, settings = small_model(2, 2), SamplingConfig(temperature=0)
+    head = [part for part in small.image_head.modules() if isinstance(part, torch.nn.Linear)][-1]
+    expected = draw(small, ["key", "an owl"], [3, 1], settings)
+    for damaged in (head, small.language_model.layers[0].mlp.down_proj):
+        original = damaged.weight.clone()
+        with torch.no_grad():
+            damaged.weight[0, 0] = float("inf")
+        for _ in range(2):
+            with pytest.raises(UserError, match="2 of 2 images had NaN or infinite logits"):
+                draw(small, ["key", "an owl"], [3, 1], settings)
+        with torch.no_grad():
+            damaged.weight.copy_(original)
+        assert torch.equal(draw(small, ["key", "an owl"], [3, 1], settings), expected)
+        assert next(iter(decoder_of(small).captured_steps.values())).valid
+    assert not caplog.records, "the captured step is not to blame"
 
 
 COMPILE = """

@@ -16,7 +16,7 @@ from vce_ray.env import COMPILE
 from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
 from vce_ray.sampling.compiled import FLAGS, StepKernels, compile_kernels, step_kernels
-from vce_ray.sampling.decoder import Decoder
+from vce_ray.sampling.decoder import Decoder, decoder_of
 from vce_ray.sampling.packed import PackedStack
 
 
@@ -124,3 +124,73 @@ def test_without_kernels_the_same_images_are_drawn(without_kernels: Callable[[],
 def test_a_failing_compiler_is_reported_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
     assert compile_kernels(flags=(*FLAGS, "--no-such-flag")) is None
     assert "no-such-flag" in caplog.text and "half the speed" in caplog.text
+
+
+def test_changes_that_autograd_does_not_count_are_drawn_too(kernels: StepKernels) -> None:
+    model, settings = load_model(device="cpu"), SamplingConfig(temperature=0, guidance_scale=2)
+    layer = model.language_model.layers[-1]
+    down, norm = layer.mlp.down_proj, layer.post_attention_layernorm
+
+    def drawn() -> torch.Tensor:
+        tokens = draw(model, ["a deer", "an owl on a red background"], [1, 2], settings)
+        assert decoder_of(model).uses_compiled_step
+        return tokens
+
+    def check_noticed(before: torch.Tensor) -> None:
+        after = drawn()
+        assert not torch.equal(after, before)
+        decoder_of(model)._packed = PackedStack(model.language_model, model.image_head_parts)
+        assert torch.equal(drawn(), after), "as with weights packed for the first time"
+
+    original, before = down.weight.clone(), drawn()
+    with torch.no_grad():
+        down.weight.data.mul_(2)
+    check_noticed(before)
+    down.weight.data.copy_(original)
+    assert torch.equal(drawn(), before)
+    with torch.inference_mode():
+        down.weight.data.numpy()[:] *= 2
+    check_noticed(before)
+    down.weight.data.copy_(original)
+    before = drawn()
+    down.weight.grad = torch.ones_like(down.weight)
+    torch.optim.AdamW([down.weight], lr=0.05, fused=True).step()
+    check_noticed(before)
+    down.weight.data.copy_(original)
+    before = drawn()
+    norm.weight = nn.Parameter(-norm.weight)  # norms are not copied, but their addresses are kept
+    check_noticed(before)
+
+
+def test_unchanged_weights_are_packed_once(kernels: StepKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(device="cpu")
+    with torch.no_grad():
+        model.language_model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")  # which differs from itself
+    decoder_of(model).prepare()
+    monkeypatch.setattr(StepKernels, "pack", lambda *_: pytest.fail("packed again"))
+    decoder_of(model).prepare()
+
+
+def test_weights_made_in_inference_mode_are_packed(kernels: StepKernels) -> None:
+    model, prompts, settings = load_model(device="cpu"), ["a deer"], SamplingConfig(temperature=0)
+    expected, down = draw(model, prompts, [1], settings), model.language_model.layers[0].mlp.down_proj
+    with torch.inference_mode():
+        down.weight = nn.Parameter(down.weight.clone(), requires_grad=False)
+    assert down.weight.is_inference()
+    assert torch.equal(draw(model, prompts, [1], settings), expected)
+    assert decoder_of(model).uses_compiled_step
+
+
+@pytest.mark.parametrize("part", ["head", "norm"])
+def test_a_part_of_another_dtype_is_not_packed(kernels: StepKernels, part: str) -> None:
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=2 * kernels.panel,
+        intermediate_size=kernels.panel,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    net, head = LlamaModel(config), nn.Linear(config.hidden_size, kernels.panel)
+    assert PackedStack(net, [head]).update()
+    (head if part == "head" else net.layers[0].input_layernorm).bfloat16()
+    assert not PackedStack(net, [head]).update(), "its numbers would be read as float32"

@@ -20,6 +20,7 @@ from vce_ray.sampling.memory import (
     cache_slots,
     fitting_batch,
     free_memory,
+    host_memory,
     image_bytes,
     padded_batch,
     weight_bytes,
@@ -57,8 +58,65 @@ def test_the_batch_fits_and_one_more_would_not() -> None:
 def test_free_memory_of_a_cpu(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       4096 kB\nMemAvailable:   2048 kB\nHugePages_Free: 0\n")
-    assert free_memory(torch.device("cpu"), meminfo) == 2048 * 1024
-    assert free_memory(torch.device("cpu"), tmp_path / "missing") == float("inf")
+    missing = tmp_path / "missing"
+    assert free_memory(torch.device("cpu"), meminfo, missing, missing) == 2048 * 1024
+    assert free_memory(torch.device("cpu"), missing, missing, missing) == float("inf")
+
+
+GIB = 1 << 30
+V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
+SENTINEL = 9223372036854771712
+"""What version 1 reports as no limit."""
+
+
+@pytest.mark.parametrize(
+    ("membership", "groups", "free", "limit"),
+    [
+        ("0::/\n", {"": (V2, 4 * GIB, 1 * GIB)}, 3 * GIB, 4 * GIB),
+        ("0::/pod/box\n", {"pod/box": (V2, 4 * GIB, 1 * GIB), "pod": (V2, "max", 1)}, 3 * GIB, 4 * GIB),
+        ("0::/pod/box\n", {"pod/box": (V2, 4 * GIB, 1 * GIB), "pod": (V2, 5 * GIB, 3 * GIB)}, 2 * GIB, 5 * GIB),
+        ("0::/pod/box\n", {"pod": (V2, 2 * GIB, 3 * GIB)}, 0, 2 * GIB),  # its own files are missing
+        ("0::/../other\n", {"": (V2, 4 * GIB, 1 * GIB), "other": (V2, 1, 1)}, 3 * GIB, 4 * GIB),
+        ("4:memory:/box\n0::/\n", {"unified": (V2, 2 * GIB, GIB)}, GIB, 2 * GIB),
+        ("4:memory:/box\n1:cpu:/\n", {"memory/box": (V1, 4 * GIB, GIB)}, 3 * GIB, 4 * GIB),
+        ("4:cpu,memory:/docker/1a\n", {"memory": (V1, 4 * GIB, GIB)}, 3 * GIB, 4 * GIB),  # mounted as the root
+        ("4:memory:/a:b\n", {"memory/a:b": (V1, 4 * GIB, GIB)}, 3 * GIB, 4 * GIB),
+        ("4:memory:/box\n", {"memory/box": (V1, SENTINEL, GIB)}, 8 * GIB, None),
+        ("0::/\n", {"": (V2, "max", GIB)}, 8 * GIB, None),
+        ("0::/\n", {"": (V2, 32 * GIB, GIB)}, 8 * GIB, None),  # more than the machine has
+        ("0::/\n", {}, 8 * GIB, None),
+        ("1:cpu:/box\n", {"memory/box": (V1, 4 * GIB, GIB)}, 8 * GIB, None),
+    ],
+)
+def test_free_memory_in_a_container(
+    tmp_path: Path,
+    membership: str,
+    groups: dict[str, tuple[tuple[str, str], int | str, int]],
+    free: int,
+    limit: int | None,
+) -> None:
+    meminfo, cgroup, mount = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "mount"
+    meminfo.write_text(f"MemAvailable:   {8 * GIB // 1024} kB\n")
+    cgroup.write_text(membership)
+    for name, (files, maximum, usage) in groups.items():
+        (mount / name).mkdir(parents=True, exist_ok=True)
+        (mount / name / files[0]).write_text(f"{maximum}\n")
+        (mount / name / files[1]).write_text(f"{usage}\n")
+    assert host_memory(meminfo, cgroup, mount) == (free, limit)
+    assert free_memory(torch.device("cpu"), meminfo, cgroup, mount) == free
+
+
+@pytest.mark.parametrize(("files", "folder", "key"), [(V1, "memory", "total_inactive_file"), (V2, "", "inactive_file")])
+def test_page_cache_of_a_container_counts_as_free(
+    tmp_path: Path, files: tuple[str, str], folder: str, key: str
+) -> None:
+    cgroup, group = tmp_path / "cgroup", tmp_path / "mount" / folder
+    group.mkdir(parents=True)
+    cgroup.write_text("4:memory:/\n0::/\n")
+    (group / files[0]).write_text(f"{4 * GIB}")
+    (group / files[1]).write_text(f"{4 * GIB - 4096}")
+    (group / "memory.stat").write_text(f"anon 1\n{key} {3 * GIB}\nactive_file 5\n")
+    assert host_memory(tmp_path / "missing", cgroup, tmp_path / "mount") == (3 * GIB + 4096, 4 * GIB)
 
 
 def test_batches_are_padded_to_few_sizes() -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -34,6 +35,9 @@ from vce_ray.storage.bucket import BucketLocation
 from vce_ray.storage.files import parse_bucket_uri
 from vce_ray.storage.s3 import S3Location
 from vce_ray.storage.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from vce_ray.sampling.memory import HostMemory
 
 LARGE_BYTES = 12 << 20  # pyarrow uploads files of more than 10 MiB in parts
 CLOCK_LIMIT_S = 300.0  # stores reject signatures that are 15 minutes off
@@ -85,11 +89,13 @@ def run_checks(store: str, base: str) -> Iterator[Check]:
     if torch_check.ok:
         import torch
 
-        from vce_ray.sampling.memory import free_memory
+        from vce_ray.sampling.memory import free_memory, host_memory
 
         yield check_gpus()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        yield check_memory(base, free_memory(device), "the GPU" if device.type == "cuda" else "this machine")
+        if torch.cuda.is_available():
+            yield check_memory(base, free_memory(torch.device("cuda")), "the GPU")
+        else:
+            yield check_host_memory(base, host_memory())
     if Path("/dev/shm").exists():  # on systems without it, Ray does not use it
         yield check_shared_memory(shutil.disk_usage("/dev/shm").free)
     if (address := os.environ.get("RAY_ADDRESS", "")) not in ("", "local"):
@@ -258,6 +264,14 @@ def check_gpus() -> Check:
     devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     names = [f"{gpu.name} ({gpu.total_memory / 1e9:.0f} GB)" for gpu in devices]
     return Check("gpu", True, f"{len(names)}: {', '.join(names)}" if names else "CPU only")
+
+
+def check_host_memory(base: str, memory: HostMemory) -> Check:
+    """Check memory on a machine without GPUs, where a container's limit may be less than the machine has."""
+    if memory.limit is None:
+        return check_memory(base, memory.free, "this machine")
+    check = check_memory(base, memory.free, f"this container, limited to {memory.limit / 1e9:.2f} GB,")
+    return check if check.ok else replace(check, fix="raise the container's memory limit, or use a smaller --base")
 
 
 def check_memory(base: str, free: float, device: str) -> Check:

@@ -70,12 +70,10 @@ class CapturedStep:
         self._embeddings_VE = model.image_embeddings_VE
         # Buffers that the graph reads and writes. Their addresses are part of it, so a batch is copied in and out.
         self._slots_R, self._first_R = (torch.zeros(self.rows, dtype=torch.int64, device=device) for _ in range(2))
-        seeds_B = torch.zeros(images, dtype=torch.int64, device=device)
-        self._state = BatchState(
+        self._state = BatchState.start(
             self._embeddings_VE.new_zeros(self.rows, self._embeddings_VE.shape[1]),
-            seeds_B,
-            torch.zeros_like(seeds_B),
-            seeds_B.new_zeros(images, model.num_image_tokens),
+            torch.zeros(images, dtype=torch.int64, device=device),
+            model.num_image_tokens,
         )
         self._unfinished: list[torch.cuda.Event] = []
         self._replay: Callable[[], None] | None = None
@@ -95,6 +93,8 @@ class CapturedStep:
             self._load(state)  # capturing ran the step, and so changed the buffers
             replay()
             distance = self._distance(len(state.hidden_RE))
+            if distance is None:
+                return False
             self.valid = distance < TOLERANCE
             if self.valid:
                 self._replay = replay
@@ -138,12 +138,17 @@ class CapturedStep:
             buffer[: len(source)] = source
             buffer[len(source) :] = source[-1:]
 
-    def _distance(self, rows: int) -> float:
-        """Return the relative distance of the hidden states after a replay from those of torch's operators."""
+    def _distance(self, rows: int) -> float | None:
+        """Return the relative distance of the hidden states after a replay from those of torch's operators.
+
+        None if those are not finite: then the weights are at fault, which RollingBatch reports, and not the step.
+        """
         replayed_RE, rows_per_image = self._state.hidden_RE[:rows], 2 if self._guided else 1
         last_B1 = self._state.tokens_BT.gather(1, self._state.steps_B[:, None] - 1)
         embeds_BE = F.embedding(last_B1[: rows // rows_per_image, 0], self._embeddings_VE)
         expected_RE = self._decoder.look_ahead(embeds_BE.repeat_interleave(rows_per_image, 0)).float()
+        if not expected_RE.isfinite().all():
+            return None
         return ((replayed_RE.float() - expected_RE).norm() / expected_RE.norm()).item()
 
     def _choose(self) -> Tensor:
@@ -152,6 +157,7 @@ class CapturedStep:
         logits = self._head(state.hidden_RE).float()
         if self._guided:
             logits = guide(logits[::2], logits[1::2], self._sampling.guidance_scale)
+        state.logit_sums_B += logits.sum(-1)
         noise_BV = kernels.gumbel(state.seeds_B, state.steps_B, logits.shape[-1])
         chosen_B = choose(logits, noise_BV, self._sampling)
         state.tokens_BT.scatter_(1, state.steps_B[:, None], chosen_B[:, None])

@@ -11,6 +11,8 @@ E width of the model, D width of a head.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -39,6 +41,9 @@ class Decoder:
 
     The next rows see an adapter that was added, merged or switched off while no row was in progress. The cache is kept
     between batches, and reallocated when more rows or slots are needed.
+
+    All rows belong to one batch, which calls `start_batch` before it touches them and `end_batch` when it has none
+    left. In between, no other batch may start.
     """
 
     def __init__(self, language_model: Any, head: list[Any]):
@@ -58,11 +63,42 @@ class Decoder:
         """Rotary embedding by position. The sines of the left half are negated (see `_rotate`)."""
         self.captured_steps: dict[Any, Any] = {}
         """Captured steps (captured.py), by batch size and sampling settings, oldest first."""
+        self._lock = threading.Lock()
+        """Held while the owner is checked and changed: two threads may start batches at once."""
+        self._owner: weakref.ref[object] | None = None
+        """The batch that the rows belong to. Weak, so that a batch that was dropped half-way blocks no other."""
         self._addresses: list[int] = []
         self._capture_resources: tuple[torch.cuda.Stream, Any] | None = None
         config = language_model.config
         self._heads, self._key_heads = config.num_attention_heads, config.num_key_value_heads
         self._head_dim = head_width(config)
+
+    def start_batch(self, batch: object) -> None:
+        """Make `batch` the owner of all rows, dropping those left by a batch that no longer exists.
+
+        Does nothing if it is the owner already.
+
+        Raises:
+            RuntimeError: another batch is the owner.
+        """
+        with self._lock:
+            owner = self._owner and self._owner()
+            if owner is batch:
+                return
+            if owner is not None:
+                raise RuntimeError(
+                    "a model serves one batch at a time, and another batch of this model has images in progress: "
+                    "finish that one or drop its images first, or load the model twice"
+                )
+            self.keep([])
+            self._owner = weakref.ref(batch)
+
+    def end_batch(self, batch: object) -> None:
+        """Drop all rows and let other batches start. Does nothing if `batch` is not the owner."""
+        with self._lock:
+            if self._owner and self._owner() is batch:
+                self._owner = None
+                self.keep([])
 
     @property
     def cache_bytes(self) -> int:
@@ -285,16 +321,18 @@ class Decoder:
 
 
 _decoders: WeakKeyDictionary[ImageModel, Decoder] = WeakKeyDictionary()
+_decoders_lock = threading.Lock()
 
 
 def decoder_of(model: ImageModel) -> Decoder:
     """Return the decoder of a model, made on first use and kept with its cache for as long as the model lives."""
-    decoder = _decoders.get(model)
-    if decoder is None:
-        # A decoder refers to the modules of its model but never to the ImageModel: as the value of a weak key it must
-        # not, or a dropped model's weights and cache would stay in memory.
-        decoder = _decoders[model] = Decoder(model.language_model, model.image_head_parts)
-    return decoder
+    with _decoders_lock:  # two threads must not make one each: their batches would not exclude each other
+        decoder = _decoders.get(model)
+        if decoder is None:
+            # A decoder refers to the modules of its model but never to the ImageModel: as the value of a weak key it
+            # must not, or a dropped model's weights and cache would stay in memory.
+            decoder = _decoders[model] = Decoder(model.language_model, model.image_head_parts)
+        return decoder
 
 
 def _attend(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unused_R11S: Tensor | None) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from math import isinf
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from vce_ray.errors import UserError
 from vce_ray.models.shape import BYTES, Shape
+from vce_ray.sampling.cgroup import MEMBERSHIP, MOUNT, memory_limits
 
 RESERVE = 0.06
 """Share of the memory left to the device's runtime and to whatever grows beside the cache."""
@@ -17,25 +19,46 @@ SLOT_BLOCK = 64
 """On a GPU the cache grows by blocks of this many slots, because every cache size needs its own captured steps."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 """Batch sizes that steps are captured for. Other batches are padded to one of them."""
-
-
 MEMINFO = Path("/proc/meminfo")
 
 
-def free_memory(device: torch.device, meminfo: Path = MEMINFO) -> float:
+class HostMemory(NamedTuple):
+    """Memory outside of GPUs."""
+
+    free: float
+    """Bytes that can still be allocated; infinity if unknown."""
+    limit: int | None
+    """Limit in bytes of the container, if that and not the machine determines `free`."""
+
+
+def free_memory(
+    device: torch.device, meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, mount: Path = MOUNT
+) -> float:
     """Return the bytes that can still be allocated on a device.
 
     Args:
-        meminfo: where Linux reports the memory of the machine, read for CPUs. If it is missing, the result is infinity.
+        meminfo, membership, mount: as for `host_memory`, which is the result for CPUs.
     """
     if device.type == "cuda":
         # blocks that torch's allocator holds but does not use are as good as free
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    if not meminfo.exists():
-        return float("inf")
-    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024.0
+    return host_memory(meminfo, membership, mount).free
+
+
+def host_memory(meminfo: Path = MEMINFO, membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> HostMemory:
+    """Return what this process can still allocate: what the machine has available, or less inside a container.
+
+    Args:
+        meminfo: where Linux reports the memory of the machine. If it is missing, only the container counts, if any.
+        membership, mount: as for `memory_limits`.
+    """
+    available = float("inf")
+    if meminfo.exists():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        available = int(lines["MemAvailable"].split()[0]) * 1024.0
+    limits = [HostMemory(limit.free, limit.bytes) for limit in memory_limits(membership, mount)]
+    return min([HostMemory(available, None), *limits], key=lambda memory: memory.free)
 
 
 def check_cache_dtype(kv_cache_dtype: str, device: torch.device) -> None:

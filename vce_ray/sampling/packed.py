@@ -14,12 +14,18 @@ from vce_ray.sampling.memory import free_memory
 
 MEMORY_SHARE = 1 / 4
 """Packed copies may take at most this share of the free memory: the cache needs the rest."""
+SAMPLED = 32
+"""Numbers of each matrix that are compared to notice a change."""
 Place = tuple[Tensor, Tensor, Tensor, Tensor]
 """Where the tokens of a step go: cos_SD, sin_SD, next_slot_R and first_R of decoder.py."""
 
 
 class PackedStack:
     """Packed copies of a Llama's layers and its image head, for models that the compiled step supports.
+
+    The copies follow every change of the weights that autograd counts, which is any in-place operation on the parameter
+    itself, and every assignment to `.data`. Other changes, such as writes to `.data` or a fused optimizer's step, are
+    noticed by a sample of SAMPLED numbers per matrix: they must not be confined to a few rows or columns.
 
     Args:
         language_model: a Llama of transformers, possibly with peft's layers.
@@ -29,6 +35,8 @@ class PackedStack:
     def __init__(self, language_model: Any, head: list[Any]):
         self._model, self._head = language_model, head
         self._fingerprint: list[tuple[int, int]] | None = None
+        self._sample = torch.empty(0)
+        """Some numbers of each packed matrix, as they were when it was packed."""
         self._kernels: StepKernels | None = None
         self._layers: list[LayerWeights] = []
         self._packed_head: list[Tensor | None] = []
@@ -41,18 +49,24 @@ class PackedStack:
         panels, and memory for the copies (MEMORY_SHARE). Otherwise the copies are freed.
         """
         linears = list(layer_linears(self._model))
-        embedding = self._model.embed_tokens.weight
-        supported = embedding.device.type == "cpu" and embedding.dtype == torch.float32
+        weights = [linear.weight for linear in linears + self._head_linears]
+        norms = [norm.weight for norm in (*self._norms, self._model.norm)]
+        read = [self._model.embed_tokens.weight, *norms, *weights]
+        supported = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in read)
         kernels = step_kernels() if supported else None  # compiles nothing for models it cannot be used with
         if kernels is None or not self._packable(linears, kernels):
             self._fingerprint, self._layers, self._packed_head = None, [], []
             return False
         # Comparing the weights themselves would cost as much as packing them. Autograd counts up a tensor's version on
-        # every in-place change: an optimizer step, a load, a merged adapter. Assigning to `.data` changes the address.
-        weights = [linear.weight for linear in linears + self._head_linears]
-        fingerprint = [(weight.data_ptr(), weight._version) for weight in weights]
-        if fingerprint != self._fingerprint:
-            self._fingerprint, self._layers, self._packed_head = fingerprint, [], []  # frees the old copies first
+        # most in-place changes: an optimizer step, a load, a merged adapter. Assigning to `.data` changes the address.
+        # Writing to `.data` and fused optimizers change neither, and a freed address may be used again. Norms are not
+        # copied, so only a new address matters.
+        fingerprint = [(weight.data_ptr(), _version(weight)) for weight in weights]
+        fingerprint += [(norm.data_ptr(), 0) for norm in norms]
+        sample = _sample(weights)
+        if fingerprint != self._fingerprint or not torch.equal(sample, self._sample):
+            self._fingerprint, self._sample = fingerprint, sample
+            self._layers, self._packed_head = [], []  # frees the old copies first
             self._kernels = kernels
             self._layers = [_pack_layer(layer, kernels) for layer in self._model.layers]
             self._packed_head = [
@@ -82,6 +96,12 @@ class PackedStack:
         return hidden_RE
 
     @property
+    def _norms(self) -> list[Any]:
+        """The norms of all layers; the last norm is separate."""
+        pairs = ((layer.input_layernorm, layer.post_attention_layernorm) for layer in self._model.layers)
+        return [norm for pair in pairs for norm in pair]
+
+    @property
     def _head_linears(self) -> list[Any]:
         return [part for part in self._head if isinstance(part, nn.Linear)]
 
@@ -91,13 +111,22 @@ class PackedStack:
         all_linears = linears + self._head_linears
         if not are_plain(linears) or any(len(linear.weight) % kernels.panel for linear in all_linears):
             return False
-        norms = [
-            norm for layer in self._model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
-        ]
-        if any(norm.variance_epsilon != self._model.norm.variance_epsilon for norm in norms):
+        if any(norm.variance_epsilon != self._model.norm.variance_epsilon for norm in self._norms):
             return False
         needed = sum(linear.weight.nbytes for linear in all_linears)
         return bool(self._layers) or needed < free_memory(all_linears[0].weight.device) * MEMORY_SHARE
+
+
+def _version(weight: Tensor) -> int:
+    """Return autograd's count of in-place changes; 0 for tensors made in inference mode, which have none."""
+    return 0 if weight.is_inference() else weight._version
+
+
+def _sample(weights: list[Tensor]) -> Tensor:
+    """Return the bits of up to SAMPLED numbers on the diagonal of each float32 matrix. A row or column gives one."""
+    diagonals = (weight.detach().diagonal() for weight in weights)
+    numbers = torch.cat([diagonal[:: -(-len(diagonal) // SAMPLED)] for diagonal in diagonals])
+    return numbers.view(torch.int32)  # NaN differs from itself
 
 
 def _pack_layer(layer: Any, kernels: StepKernels) -> LayerWeights:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vce_ray.config import SamplingConfig
+from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel, PromptBatch, roll_rows
 from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.decoder import decoder_of
@@ -39,7 +40,8 @@ NOISE_BLOCK = 1 << 17
 class RollingBatch(Generic[Name]):
     """Images in progress, each under a name: at most `sampling.batch_size`, or as many as fit into memory.
 
-    A model has one decoder, so it can serve only one batch at a time.
+    A model has one decoder, so it serves one batch at a time: while a batch has images in progress, no other one of the
+    same model may start any, in this thread or another. An error in `advance` drops all images in progress.
 
     An image depends only on its prompt, its seed and the settings, not on the images drawn beside it, up to the last
     bits of floating-point sums, whose order depends on the batch size: in bfloat16 this occasionally changes a token.
@@ -67,7 +69,7 @@ class RollingBatch(Generic[Name]):
         self._max_images, self._captured = sampling.batch_size, False
         self._max_prompt_tokens = model.prompt_tokens
         """Prompt length that every row of the cache has room for."""
-        self._clear()
+        self._state = _empty_state()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -81,10 +83,19 @@ class RollingBatch(Generic[Name]):
 
         Raises:
             UserError: a prompt is empty or too long.
+            RuntimeError: another batch of this model has images in progress.
         """
+        self._decoder.start_batch(self)
+        try:
+            return self._join(names, prompts, seeds)
+        finally:
+            # Nothing was started, or an allocation failed half-way and left rows without an image.
+            if not self or self._decoder.rows != len(self) * self._rows_per_image:
+                self._clear()
+
+    def _join(self, names: Sequence[Name], prompts: Sequence[str], seeds: Sequence[int]) -> int:
         model = self._model
         if not self:
-            self._clear()
             self._plan_capacity()
         room = self._max_images - len(self)
         prompts, seeds = prompts[:room], seeds[:room]
@@ -98,7 +109,7 @@ class RollingBatch(Generic[Name]):
             max_images = self._capacity(max_prompt_tokens)
         if max_images - len(self) < len(prompts):
             room = max(0, max_images - len(self))
-            return self.join(names, prompts[:room], seeds[:room])
+            return self._join(names, prompts[:room], seeds[:room])
         self._max_prompt_tokens, self._max_images = max_prompt_tokens, max_images
         embeds_UPE, lengths_U, first_U, rows_UG = _distinct_rows(batch, self._guided)
         index = {prompt: i for i, prompt in enumerate(distinct)}
@@ -110,9 +121,7 @@ class RollingBatch(Generic[Name]):
         spare_rows = (capacity - total) * self._rows_per_image
         hidden_RE = self._decoder.join(embeds_UPE, lengths_U, first_U, prompt_of_row_R, new_tokens, spare_rows)
         seeds_B = torch.tensor(seeds, dtype=torch.int64, device=model.device)
-        new = BatchState(
-            hidden_RE, seeds_B, torch.zeros_like(seeds_B), seeds_B.new_zeros(len(seeds), model.num_image_tokens)
-        )
+        new = BatchState.start(hidden_RE, seeds_B, model.num_image_tokens)
         pairs = zip(self._state.tensors(), new.tensors())
         self._state = BatchState(*(torch.cat(pair) for pair in pairs)) if self else new
         self._names += names[: len(prompts)]
@@ -125,8 +134,18 @@ class RollingBatch(Generic[Name]):
 
         Returns:
             Names and tokens, int64 [T] on the host, of the images that are now finished. They leave the batch.
+
+        Raises:
+            UserError: images are finished that had NaN or infinite logits at some step.
         """
         assert self, "no image is in progress"
+        try:
+            return self._advance(steps)
+        except BaseException:  # the state may be that of half a step, and other batches must be able to start
+            self._clear()
+            raise
+
+    def _advance(self, steps: int) -> list[tuple[Name, Tensor]]:
         steps = min(steps, self._model.num_image_tokens - max(self._drawn))
         if step := self._captured_step():
             step.advance(self._state, steps, last=min(self._drawn) + steps == self._model.num_image_tokens)
@@ -163,6 +182,7 @@ class RollingBatch(Generic[Name]):
         logits = self._decoder.logits(self._state.hidden_RE)
         if self._guided:
             logits = guide(logits[::2], logits[1::2], self._sampling.guidance_scale)
+        self._state.logit_sums_B += logits.sum(-1)
         return choose(logits, noise_BV, self._sampling)
 
     def _noise(self, steps: int) -> Iterator[Tensor]:
@@ -173,11 +193,25 @@ class RollingBatch(Generic[Name]):
             yield from gumbel_noise(seeds_B, part, vocabulary)
 
     def _pop_finished(self) -> list[tuple[Name, Tensor]]:
-        """Remove finished images and return their names and tokens."""
+        """Remove finished images and return their names and tokens.
+
+        Raises:
+            UserError: images among them had NaN or infinite logits. Only now is this checked: reading the sums before
+                would wait for the GPU, and reading the tokens does anyway.
+        """
         done = [i for i, drawn in enumerate(self._drawn) if drawn == self._model.num_image_tokens]
         if not done:
             return []
         finished = list(zip([self._names[i] for i in done], self._state.tokens_BT[done].cpu()))
+        if failed := int((~self._state.logit_sums_B[done].isfinite()).sum()):
+            # The cache holds NaN now. Zeroed anew, because masked slots count too: 0 times NaN is NaN.
+            self._decoder.keep([])
+            self._decoder.release()
+            raise UserError(
+                f"{failed} of {len(done)} images had NaN or infinite logits: the weights or the adapter are damaged, "
+                "as after a training that diverged, or float16 overflows. Check that the files are complete, use "
+                "another adapter, or use bfloat16 or float32"
+            )
         self._keep([i for i, drawn in enumerate(self._drawn) if drawn < self._model.num_image_tokens])
         return finished
 
@@ -198,10 +232,8 @@ class RollingBatch(Generic[Name]):
         self._names, self._drawn = [self._names[i] for i in order], [self._drawn[i] for i in order]
 
     def _clear(self) -> None:
-        self._decoder.keep([])
-        self._names, self._drawn = [], []
-        empty = torch.empty(0, dtype=torch.int64)
-        self._state = BatchState(empty, empty, empty, empty)
+        self._names, self._drawn, self._state = [], [], _empty_state()
+        self._decoder.end_batch(self)
 
     def _plan_capacity(self) -> None:
         """Determine how many images fit and whether steps are captured, before the first image joins.
@@ -234,6 +266,10 @@ class RollingBatch(Generic[Name]):
         if fitting >= self._sampling.batch_size:
             return self._sampling.batch_size
         return whole_batch(fitting) if self._captured else max(1, fitting)
+
+
+def _empty_state() -> BatchState:
+    return BatchState.start(torch.empty(0), torch.empty(0, dtype=torch.int64), 0)
 
 
 def _distinct_rows(batch: PromptBatch, guided: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
