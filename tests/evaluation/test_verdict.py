@@ -65,12 +65,20 @@ def test_every_neighbour_counts_for_the_worst() -> None:
     metrics = metrics_of()
     metrics["neighbours"][1]["drop"] = figure(-0.01, -0.1, 0.06)  # lost nothing, but judged on few images
     assert undecided_limits(metrics) == ["worst_neighbour_drop"]
+    assert "worst neighbour     0.0 points" in verdict_lines(metrics)[1]
+    assert verdict_lines(metrics)[1].endswith("95% interval \u22126.0 to +10.0 (cat)")
+
+
+def test_drops_are_shown_as_changes() -> None:
+    line = verdict_lines(metrics_of(lost=(-0.008, -0.023, 0.005)))[2]
+    words = "met all neighbours +0.8 points at most 2 points lost 95% interval \u22120.5 to +2.3"
+    assert " ".join(line.split()) == words
 
 
 def test_what_was_not_measured_has_no_state() -> None:
     metrics = metrics_of() | {"worst_neighbour_drop": None, "neighbours": [], "kept_drop": None}
     metrics["figures"]["kept_drop"] = {"value": None, "low": None, "high": None, "images": 0}
-    assert [line.split()[1] for line in verdict_lines(metrics)[:2]] == ["concept", "lost"]
+    assert [line.split()[1] for line in verdict_lines(metrics)[:2]] == ["concept", "image-text"]
     assert undecided_limits(metrics) == []
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from vce_ray.evaluation.formats import interval, limit, percent, points
+from vce_ray.evaluation.formats import change, change_interval, interval, limit, percent, points
 from vce_ray.evaluation.metrics.limits import LIMITS, POINTS, figure_of, missed_limits, undecided_limits
 
 TITLES = {
     "seen_after": "concept seen",
-    "worst_neighbour_drop": "lost by worst neighbour",
-    "kept_drop": "lost by all neighbours",
-    "score_drop": "lost in image-text score",
+    "worst_neighbour_drop": "worst neighbour",
+    "kept_drop": "all neighbours",
+    "score_drop": "image-text score",
 }
-"""What each limit bounds; other limits are shown by name."""
+"""What each limit bounds; other limits are shown by name. Drops are shown as changes, as in reports."""
 
 
 def verdict_lines(metrics: dict[str, Any]) -> list[str]:
@@ -29,10 +29,19 @@ def verdict_lines(metrics: dict[str, Any]) -> list[str]:
         if value is None:
             continue
         state = "missed" if name in missed else "undecided" if name in undecided else "met"
-        shown = points(value, signed=False) if name in POINTS else percent(value)
         figure = figure_of(name, metrics)
-        sure = f"   95% interval {interval(figure)}" if figure else ""
-        lines.append(f"{state:<11}{TITLES.get(name, name):<26}{shown:>12}   limit {limit(name):<8}{sure}")
+        if name.endswith("_drop"):
+            shown, bound = points(value) if name in POINTS else change(value), f"at most {limit(name)} lost"
+            sure = change_interval(figure) if figure else ""
+        else:
+            shown, bound = percent(value), f"at most {limit(name)}"
+            sure = interval(figure) if figure else ""
+        line = f"{state:<11}{TITLES.get(name, name):<18}{shown:>12}   {bound}"
+        if figure:
+            line = f"{line:<68}95% interval {sure}"
+            if name == "worst_neighbour_drop" and figure["name"] != metrics["worst_neighbour"]:
+                line += f" ({figure['name']})"  # another neighbour may have lost more
+        lines.append(line)
     return lines + [f"next: {step}" for step in _next_steps(metrics, missed, undecided)]
 
 

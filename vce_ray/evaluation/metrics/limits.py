@@ -42,10 +42,11 @@ def undecided_limits(metrics: Mapping[str, Any]) -> list[str]:
 def figure_of(name: str, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the figure behind a metric: value, low, high, images. None if it was not measured with an interval.
 
-    That of the worst neighbour is the figure that reaches highest among those of all neighbours.
+    For the worst neighbour it is the one that reaches highest among the figures of all neighbours, with its `name`.
     """
     if name == "worst_neighbour_drop":
-        figures = [row["drop"] for row in metrics.get("neighbours", ()) if row["drop"]["value"] is not None]
+        neighbours = metrics.get("neighbours", ())
+        figures = [row["drop"] | {"name": row["name"]} for row in neighbours if row["drop"]["value"] is not None]
         return max(figures, key=lambda figure: figure["high"], default=None)
     figure = metrics.get("figures", {}).get(name)
     return figure if figure and figure["value"] is not None else None
