@@ -21,7 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vce_ray.sampling.layers import finish_layer, head_width, project_qkv, rms_norm
+from vce_ray.sampling.layers import (
+    attend_to_cache,
+    finish_layer,
+    head_width,
+    negate_left_half,
+    project_qkv,
+    rms_norm,
+    rotate,
+)
 from vce_ray.sampling.memory import SLOT_BLOCK, round_up_slots
 from vce_ray.sampling.packed import PackedStack
 
@@ -60,7 +68,7 @@ class Decoder:
         self._used_R = torch.empty(0, dtype=torch.int64)
         """Copy of `next_slot_R` on the host: reading that one would wait for the GPU."""
         self.cos_SD = self.sin_SD = torch.empty(0, 0)
-        """Rotary embedding by position. The sines of the left half are negated (see `_rotate`)."""
+        """Rotary embedding by position. The sines of the left half are negated (see `rotate`)."""
         self.captured_steps: dict[Any, Any] = {}
         """Captured steps (captured.py), by batch size and sampling settings, oldest first."""
         self._lock = threading.Lock()
@@ -273,14 +281,14 @@ class Decoder:
             else:
                 keys[row_R, :, slot_R], values[row_R, :, slot_R] = key.to(keys.dtype), value.to(keys.dtype)
             live_keys, live_values = (cached[:, :, :live].to(query.dtype) for cached in (keys, values))
-            return _attend(query, live_keys, live_values, unused_R11S)
+            return attend_to_cache(query, live_keys, live_values, unused_R11S)
 
         return attend
 
     def _split(self, projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split projections [..., heads * D] into rotated queries, rotated keys, and values: each [..., heads, D]."""
         projected = projected.unflatten(-1, (-1, self._head_dim))
-        rotated = _rotate(projected[..., : self._heads + self._key_heads, :], cos, sin)
+        rotated = rotate(projected[..., : self._heads + self._key_heads, :], cos, sin)
         return rotated[..., : self._heads, :], rotated[..., self._heads :, :], projected[..., -self._key_heads :, :]
 
     def _reserve(self, rows: int, slots: int) -> None:
@@ -316,7 +324,7 @@ class Decoder:
             return
         position_1S = torch.arange(round_up_slots(positions, SLOT_BLOCK), device=weight.device)[None]
         cos, sin = self._model.rotary_emb(weight, position_1S)
-        self.cos_SD, self.sin_SD = cos[0], _negate_left_half(sin[0])
+        self.cos_SD, self.sin_SD = cos[0], negate_left_half(sin[0])
         self.captured_steps.clear()  # their graphs hold the addresses of the old tables
 
 
@@ -333,34 +341,3 @@ def decoder_of(model: ImageModel) -> Decoder:
             # must not, or a dropped model's weights and cache would stay in memory.
             decoder = _decoders[model] = Decoder(model.language_model, model.image_head_parts)
         return decoder
-
-
-def _attend(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unused_R11S: Tensor | None) -> Tensor:
-    """Attend with one query per row to the used part of the cache: [R, H * D]. Heads that share keys are neighbours.
-
-    Two batched products: on CPUs a third faster than torch's fused attention, which is parallel over long queries and
-    not over rows.
-    """
-    query = query_RHD.unflatten(1, (keys_RKSD.shape[1], -1)).flatten(0, 1)  # [R K, H / K, D]
-    keys, values = keys_RKSD.flatten(0, 1), values_RKSD.flatten(0, 1)
-    scale = query_RHD.shape[-1] ** -0.5
-    scores = torch.baddbmm(query.new_empty(()), query, keys.transpose(1, 2), beta=0, alpha=scale)
-    if unused_R11S is not None:
-        scores.unflatten(0, (len(query_RHD), -1)).masked_fill_(unused_R11S, float("-inf"))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
-    return torch.bmm(weights, values).view(len(query_RHD), -1)
-
-
-def _negate_left_half(sin: Tensor) -> Tensor:
-    """Negate the left half of the last dimension, as `_rotate` expects of its sines."""
-    left, right = sin.chunk(2, dim=-1)
-    return torch.cat((-left, right), dim=-1)
-
-
-def _rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Apply the rotary embedding to [..., D], pairing the halves as Llama does.
-
-    With the sign in the table, a rotation takes one multiply-add over swapped halves instead of two.
-    """
-    left, right = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), signed_sin)

@@ -78,3 +78,34 @@ def capturable(language_model: Any) -> bool:
 def rms_norm(module: Any, x: Tensor) -> Tensor:
     """Apply a Llama's RMSNorm as one operation; the module itself takes seven."""
     return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
+
+
+def attend_to_cache(query_RHD: Tensor, keys_RKSD: Tensor, values_RKSD: Tensor, unused_R11S: Tensor | None) -> Tensor:
+    """Attend with one query per row to the used part of the cache: [R, H * D]. Heads that share keys are neighbours.
+
+    Two batched products: on CPUs a third faster than torch's fused attention, which is parallel over long queries and
+    not over rows.
+    """
+    query = query_RHD.unflatten(1, (keys_RKSD.shape[1], -1)).flatten(0, 1)  # [R K, H / K, D]
+    keys, values = keys_RKSD.flatten(0, 1), values_RKSD.flatten(0, 1)
+    scale = query_RHD.shape[-1] ** -0.5
+    scores = torch.baddbmm(query.new_empty(()), query, keys.transpose(1, 2), beta=0, alpha=scale)
+    if unused_R11S is not None:
+        scores.unflatten(0, (len(query_RHD), -1)).masked_fill_(unused_R11S, float("-inf"))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+    return torch.bmm(weights, values).view(len(query_RHD), -1)
+
+
+def negate_left_half(sin: Tensor) -> Tensor:
+    """Negate the left half of the last dimension, as `rotate` expects of its sines."""
+    left, right = sin.chunk(2, dim=-1)
+    return torch.cat((-left, right), dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Apply the rotary embedding to [..., D], pairing the halves as Llama does.
+
+    With the sign in the table, a rotation takes one multiply-add over swapped halves instead of two.
+    """
+    left, right = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), signed_sin)
