@@ -63,13 +63,18 @@ def test_a_run_draws_erase_prompts_then_keep_prompts() -> None:
 def test_a_prompts_file_replaces_the_erase_prompts(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a deer in snow\na stag\n")
-    prompts = run_prompts(RunConfig(**SETTINGS, prompts_file=str(path)), load_concept("deer"))
+    lines: list[str] = []
+    prompts = run_prompts(RunConfig(**SETTINGS, prompts_file=str(path)), load_concept("deer"), lines.append)
+    assert lines == ["2 of 2 different prompts in the file are used, for 3 pairs"]
     assert [row.prompt for row in prompts[:3]] == ["a deer in snow", "a stag", "a deer in snow"]
     assert [row.kind for row in prompts] == ["erase"] * 3 + ["keep"] * 2
 
 
 def test_a_run_on_the_pairs_of_other_runs_draws_nothing() -> None:
     assert run_prompts(RunConfig(**SETTINGS, pairs_of=("a", "b")), load_concept("deer")) == []
+    lines: list[str] = []
+    config = RunConfig(**SETTINGS, pairs_of=("a", "b"), prompts_file="unread.txt")
+    assert run_prompts(config, load_concept("deer"), lines.append) == [] and lines == []
 
 
 def test_keep_images_are_those_of_keep_prompts() -> None:

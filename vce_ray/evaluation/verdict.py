@@ -56,9 +56,12 @@ def _next_steps(metrics: dict[str, Any], missed: list[str], undecided: list[str]
     if "seen_after" in missed:
         unchanged = before and after and after["high"] >= before["low"]
         left = "these images do not show that anything was erased" if unchanged else "too much of the concept is left"
-        steps.append(f"{left}: train for more --steps, or on more --pairs")
+        steps.append(f"{left}: train for more --steps, or on more --pairs, under a new --name")
     if set(missed) - {"seen_after"}:
-        steps.append("too much else was lost: train with more --keep images or --keep-weight, or for fewer --steps")
+        steps.append(
+            "too much else was lost: train for fewer --steps, or with vsafe_dpo on more --keep images or with more "
+            "--keep-weight, under a new --name"
+        )
     if undecided:
         flags = " and ".join(sorted({"--judged" if name == "seen_after" else "--judged-keep" for name in undecided}))
         steps.append(f"more images decide what is undecided: evaluate with more {flags}, under a new --name")

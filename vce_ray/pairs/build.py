@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.pairs.prompt_file import read_prompts
+from vce_ray.pairs.prompt_file import describe_use, read_prompts
 from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts
 from vce_ray.run_config import RunConfig
 
 
-def run_prompts(config: RunConfig, concept: Concept) -> list[Prompt]:
+def run_prompts(config: RunConfig, concept: Concept, log: Callable[[str], None] = lambda line: None) -> list[Prompt]:
     """Return all prompts that a run draws, erase prompts first; none if it trains on the pairs of other runs.
+
+    Args:
+        log: takes a line about the use of the prompts file, if there is one.
 
     Raises:
         UserError: the prompts file is invalid, or the concept has no neighbours to keep.
@@ -25,6 +28,7 @@ def run_prompts(config: RunConfig, concept: Concept) -> list[Prompt]:
         erase = erase_prompts(concept, config.pairs.num_pairs, config.seed)
     else:
         given = read_prompts(config.prompts_file, config.prompt_column)
+        log(describe_use(given, concept, config.pairs.num_pairs))
         erase = given_prompts(concept, given, config.pairs.num_pairs, config.seed)
     return erase + keep_prompts(concept, config.pairs.num_keep, config.seed)
 

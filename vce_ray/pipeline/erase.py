@@ -172,14 +172,13 @@ def _finish_all(runs: Mapping[str, Run], status: str, error: str) -> None:
 def _prompts(run: Run) -> None:
     from vce_ray.evaluation.prompts import evaluation_prompts
     from vce_ray.pairs.build import run_prompts
-    from vce_ray.pairs.prompt_file import describe_use, read_prompts
     from vce_ray.pipeline.pair_flow import publish_prompts
 
-    if run.config.prompts_file is not None:
-        given = read_prompts(run.config.prompts_file, run.config.prompt_column)
-        run.log_stage("prompts", describe_use(given, run.concept, run.config.pairs.num_pairs))
+    def log(line: str) -> None:
+        run.log_stage("prompts", line)
+
     run.start_stage("prompts")
-    publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept))
+    publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept, log))
     publish_prompts(run.store.stage("evaluation/prompts"), lambda: evaluation_prompts(run.config, run.concept))
     run.finish_stage("prompts", **run.row_counts("prompts"))
 
