@@ -44,8 +44,8 @@ LAYERS: dict[str, str] = {
     "dataflow/fanout": "errors config dataflow/rows dataflow/schemas storage dataflow/task",
     "training": "errors config dataflow/rows storage models training/terms training/data training/objectives "
     "run_config",
-    "pipeline": "errors config dataflow/rows dataflow/schemas storage models training/objectives run_config concepts "
-    "defaults dataflow/task pairs evaluation dataflow/fanout training",
+    "pipeline": "errors config dataflow/ids dataflow/rows dataflow/schemas storage models training/objectives "
+    "run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout training",
     "serving": "errors net env config models sampling",
     # what people call
     "api": "errors config storage models sampling evaluation pipeline",

@@ -7,10 +7,8 @@ Settings are RunConfig's, as keywords; a section is a dict or its config model:
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vce_ray.models.base import ImageModel
-    from vce_ray.pipeline.run import Run
     from vce_ray.storage.store import Store
 
 
@@ -125,8 +122,7 @@ def erase(concept: str, *, pairs_only: bool = False, log: Callable[[str], None] 
 
     run = open_run({"concept": concept} | settings, log)
     log(f"erasing {run.concept.name} ({run.concept.kind}) from {run.config.base}; run {run.name}")
-    with session([run]):
-        metrics = erase_all([run], pairs_only)[run.name]
+    metrics = erase_all([run], pairs_only)[run.name]
     if isinstance(metrics, BaseException):
         raise metrics
     return Erasure(run.name, run.store, metrics)
@@ -163,13 +159,3 @@ def status(store: str) -> Iterator[str]:
     from vce_ray.storage.store import Store
 
     return status_lines(Store(store))
-
-
-def session(runs: Sequence[Run]) -> AbstractContextManager[None]:
-    """Open a Ray session, unless one is open or no run has work left."""
-    from vce_ray.pipeline.session import ray_session
-
-    ray = sys.modules.get("ray")
-    if not any(run.unfinished for run in runs) or (ray is not None and ray.is_initialized()):
-        return nullcontext()
-    return ray_session()

@@ -368,11 +368,14 @@ def test_little_shared_memory_is_a_warning() -> None:
 
 def test_a_cluster_that_cannot_be_joined(free_port: Callable[[], int]) -> None:
     fix = "set RAY_ADDRESS to host:port of the cluster's head and RAY_AUTH_TOKEN to its token, or unset RAY_ADDRESS"
-    failure = only_failure([doctor.check_cluster(f"127.0.0.1:{free_port()}", timeout_s=1.0)])
-    assert failure.found.startswith("cannot join 127.0.0.1:") and failure.found.endswith(": no response within 1 s")
-    assert failure.fix == fix
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        failure = only_failure([doctor.check_cluster(address, timeout_s=1.0)])
+    assert failure.found == f"cannot join {address}: no response within 1 s" and failure.fix == fix
+    failure = only_failure([doctor.check_cluster(f"127.0.0.1:{free_port()}", timeout_s=60.0)])
+    assert "no cluster answers" in failure.found and failure.fix == fix
     failure = only_failure([doctor.check_cluster(f"http://user:{SECRET}@127.0.0.1:{free_port()}", timeout_s=60.0)])
-    assert "Invalid Ray address" in failure.found and failure.fix == fix
+    assert "no cluster answers" in failure.found and SECRET not in failure.line and failure.fix == fix
 
 
 def test_a_cluster_with_other_versions() -> None:

@@ -17,16 +17,20 @@ import pyarrow as pa
 import pytest
 from tiny_runs import COMMAND, ENVIRONMENT
 
+from vce_ray.cli.app import main
 from vce_ray.concepts.load import load_concept
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.fanout import open_refs
 from vce_ray.dataflow.task import Task
+from vce_ray.errors import UserError
 from vce_ray.pairs.build import run_prompts
+from vce_ray.pipeline.lease import Lease
 from vce_ray.pipeline.pair_flow import pair_steps, publish_prompts
 from vce_ray.pipeline.preflight import open_run
+from vce_ray.pipeline.retry import plan_retry, retry_rejects
 from vce_ray.pipeline.reuse import reuse_pairs
 from vce_ray.pipeline.stages import NAMES
-from vce_ray.pipeline.status import retry_rejects, status_lines
+from vce_ray.pipeline.status import status_lines
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
@@ -206,7 +210,12 @@ def test_retried_rejects_are_open_again(finished: Store, tmp_path: Path) -> None
     store.delete_prefix("rejects/safe")
     rejects.publish([rejects.write_part(pa.Table.from_pylist([rejected], schemas.REJECTS))], key="row_id")
 
-    assert retry_rejects(store) == {("safe", "fault"): 1}
+    plan = plan_retry(store)
+    assert plan.retried == {("safe", "fault"): 1}
+    kept = retry_rejects(store, plan)
+    assert kept == str(tmp_path / "run/previous/1")
+    for name in ("adapter/adapter_config.json", "report/index.html", "evaluation/metrics.json", "training.json"):
+        assert store.read_bytes(f"previous/1/{name}") == finished.read_bytes(name)
     assert not rejects.parts() and safe.inventory().num_rows == whole.num_rows - 1
     for name in ("safe", "reference", "pairs", "keep", "evaluation/after"):
         assert not store.stage(name).published(), name
@@ -217,10 +226,33 @@ def test_retried_rejects_are_open_again(finished: Store, tmp_path: Path) -> None
     (ref,) = open_refs(task, pair_steps({task.name: task})["safe"]).to_pylist()
     assert ref["key"] == rejected["row_id"]
     assert next(iter(status_lines(store))).startswith("deer-vsafe-dpo-0: stopped (rejects cleared for retry)")
-    assert retry_rejects(store) == {}
-    store.write_json("run.json", store.read_json("run.json") | {"status": "running"})
-    with pytest.raises(ValueError, match="is marked as running"):
-        retry_rejects(store)
+    assert not plan_retry(store).retried
+    driver = Lease(store)
+    driver.acquire()
+    with pytest.raises(UserError, match="has been making the run"):
+        retry_rejects(store, plan)
+    driver.release()
+
+
+def test_rejects_that_would_be_the_same_again_are_kept_and_so_is_the_run(finished: Store, tmp_path: Path) -> None:
+    copytree(finished.root, tmp_path / "run")
+    store = Store(tmp_path / "run")
+    rejects = store.stage("rejects/captions")
+    store.delete_prefix("rejects/captions")
+    rows = [
+        {"row_id": name, "stage": "captions", "reason": reason, "detail": "", "attempt": 1}
+        for name, reason in (("a", "concept not in unsafe image"), ("b", "captioner failed"), ("c", "fault"))
+    ]
+    rejects.publish([rejects.write_part(pa.Table.from_pylist(rows[:1], schemas.REJECTS))], key="row_id")
+    files = store.list()
+    assert main(["retry-rejects", store.root, "--yes"]) == 0
+    assert store.list() == files, "the same image gets the same caption"
+    assert plan_retry(store, every=True).retried == {("captions", "concept not in unsafe image"): 1}
+
+    store.delete_prefix("rejects/captions")
+    rejects.publish([rejects.write_part(pa.Table.from_pylist(rows, schemas.REJECTS))], key="row_id")
+    assert main(["retry-rejects", store.root, "--yes"]) == 0
+    assert [row["row_id"] for part in rejects.parts() for row in rejects.read_part(part).to_pylist()] == ["a"]
 
 
 def test_status_shows_runs_and_the_rows_made_so_far(fleet: tuple[Store, str], tmp_path: Path) -> None:

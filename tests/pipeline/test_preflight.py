@@ -14,8 +14,10 @@ from vce_ray.concepts.load import load_concept
 from vce_ray.config import EMBEDDED, SamplingConfig, TrainConfig
 from vce_ray.defaults import default_settings
 from vce_ray.errors import UserError
+from vce_ray.pairs.build import run_prompts
+from vce_ray.pipeline.pair_flow import publish_prompts
 from vce_ray.pipeline.preflight import open_run, prepare
-from vce_ray.pipeline.run import RUN_FILE
+from vce_ray.pipeline.run import RUN_FILE, Run
 from vce_ray.training.objectives.dpo import DPOConfig
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPOConfig
 
@@ -42,6 +44,15 @@ def make_judge(folder: Path) -> str:
     for name in JUDGE:
         (folder / name).touch()
     return str(folder)
+
+
+def begin(settings: dict[str, Any]) -> Run:
+    """Begin a run and stop it once its prompts are published."""
+    run = open_run(settings, log=lambda _: None)
+    run.start()
+    publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept))
+    run.finish("stopped")
+    return run
 
 
 @pytest.mark.parametrize("first", range(len(EVERY_MISTAKE)), ids=[name for name, *_ in EVERY_MISTAKE])
@@ -129,16 +140,60 @@ def test_sampling_is_the_bases_own_but_for_what_is_set(tmp_path: Path) -> None:
 
 def test_other_settings_under_the_same_name_are_refused_with_both_values(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path)}
-    open_run(settings).start()
+    begin(settings)
     open_run(settings | {"cluster": {"wait_s": 5}})
     with pytest.raises(UserError, match=r"other settings \(train.steps 5, was 80; train.beta 2.0, was 1.0\)"):
         open_run(settings | {"train": {"steps": 5, "beta": 2.0}})
 
 
+def test_settings_bind_once_something_was_made_with_them(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path)}
+    run = open_run(settings | {"train": {"steps": 5}})
+    run.start()
+    run.finish("failed", "the cluster is full")
+    assert open_run(settings | {"train": {"steps": 6}}).config.train.steps == 6
+
+
+def test_prompts_that_were_edited_since_are_refused(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path), "prompts_file": str(prompts)}
+    prompts.write_text("a deer\na deer in snow\n")
+    begin(settings)
+    prompts.write_text("# another comment changes nothing\na deer\r\na deer in snow")
+    open_run(settings)
+    prompts.write_text("a deer\na deer in rain\n")
+    with pytest.raises(UserError, match=r"other settings \(the prompts in .*prompts\.txt\)"):
+        open_run(settings)
+
+
+def test_other_versions_of_the_code_are_mentioned(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path)}
+    run = begin(settings)
+    record = run.store.read_json(RUN_FILE)
+    versions = record["versions"] | {"torch": "2.0.0"}
+    run.store.write_json(RUN_FILE, record | {"git": "0123abc", "versions": versions})
+    lines: list[str] = []
+    again = open_run(settings, lines.append)
+    again.start()
+    assert len(lines) == 1 and "versions.torch" in lines[0] and "was 2.0.0" in lines[0] and "was 0123abc" in lines[0]
+    again.finish("stopped")
+    lines.clear()
+    begin({**settings, "name": "another"}).start()
+    assert not lines
+
+
+@pytest.mark.parametrize("unused", [{"prompts_file": "prompts.txt"}, {"pairs": {"num_pairs": 5}}])
+def test_what_makes_pairs_is_refused_for_a_run_on_the_pairs_of_others(unused: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a deer\n")
+    settings = {"concept": "deer", "store": str(tmp_path), "pairs_of": ["other"]} | unused
+    with pytest.raises(UserError, match=r"has no use with --pairs-of"):
+        open_run(settings)
+
+
 def test_a_changed_concept_is_another_run(tmp_path: Path) -> None:
     path = tmp_path / "whale.yaml"
     path.write_text("{kind: object, names: [whale], keep: [fish]}")
-    open_run({"concept": str(path), "store": str(tmp_path)}).start()
+    begin({"concept": str(path), "store": str(tmp_path)})
     path.write_text("{kind: object, names: [whale], keep: [fish, turtle]}")
     with pytest.raises(UserError, match="other settings \\(the concept's definition\\)"):
         open_run({"concept": str(path), "store": str(tmp_path)})
@@ -190,8 +245,7 @@ def test_what_libraries_refuse_is_a_users_error(settings: dict[str, Any], messag
 
 def test_a_record_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path)}
-    run = open_run(settings)
-    run.start()
+    run = begin(settings)
     record = run.store.read_json(RUN_FILE)
     record["config"]["pairs"]["later"] = 1
     run.store.write_json(RUN_FILE, record)

@@ -12,8 +12,9 @@ import pytest
 from vce_ray.cli.app import main
 from vce_ray.dataflow.schemas import REJECTS
 from vce_ray.errors import UserError
+from vce_ray.pipeline.retry import plan_retry
 from vce_ray.pipeline.run import recorded_task
-from vce_ray.pipeline.status import retry_rejects, status_lines
+from vce_ray.pipeline.status import status_lines
 from vce_ray.storage.errors import StoreError
 from vce_ray.storage.store import Store
 
@@ -41,14 +42,14 @@ def test_unreadable_records_take_one_line_and_hide_no_run(store: Store) -> None:
 @pytest.mark.parametrize("name", ["bad0", "bad1", "bad2", "bad3"])
 def test_every_reader_of_a_record_names_the_file(store: Store, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = store.child(name)
-    for read in (lambda: list(status_lines(run)), lambda: retry_rejects(run), lambda: recorded_task(run)):
+    for read in (lambda: list(status_lines(run)), lambda: plan_retry(run), lambda: recorded_task(run)):
         with pytest.raises((UserError, StoreError), match=rf"{name}/run\.json is"):
             read()
     assert main(["erase", "deer", "--store", store.where(), "--name", name]) == 2
     assert f"{name}/run.json is" in capsys.readouterr().err
 
 
-def test_a_retry_of_rejects_says_what_it_deletes_and_asks(
+def test_a_retry_of_rejects_says_what_it_does_and_asks(
     store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = store.child("good")
@@ -62,8 +63,8 @@ def test_a_retry_of_rejects_says_what_it_deletes_and_asks(
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # a pipe is not asked
     assert main(command) == 2
     captured = capsys.readouterr()
-    assert "safe: 1 x fault" in captured.out and redone in captured.out
-    assert "nothing was deleted: give --yes" in captured.err and run.list() == files
+    assert "to try again: safe, 1 x fault" in captured.out and redone in captured.out
+    assert "nothing was changed: give --yes" in captured.err and run.list() == files
 
     for answer, deletes in (("n\n", False), ("y\n", True)):
         terminal = io.StringIO(answer)

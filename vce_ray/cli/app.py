@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vce_ray.cli.interrupt import exit_on_interrupt
 from vce_ray.cli.options import TITLES, with_settings
 from vce_ray.config import EMBEDDED, SEED_LIMIT
 from vce_ray.errors import UserError
@@ -23,7 +22,7 @@ from vce_ray.errors import UserError
 HELP = """Erase concepts from autoregressive image generators.
 
 A run that was stopped resumes with the same command. Exit codes: 0 success, 2 a problem that you can fix (one line says
-what), 1 a bug (with its traceback), 130 interrupted."""
+what), 1 a bug (with its traceback), 128 and the signal's number if a signal ended it (Ctrl-C: 130)."""
 DEMO_KEPT = 500
 """Kept images that the demo judges: fewer than `erase`, and still 50 of each neighbour."""
 
@@ -95,7 +94,6 @@ def fleet(
 
 
 def _fleet(settings: list[dict[str, Any]], name: str, uri: str) -> None:
-    from vce_ray.api import session
     from vce_ray.cli.display import fleet_display
     from vce_ray.evaluation.summary import summary_table
     from vce_ray.pipeline.fleet import erase_fleet, open_fleet
@@ -105,7 +103,7 @@ def _fleet(settings: list[dict[str, Any]], name: str, uri: str) -> None:
     with fleet_display() as display:
         members = open_fleet(settings, display.log)
         display.watch(members)
-        with session([member.run for member in members if member.run]), _exit_on_interrupt():
+        with exit_on_interrupt():
             page = erase_fleet(members, store, name)
     typer.echo("\n" + summary_table(store.read_json(f"fleets/{name}/fleet.json")))
     typer.echo(f"\nsummary: {page}")
@@ -113,21 +111,12 @@ def _fleet(settings: list[dict[str, Any]], name: str, uri: str) -> None:
         raise typer.Exit(2)
 
 
-@contextmanager
-def _exit_on_interrupt() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        typer.echo("vce-ray: interrupted; the same command resumes from here", err=True)
-        raise typer.Exit(130) from error
-
-
 def _erase(settings: dict[str, Any], pairs_only: bool = False) -> None:
     from vce_ray import api
     from vce_ray.evaluation.table import before_after_table
     from vce_ray.evaluation.verdict import verdict_lines
 
-    with _exit_on_interrupt():
+    with exit_on_interrupt():
         erasure = api.erase(**settings, pairs_only=pairs_only, log=lambda line: typer.echo(line))
     if not erasure.metrics:
         typer.echo(f"\npairs: {erasure.store.where('pairs')}")
@@ -273,34 +262,40 @@ def concepts(
 @app.command()
 def retry_rejects(
     run: Annotated[str, typer.Argument(help="The run's folder or bucket prefix.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Also rows that the same models would reject again; worth it after an update."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Clear the rejects of a run and the results without those rows. Its erase command then retries them."""
-    from vce_ray.pipeline.status import count_rejects
-    from vce_ray.pipeline.status import retry_rejects as clear_rejects
+    """Put a run back to where rows were rejected. Its erase command then tries them again, and trains on all pairs.
+    Adapter, report and metrics are kept in the run's folder previous/."""
+    from vce_ray.pipeline import retry
     from vce_ray.storage.store import Store
 
     store = Store(run)
-    rejects, redone = count_rejects(store)
-    for (stage, reason), count in sorted(rejects.items()):
-        typer.echo(f"{stage}: {count} x {reason}")
-    if not rejects:
-        typer.echo("nothing was rejected")
+    plan = retry.plan_retry(store, every)
+    for rows, what in ((plan.retried, "to try again"), (plan.final, "would be rejected again")):
+        for (stage, reason), count in sorted(rows.items()):
+            typer.echo(f"{what}: {stage}, {count} x {reason}")
+    if not plan.retried:
+        typer.echo("nothing to try again" if plan.final else "nothing was rejected")
         return
-    typer.echo(f"to be made again: {', '.join(redone)}; finished rows are kept, training and evaluation are not")
+    typer.echo(f"to be made again: {', '.join(plan.redone)}; finished rows are kept, the training starts anew")
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError("nothing was deleted: give --yes to delete these results")
-        if not typer.confirm("Delete these results?"):
+            raise UserError("nothing was changed: give --yes to go on")
+        if not typer.confirm("Go on?"):
             return
-    clear_rejects(store)
-    typer.echo("run the erase command again to retry them")
+    kept = retry.retry_rejects(store, plan)
+    typer.echo((f"the results so far are kept in {kept}; " if kept else "") + "run the erase command again to retry")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: success. 2: a problem that the user can fix, printed in one line. 1: a bug, with its traceback. 130: interrupted.
+    0: success. 2: a problem that the user can fix, printed in one line. 1: a bug, with its traceback. 128 and the
+    number of a signal: interrupted by it.
     """
     from vce_ray.storage.errors import StoreError
 

@@ -22,7 +22,7 @@ import ray.data
 import ray.util
 
 from vce_ray.config import PoolConfig
-from vce_ray.dataflow.rows import Outcome, Row, reject
+from vce_ray.dataflow.rows import FAULT, Outcome, Row, reject
 from vce_ray.dataflow.schemas import REJECTS, ROW_REF
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import CaptionerError, UserError
@@ -148,7 +148,7 @@ def bisect_failures(core: Core, rows: list[Row], stage: str) -> Outcome:
         raise
     except Exception as error:
         if len(rows) == 1:
-            return [], [reject(rows[0], stage, "fault", f"{type(error).__name__}: {error}")]
+            return [], [reject(rows[0], stage, FAULT, f"{type(error).__name__}: {error}")]
     middle = len(rows) // 2
     halves = (bisect_failures(core, half, stage) for half in (rows[:middle], rows[middle:]))
     (results, rejects), (more_results, more_rejects) = halves
@@ -314,8 +314,8 @@ def publish(task: Task, step: Step, max_reject_ratio: float = 1.0, **facts: Any)
         commonest = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
         raise TooManyRejects(
             f"stage {step.stage} of {task.name} rejected {rejected} of {total} rows, more than max_reject_ratio "
-            f"{max_reject_ratio}: {commonest}. Fix the cause, clear the rejects with `vce-ray retry-rejects`, then run "
-            "the erase command again"
+            f"{max_reject_ratio}: {commonest}. Rows that failed for reasons outside of them can be tried again "
+            "(`vce-ray retry-rejects`); otherwise change the concept or the settings, under another --name"
         )
     if rejected and not rejects.published():
         rejects.publish(rejects.parts(), key="row_id")

@@ -14,6 +14,17 @@ DETAIL = 500
 """Maximum number of characters of `detail` in a reject."""
 
 
+FAULT = "fault"
+"""Reason of a row at which a step failed with an exception."""
+CAPTIONER_FAILED = "captioner failed"
+"""Reason of a row for which a captioner gave no answer."""
+
+
+def may_change(reason: str) -> bool:
+    """Whether a row that was rejected for this reason may succeed when it is tried again with the same models."""
+    return reason == FAULT or CAPTIONER_FAILED in reason
+
+
 def reject(row: Row, stage: str, reason: str, detail: str, attempt: int = 1) -> Row:
     """Return the row of `rejects/<stage>` that records why an input row failed.
 

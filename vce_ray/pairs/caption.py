@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.dataflow.rows import Outcome, Row, reject
+from vce_ray.dataflow.rows import CAPTIONER_FAILED, Outcome, Row, reject
 from vce_ray.pairs.answers import Caption, clean
 from vce_ray.pairs.captioner import open_captioner, open_refiner
 from vce_ray.pairs.refine import refine
@@ -89,5 +89,5 @@ ANSWER = ("answer", "cut_off", "failure")
 def answered(row: Row) -> Caption:
     """Return the caption of a row that contains a captioner's answer."""
     if row["failure"]:
-        return Caption("", row["failure"], "captioner failed")
+        return Caption("", row["failure"], CAPTIONER_FAILED)
     return clean(row["answer"], row["cut_off"])

@@ -8,7 +8,8 @@ Runs share the cluster, and the images that several of them need. A run that fai
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from vce_ray.config import TrainConfig
@@ -16,8 +17,10 @@ from vce_ray.dataflow import schemas
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError, format_error
 from vce_ray.pipeline.run import Run
+from vce_ray.pipeline.session import session
 from vce_ray.pipeline.stages import METRICS_FILE, NAMES, PAIR_FLOW, PAIR_STAGES, REPORT_FILE
 from vce_ray.run_config import RunConfig
+from vce_ray.storage.errors import StoreError
 from vce_ray.training import HISTORY_FILE
 from vce_ray.training.objectives import objective_for
 
@@ -42,9 +45,10 @@ Failures = dict[str, BaseException]
 
 
 def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, Any] | BaseException]:
-    """Run every stage of every run that is not published yet.
+    """Run every stage of every run that is not published yet, in a Ray session that is opened if none is.
 
-    Records the failure of a run in its run.json before raising or returning it.
+    A run that another driver is making is left alone. The failure of a run is recorded in its run.json before it is
+    returned or raised.
 
     Args:
         pairs_only: stop each run once its pair set is published; the same call without it resumes from there.
@@ -53,21 +57,51 @@ def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, 
         By run name: the metrics of its evaluation, {} if it stops at its pairs, or the exception it failed with.
 
     Raises:
-        UserError: the runs disagree in settings that they must share, or two have the same name.
+        UserError: the runs disagree in settings that they must share, two have the same name, or another driver took
+            one of them over because this one gave no sign of life.
         KeyboardInterrupt, and errors that no single run is to blame for.
     """
     failures: Failures = {}
+    open_runs: dict[str, Run] = {}
     _check_shared(runs)
-    open_runs = {run.name: run for run in runs}
     try:
-        _erase(open_runs, failures, pairs_only)
-    except KeyboardInterrupt:
-        _finish_all(open_runs, "stopped", "interrupted")
+        _start(runs, open_runs, failures)
+        with session() if any(run.unfinished for run in open_runs.values()) else nullcontext():
+            _erase(open_runs, failures, pairs_only)
+    except KeyboardInterrupt as error:
+        lost = _finish_all(open_runs, "stopped", str(error) or "interrupted")
+        if lost:
+            raise UserError(lost) from error
         raise
     except BaseException as error:
         _finish_all(open_runs, "failed", format_error(error))
         raise
     return {run.name: failures.get(run.name) or _metrics(run) for run in runs}
+
+
+def _start(runs: Sequence[Run], open_runs: dict[str, Run], failures: Failures) -> None:
+    """Start the runs that are not finished. Adds each to `open_runs`, or to `failures` if it cannot be started."""
+    todo = [run for run in runs if run.unfinished or run.record["status"] != "done"]
+
+    def start(run: Run) -> None:
+        try:
+            run.start()
+            open_runs[run.name] = run
+        except (UserError, StoreError) as error:
+            failures[run.name] = error
+
+    with ThreadPoolExecutor(max(1, len(todo))) as pool:  # each may wait a minute for a sign of life of another driver
+        try:
+            list(pool.map(start, todo))
+        except KeyboardInterrupt:
+            for run in todo:
+                if run.name not in open_runs:
+                    run.lease.release()
+            raise
+    for run in runs:
+        for stage in NAMES:
+            if run.name not in failures and run.done(stage):
+                run.log_stage(stage, "published before")
 
 
 def _metrics(run: Run) -> dict[str, Any]:
@@ -88,18 +122,12 @@ def _check_shared(runs: Sequence[Run]) -> None:
 
 
 def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
-    for run in runs.values():
-        for stage in NAMES:
-            if run.done(stage):
-                run.log_stage(stage, "published before")
     for run in [run for run in runs.values() if not run.unfinished]:
-        if run.record["status"] != "done":  # its driver ended between its last stage and its own end
-            run.finish("done")
+        run.finish("done")  # its driver ended between its last stage and its own end
         del runs[run.name]
     if not runs:
         return
     for run in runs.values():
-        run.start()
         if not run.done("prompts"):
             _prompts(run)
 
@@ -161,9 +189,12 @@ def _concurrent_trainings(config: TrainConfig) -> int:
     return max(1, int(cluster.get("GPU", 0) or cluster.get("CPU", 1)) // workers)
 
 
-def _finish_all(runs: Mapping[str, Run], status: str, error: str) -> None:
+def _finish_all(runs: Mapping[str, Run], status: str, error: str) -> str | None:
+    """Record the end of all runs, except those that another driver took over. Returns why it did, for one of them."""
     for run in runs.values():
-        run.finish(status, error)
+        if run.lease.lost is None:
+            run.finish(status, error)
+    return next((run.lease.lost for run in runs.values() if run.lease.lost), None)
 
 
 # The stages -----------------------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ def prepare(given: Mapping[str, Any]) -> Task:
     base = asked.base
     source_of(base)
     concept = load_concept(asked.concept, base)
+    if asked.pairs_of and (asked.prompts_file or "pairs" in given):
+        unused = "--prompts" if asked.prompts_file else "pairs." + ", pairs.".join(settings["pairs"])
+        raise UserError(f"{unused} has no use with --pairs-of, whose runs have made the pairs: leave one of them out")
     if asked.prompts_file is not None:
         read_prompts(asked.prompts_file, asked.prompt_column)
     # training settings are checked with the concept's own: both may be wrong alone and right together

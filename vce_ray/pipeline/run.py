@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vce_ray.concepts.concept import Concept
+from vce_ray.dataflow.ids import stable_id
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
+from vce_ray.pairs.prompt_file import read_prompts
+from vce_ray.pipeline.lease import Lease
 from vce_ray.pipeline.stages import NAMES
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -39,34 +42,64 @@ class Run:
         """
         self.task, self.log = task, log
         self.name, self.config, self.concept, self.store = task.name, task.config, task.concept, task.store
-        settings = task.config.recorded()
-        concept = task.concept.model_dump(mode="json", exclude={"train", "pairs"})  # the settings contain these two
-        if self.store.exists(RUN_FILE):
-            self.record = read_record(self.store)
-            changed = _differences(RunConfig.from_record(self.record["config"]).recorded(), settings)
-            if self.record["concept"] != concept:
-                changed.append("the concept's definition")
-            if changed:
-                raise UserError(
-                    f"run {self.name} in {self.store.where()} was started with other settings ({'; '.join(changed)}): "
-                    "use the same ones to resume it, or another --name"
-                )
-        else:
-            self.record = {"name": self.name, "config": settings, "concept": concept}
-            self.record |= {"stages": {}, "versions": versions(), "git": git_revision()}
+        self.lease = Lease(self.store, log)
+        self.record = self._open_record()
+
+    def _open_record(self) -> dict[str, Any]:
+        """Return the record to go on with. Raises as the constructor does."""
+        new = {"name": self.name, "config": self.config.recorded()}
+        new["concept"] = self.concept.model_dump(mode="json", exclude={"train", "pairs"})  # which the config contains
+        if self.config.prompts_file is not None:
+            new["prompts_digest"] = stable_id(read_prompts(self.config.prompts_file, self.config.prompt_column))
+        new |= {"stages": {}, "versions": versions(), "git": git_revision()}
+        if not self.store.exists(RUN_FILE):
+            return new
+        record = read_record(self.store)
+        if not self.store.stage(NAMES[0]).published():
+            return new  # settings bind once something was made with them
+        changed = _differences(RunConfig.from_record(record["config"]).recorded(), new["config"])
+        if record["concept"] != new["concept"]:
+            changed.append("the concept's definition")
+        if "prompts_digest" in record and record["prompts_digest"] != new.get("prompts_digest"):
+            changed.append(f"the prompts in {self.config.prompts_file}")
+        if changed:
+            raise UserError(
+                f"run {self.name} in {self.store.where()} was started with other settings ({'; '.join(changed)}): "
+                "use the same ones to resume it, or another --name"
+            )
+        return record
 
     def start(self) -> None:
-        """Record that the run is running."""
-        self.record |= {"status": "running", "error": None}
-        self._write()
+        """Take the run's lease and record that the run is running.
+
+        Raises:
+            UserError: another driver is making it, and nothing was written; or as the constructor.
+        """
+        self.lease.acquire()
+        try:
+            self.record = self._open_record()  # another driver may have gone on since the run was opened
+            self._mention_versions()
+            self.record |= {"status": "running", "error": None}
+            self._write()
+        except BaseException:
+            self.lease.release()
+            raise
 
     def finish(self, status: str, error: str | None = None) -> None:
-        """Record the end of the run: done, failed or stopped."""
+        """Record the end of the run (done, failed or stopped) and give its lease back."""
         for stage in self.record["stages"].values():
             if stage["state"] == "running":
                 stage["state"] = status
         self.record |= {"status": status, "error": error}
         self._write()
+        self.lease.release()
+
+    def _mention_versions(self) -> None:
+        """Say what has changed since the run was begun: its parts may not fit together."""
+        now = {"versions": versions(), "code": git_revision()}
+        was = {"versions": self.record.get("versions", {}), "code": self.record.get("git")}
+        if changed := _differences(was, now):
+            self.log(f"run {self.name} was begun by other versions: {'; '.join(changed)}")
 
     def done(self, stage: str) -> bool:
         """Whether a stage is finished."""
@@ -103,6 +136,7 @@ class Run:
         return {"rows": manifest["rows"]} | ({"rejected": rejected} if rejected else {})
 
     def _write(self) -> None:
+        self.lease.check()
         self.store.write_json(RUN_FILE, self.record)
 
 

@@ -5,17 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from vce_ray.errors import UserError
+
+CONNECT_S = 5.0
+"""Seconds in which a cluster must accept a connection."""
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the driver prints workers' lines already; the patch would print them twice
 }
 """Environment of workers: they report errors, but not that weights are loading."""
+
+
+def session() -> AbstractContextManager[None]:
+    """Use the Ray session that is open, or open one with `ray_session`."""
+    ray = sys.modules.get("ray")
+    return nullcontext() if ray is not None and ray.is_initialized() else ray_session()
 
 
 @contextmanager
@@ -27,7 +40,9 @@ def ray_session() -> Iterator[None]:
     they are sent.
     """
     options: dict[str, Any] = {"logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_address(address)
         options["runtime_env"] = {"env_vars": QUIET}
     else:
         # Set in this process and not as a runtime_env: Ray's processes inherit it, and its prestarted workers can be
@@ -43,7 +58,17 @@ def ray_session() -> Iterator[None]:
     import ray
     import ray.data
 
-    ray.init(**options)
+    on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:  # RuntimeError: other versions of Ray or Python, a wrong token
+        if not address:
+            raise
+        raise UserError(
+            f"cannot join the cluster at RAY_ADDRESS: {' '.join(str(error).split())[:300]}; vce-ray doctor says more"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process without a word
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
@@ -53,3 +78,17 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise UserError if nothing listens at an address: Ray would try for minutes and could not be interrupted."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # auto, or a scheme that Ray resolves itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no cluster answers at RAY_ADDRESS ({host.rpartition('@')[2]}:{port}: {error}): start it or correct the "
+            "address, or unset RAY_ADDRESS to use this machine"
+        ) from error
