@@ -18,6 +18,7 @@ LAYERS: dict[str, str] = {
     # vocabulary: no files, no network, no models
     "errors": "",
     "net": "",
+    "notice": "",
     "env": "errors",
     "config": "errors",
     "dataflow/ids": "",
@@ -41,16 +42,16 @@ LAYERS: dict[str, str] = {
     "evaluation": "errors config dataflow/ids dataflow/rows dataflow/schemas models training/objectives run_config "
     "concepts dataflow/task pairs",
     # Ray
-    "dataflow/fanout": "errors config dataflow/rows dataflow/schemas storage dataflow/task",
-    "training": "errors config dataflow/rows storage models training/terms training/data training/objectives "
+    "dataflow/fanout": "errors notice config dataflow/rows dataflow/schemas storage dataflow/task",
+    "training": "errors notice config dataflow/rows storage models training/terms training/data training/objectives "
     "run_config",
     "pipeline": "errors config dataflow/ids dataflow/rows dataflow/schemas storage models training/objectives "
     "run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout training",
     "serving": "errors net env config models sampling",
     # what people call
     "api": "errors config storage models sampling evaluation pipeline",
-    "cli": "errors env config storage models sampling training/objectives run_config concepts defaults evaluation "
-    "pipeline serving api",
+    "cli": "errors notice env config storage models sampling training/objectives run_config concepts defaults "
+    "evaluation pipeline serving api",
     "__main__": "cli",
     "__init__": "errors storage concepts api",
 }

@@ -64,6 +64,16 @@ def test_in_a_fleet_only_the_broken_run_fails(fleet: tuple[Store, str]) -> None:
     assert "summary:" in printed and "orca  failed" in printed and "dear: skipped" in printed
 
 
+def test_a_driver_prints_its_own_lines_alone_and_the_record_names_the_log(fleet: tuple[Store, str]) -> None:
+    store, printed = fleet
+    lines = printed.split("\nconcept")[0].splitlines()
+    assert all(re.match(r"(deer|orca|dear): ", line) for line in lines), lines
+    assert any(re.match(r"deer: \[3/9\] captions .* of 6 images of deer captioned", line) for line in lines)
+    for run in ("deer-vsafe-dpo-0", "orca-vsafe-dpo-0"):
+        log = Path(store.child(run).read_json("run.json")["log"])
+        assert log.parent == Path(store.root, "fleets/test/logs") and "TrainController" in log.read_text()
+
+
 def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
     run = finished
     record = run.read_json("run.json")
@@ -260,6 +270,6 @@ def test_status_shows_runs_and_the_rows_made_so_far(fleet: tuple[Store, str], tm
     deer, orca = status_lines(store)
     assert deer == "deer-vsafe-dpo-0: done" and orca.startswith("orca-vsafe-dpo-0: failed (TooManyRejects: ")
     lines = "\n".join(status_lines(store.child("orca-vsafe-dpo-0")))
-    assert "unsafe     failed   rows 14" in lines and "captions   failed   rows 0  rejected 6" in lines
+    assert "unsafe     failed   14 of 14" in lines and "captions   failed   6 of 6  6 rejected" in lines
     with pytest.raises(ValueError, match="no run in"):
         list(status_lines(Store(tmp_path)))

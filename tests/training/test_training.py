@@ -82,9 +82,13 @@ def test_two_workers_train_the_same_as_one(finished: Store, local_ray, tmp_path:
         )
         for name in stores
     }
-    started, finished_runs = [], []
+    started, finished_runs, steps = [], [], []
     trainings = Trainings(
-        [run.train for run in runs.values()], 1, on_start=started.append, on_finish=finished_runs.append
+        [run.train for run in runs.values()],
+        1,
+        on_start=started.append,
+        on_step=lambda name, row: steps.append((name, row["step"])),
+        on_finish=finished_runs.append,
     )
     futures = {name: trainings.submit(name, runs[name], store, {"concept": "deer"}) for name, store in stores.items()}
     with pytest.raises(ValueError, match="1 pairs have no reference log-probs"):
@@ -93,6 +97,7 @@ def test_two_workers_train_the_same_as_one(finished: Store, local_ray, tmp_path:
         future.result(timeout=600)
     trainings.close()
     assert started == list(stores) and finished_runs == list(futures)
+    assert steps == [(name, step) for name in futures for step in (1, 2, 3)]
     assert not stores["poisoned"].exists("training.json")
     alone, theirs = finished.read_json("training.json"), weights(finished, tmp_path / "alone")
     for name in futures:
@@ -111,7 +116,7 @@ from vce_ray.storage.store import Store
 from vce_ray.training.train import Trainings
 ray.init(address=sys.argv[3])
 run = RunConfig.model_validate_json(sys.argv[1])
-Trainings([run.train], 1, print, print).submit("killed", run, Store(sys.argv[2]), {}).result()
+Trainings([run.train], 1, print, print, print).submit("killed", run, Store(sys.argv[2]), {}).result()
 """
 
 
@@ -146,7 +151,7 @@ def test_a_training_that_always_fails_fails_alone(pair_set: Store, local_ray: st
     bad.delete_prefix("keep")
     stage = bad.stage("keep")
     stage.publish([stage.write_part(keep.set_column(2, "tokens", tokens))], key="sample_id")
-    trainings = Trainings([run_config().train], 1, on_start=print, on_finish=print)
+    trainings = Trainings([run_config().train], 1, on_start=print, on_step=print, on_finish=print)
     failing, passing = trainings.submit("bad", run_config(), bad, {}), trainings.submit("good", run_config(), good, {})
     with pytest.raises(ray.train.TrainingFailedError, match="index out of range"):
         failing.result(timeout=600)
@@ -156,7 +161,7 @@ def test_a_training_that_always_fails_fails_alone(pair_set: Store, local_ray: st
 
 
 def trained(run: RunConfig, store: Store) -> list[dict]:
-    trainings = Trainings([run.train], 1, on_start=print, on_finish=print)
+    trainings = Trainings([run.train], 1, on_start=print, on_step=print, on_finish=print)
     trainings.submit("alone", run, store, {}).result(timeout=600)
     trainings.close()
     return store.read_json("training.json")

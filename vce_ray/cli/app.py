@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,17 +95,19 @@ def fleet(
 
 
 def _fleet(settings: list[dict[str, Any]], name: str, uri: str) -> None:
+    from vce_ray.cli.console import own_output, quiet_session
     from vce_ray.cli.display import fleet_display
     from vce_ray.evaluation.summary import summary_table
     from vce_ray.pipeline.fleet import erase_fleet, open_fleet
     from vce_ray.storage.store import Store
 
     store = Store(uri)
-    with fleet_display() as display:
+    place = store.child(f"fleets/{name}")
+    with exit_on_interrupt(), fleet_display(own_output()) as display:
         members = open_fleet(settings, display.log)
         display.watch(members)
-        with exit_on_interrupt():
-            page = erase_fleet(members, store, name)
+        runs = [member.run for member in members if member.run]
+        page = erase_fleet(members, store, name, lambda: quiet_session(place, runs, partial(display.log, "warning")))
     typer.echo("\n" + summary_table(store.read_json(f"fleets/{name}/fleet.json")))
     typer.echo(f"\nsummary: {page}")
     if any(member.error for member in members):
@@ -112,17 +115,27 @@ def _fleet(settings: list[dict[str, Any]], name: str, uri: str) -> None:
 
 
 def _erase(settings: dict[str, Any], pairs_only: bool = False) -> None:
-    from vce_ray import api
+    from vce_ray.cli.console import own_output, quiet_session
+    from vce_ray.cli.display import RunDisplay
     from vce_ray.evaluation.table import before_after_table
     from vce_ray.evaluation.verdict import verdict_lines
+    from vce_ray.pipeline.erase import erase as erase_all
+    from vce_ray.pipeline.preflight import open_run
+    from vce_ray.pipeline.stages import REPORT_FILE
 
+    display = RunDisplay(own_output())
     with exit_on_interrupt():
-        erasure = api.erase(**settings, pairs_only=pairs_only, log=lambda line: typer.echo(line))
-    if not erasure.metrics:
-        typer.echo(f"\npairs: {erasure.store.where('pairs')}")
+        run = open_run(settings, display.line)
+        display.line(f"erasing {run.concept.name} ({run.concept.kind}) from {run.config.base}; run {run.name}")
+        with display.watching(run):
+            metrics = erase_all([run], pairs_only, lambda: quiet_session(run.store, [run], display.warn))[run.name]
+    if isinstance(metrics, BaseException):
+        raise metrics
+    if not metrics:
+        typer.echo(f"\npairs: {run.store.where('pairs')}")
         return
-    typer.echo("\n" + before_after_table(erasure.metrics) + "\n\n" + "\n".join(verdict_lines(erasure.metrics)))
-    typer.echo(f"\nadapter: {erasure.adapter}\nreport: {erasure.report}")
+    typer.echo("\n" + before_after_table(metrics) + "\n\n" + "\n".join(verdict_lines(metrics)))
+    typer.echo(f"\nadapter: {run.store.child('adapter').uri}\nreport: {run.store.where(REPORT_FILE)}")
 
 
 @app.command()

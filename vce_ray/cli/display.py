@@ -1,21 +1,28 @@
-"""Progress of a fleet: a live table on a terminal, plain lines elsewhere."""
+"""Progress on the console: live bars or a live table on a terminal, plain lines elsewhere.
+
+Bars are for one run, whose stages flow together; a fleet shows the state of every stage of every run. NO_COLOR is
+respected, and nothing but text goes to a pipe.
+"""
 
 from __future__ import annotations
 
-import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from vce_ray.pipeline.stages import NAMES
+from vce_ray.storage.errors import StoreError
 
 if TYPE_CHECKING:
     from vce_ray.pipeline.fleet import Member
+    from vce_ray.pipeline.run import Run
 
 MARKS = {
     "done": ("done", "green"),
@@ -24,6 +31,100 @@ MARKS = {
     "stopped": ("stopped", "red"),
 }
 """Text and colour of each state of a stage."""
+LOOK_S = 1.0
+"""Seconds between looks at how far a run is."""
+LOOKS_PER_LINE = 30
+"""Looks for which a pipe gets one line for each stage that has got further."""
+SPEED_S = 120.0
+"""Seconds over which a rate is the average."""
+
+
+class Rate(TextColumn):
+    """Rows or steps a second."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, or nothing before it is known."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
+class RunDisplay:
+    """Log lines of one run, and the stages that are under way."""
+
+    def __init__(self, stream: TextIO):
+        self.console = Console(file=stream, highlight=False)
+        columns = (
+            TextColumn("[{task.fields[number]}/{task.fields[stages]}] {task.description:<10}", markup=False),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=False),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        self._bars = Progress(
+            *columns,
+            console=self.console,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not self.console.is_terminal,
+            speed_estimate_period=SPEED_S,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def line(self, text: str) -> None:
+        """Print a line, above the bars if there are any."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.line(f"warning: {text}")
+
+    @contextmanager
+    def watching(self, run: Run) -> Iterator[None]:
+        """Show how far a run is until the block ends."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(run, ended), daemon=True)
+        with self._bars:
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
+                for task in self._tasks.values():
+                    self._bars.remove_task(task)
+
+    def _watch(self, run: Run, ended: threading.Event) -> None:
+        looks = 0
+        while not ended.wait(LOOK_S):
+            with suppress(StoreError):  # the run itself reports a store that fails
+                self._look(run)
+            looks += 1
+            if looks % LOOKS_PER_LINE == 0 and not self.console.is_terminal:
+                self._print_tasks()
+
+    def _look(self, run: Run) -> None:
+        progress = run.progress()
+        for stage, found in progress.items():
+            shown = {"completed": found.done, "total": found.total, "note": found.note}
+            if stage in self._tasks:
+                self._bars.update(self._tasks[stage], **shown)
+            else:
+                number = NAMES.index(stage) + 1
+                self._tasks[stage] = self._bars.add_task(stage, number=number, stages=len(NAMES), printed=0, **shown)
+        for stage in self._tasks.keys() - progress:
+            self._bars.remove_task(self._tasks.pop(stage))
+
+    def _print_tasks(self) -> None:
+        for task in self._bars.tasks:
+            if task.completed > task.fields["printed"]:
+                task.fields["printed"] = task.completed
+                left = f", {task.time_remaining:.0f} s left" if task.time_remaining else ""
+                rate = f"  {task.speed:.1f}/s{left}" if task.speed else ""
+                what = f"{task.description:<10} {task.completed:.0f} of {task.total:.0f}{rate}  {task.fields['note']}"
+                self.line(f"[{task.fields['number']}/{len(NAMES)}] {what}".rstrip())
 
 
 class FleetDisplay:
@@ -54,12 +155,19 @@ class FleetDisplay:
 
 
 @contextmanager
-def fleet_display() -> Iterator[FleetDisplay]:
-    """Open a display on standard output."""
-    console = Console()
+def fleet_display(stream: TextIO) -> Iterator[FleetDisplay]:
+    """Open a display on a stream."""
+    console = Console(file=stream, highlight=False)
     display = FleetDisplay(console)
-    if not sys.stdout.isatty():
+    if not console.is_terminal:
         yield display
         return
-    with Live(console=console, get_renderable=display.__rich__, refresh_per_second=2):
+    live = Live(
+        console=console,
+        get_renderable=display.__rich__,
+        refresh_per_second=2,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with live:
         yield display

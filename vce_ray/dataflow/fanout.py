@@ -26,6 +26,7 @@ from vce_ray.dataflow.rows import FAULT, Outcome, Row, reject
 from vce_ray.dataflow.schemas import REJECTS, ROW_REF
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import CaptionerError, UserError
+from vce_ray.notice import mark_warnings
 from vce_ray.storage.errors import StoreError
 
 Core = Callable[[list[Row]], Outcome]
@@ -78,6 +79,7 @@ class Worker:
     """Actor: constructs the cores of its steps once, then takes batches of row references through those steps."""
 
     def __init__(self, steps: Sequence[Step], followers: Mapping[str, Step], tasks: Mapping[str, Task]):
+        mark_warnings()
         self.steps, self.followers, self.tasks = steps, followers, tasks
         self.cores: dict[str, Core] = {step.stage: resolve_name(step.core)(**step.settings) for step in steps}
         self.cached: OrderedDict[tuple[str, ...], dict[str, Row]] = OrderedDict()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from vce_ray.config import TrainConfig
@@ -44,14 +44,19 @@ REPORTED_PAIRS = 24
 Failures = dict[str, BaseException]
 
 
-def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, Any] | BaseException]:
-    """Run every stage of every run that is not published yet, in a Ray session that is opened if none is.
+def erase(
+    runs: Sequence[Run],
+    pairs_only: bool = False,
+    open_session: Callable[[], AbstractContextManager[None]] = session,
+) -> dict[str, dict[str, Any] | BaseException]:
+    """Run every stage of every run that is not published yet.
 
     A run that another driver is making is left alone. The failure of a run is recorded in its run.json before it is
     returned or raised.
 
     Args:
         pairs_only: stop each run once its pair set is published; the same call without it resumes from there.
+        open_session: opens the Ray session to work in. By default the one that is open is used, if there is one.
 
     Returns:
         By run name: the metrics of its evaluation, {} if it stops at its pairs, or the exception it failed with.
@@ -66,7 +71,7 @@ def erase(runs: Sequence[Run], pairs_only: bool = False) -> dict[str, dict[str, 
     _check_shared(runs)
     try:
         _start(runs, open_runs, failures)
-        with session() if any(run.unfinished for run in open_runs.values()) else nullcontext():
+        with open_session() if any(run.unfinished for run in open_runs.values()) else nullcontext():
             _erase(open_runs, failures, pairs_only)
     except KeyboardInterrupt as error:
         lost = _finish_all(open_runs, "stopped", str(error) or "interrupted")
@@ -177,6 +182,7 @@ def _trainings(runs: Mapping[str, Run]) -> Trainings:
         configs,
         min(_concurrent_trainings(configs[0]), len(runs)),
         on_start=lambda name: runs[name].start_stage("training"),
+        on_step=lambda name, row: setattr(runs[name], "trained", row),
         on_finish=lambda name: _finish_training(runs[name]),
     )
 
@@ -211,7 +217,8 @@ def _prompts(run: Run) -> None:
     run.start_stage("prompts")
     publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept, log))
     publish_prompts(run.store.stage("evaluation/prompts"), lambda: evaluation_prompts(run.config, run.concept))
-    run.finish_stage("prompts", **run.row_counts("prompts"))
+    kinds = run.store.stage("prompts").inventory(["kind"])["kind"].to_pylist()
+    run.finish_stage("prompts", **run.row_counts("prompts"), erase=kinds.count("erase"))
 
 
 def _pairs(runs: Mapping[str, Run], on_ready: Callable[[Run, BaseException | None], None]) -> None:
@@ -251,7 +258,9 @@ def _train(run: Run, trainings: Trainings) -> Future[None]:
 
 def _finish_training(run: Run) -> None:
     last = run.store.read_json(HISTORY_FILE)[-1]
-    run.finish_stage("training", **{key: round(last[key], 4) for key in ("step", "loss", "margin") if key in last})
+    run.finish_stage(
+        "training", **{key: round(last[key], 4) for key in ("step", "loss", "margin", "accuracy") if key in last}
+    )
 
 
 def _evaluate(runs: Mapping[str, Run], fail: Callable[[Run, BaseException], None]) -> None:

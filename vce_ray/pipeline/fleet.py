@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from vce_ray.evaluation.summary import write_summary
 from vce_ray.pipeline.erase import erase
 from vce_ray.pipeline.preflight import open_run
 from vce_ray.pipeline.run import Run
+from vce_ray.pipeline.session import session
 from vce_ray.storage.store import Store
 
 
@@ -102,8 +104,16 @@ def open_fleet(settings: Sequence[Settings], log: Callable[[str, str], None]) ->
     return members
 
 
-def erase_fleet(members: Sequence[Member], store: Store, name: str) -> str:
+def erase_fleet(
+    members: Sequence[Member],
+    store: Store,
+    name: str,
+    open_session: Callable[[], AbstractContextManager[None]] = session,
+) -> str:
     """Erase all concepts that have a run, and write a summary of the fleet.
+
+    Args:
+        open_session: as for `erase`.
 
     Returns:
         Where the summary page is: fleets/<name>/index.html below the store.
@@ -113,7 +123,7 @@ def erase_fleet(members: Sequence[Member], store: Store, name: str) -> str:
     """
     started, place = time.time(), store.child(f"fleets/{name}")
     runs = [member.run for member in members if member.run is not None]
-    results = erase(runs) if runs else {}
+    results = erase(runs, open_session=open_session) if runs else {}
     for member in members:
         if member.run is not None:
             result = results[member.run.name]

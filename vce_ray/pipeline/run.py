@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.pairs.prompt_file import read_prompts
 from vce_ray.pipeline.lease import Lease
+from vce_ray.pipeline.progress import RowCounts, StageProgress, count_reasons, describe_metrics, describe_stage
 from vce_ray.pipeline.stages import NAMES
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -43,6 +44,9 @@ class Run:
         self.task, self.log = task, log
         self.name, self.config, self.concept, self.store = task.name, task.config, task.concept, task.store
         self.lease = Lease(self.store, log)
+        self.trained: Mapping[str, Any] | None = None
+        """The last step of a training under way: its row of the training history."""
+        self._counts = RowCounts(self.store)
         self.record = self._open_record()
 
     def _open_record(self) -> dict[str, Any]:
@@ -117,23 +121,38 @@ class Run:
         self._write()
 
     def finish_stage(self, stage: str, **facts: Any) -> None:
-        """Record that a stage is done, with facts about it, and log them."""
+        """Record that a stage is done, with facts about it, and log what it has made."""
         started = self.record["stages"][stage]["started"]
         seconds = round(time.time() - started, 1)
         self.record["stages"][stage] = {"state": "done", "started": started, "seconds": seconds, **facts}
         self._write()
-        self.log_stage(stage, f"{seconds:6.1f} s  " + "  ".join(f"{key} {value}" for key, value in facts.items()))
+        self.log_stage(stage, f"{seconds:6.1f} s  {describe_stage(stage, facts, self.concept.name)}")
 
     def log_stage(self, stage: str, message: str) -> None:
         """Log a line about a stage."""
         self.log(f"[{NAMES.index(stage) + 1}/{len(NAMES)}] {stage:<10} {message}")
 
     def row_counts(self, stage: str) -> dict[str, Any]:
-        """Return how many rows a published stage has, and how many it rejected if any."""
+        """Return how many rows a published stage has, and if it rejected any, how many and for which reasons."""
         manifest = self.store.stage(stage).manifest()
         assert manifest is not None, f"stage {stage} has just been published"
-        rejected = manifest["facts"].get("rejected")
-        return {"rows": manifest["rows"]} | ({"rejected": rejected} if rejected else {})
+        counts = {"rows": manifest["rows"]}
+        if rejected := manifest["facts"].get("rejected"):
+            counts |= {"rejected": rejected, "reasons": count_reasons(self.store.stage(f"rejects/{stage}"))}
+        return counts
+
+    def progress(self) -> dict[str, StageProgress]:
+        """Return how far the stages are that are under way. Raises StoreError if the store fails."""
+        found = {}
+        for stage, record in self.record["stages"].items():
+            if record["state"] == "running":
+                if stage == "training":
+                    row = self.trained or {}
+                    found[stage] = StageProgress(row.get("step", 0), self.config.train.steps, describe_metrics(row))
+                elif progress := self._counts.progress(stage):
+                    found[stage] = progress
+        early = self._counts.progress("evaluation") if found and "evaluation" not in self.record["stages"] else None
+        return found | ({"evaluation": early} if early and early.done else {})
 
     def _write(self) -> None:
         self.lease.check()

@@ -7,8 +7,9 @@ from typing import Any
 
 from vce_ray.errors import UserError
 from vce_ray.pipeline.lease import active_driver
+from vce_ray.pipeline.progress import RowCounts, describe_stage
 from vce_ray.pipeline.run import RUN_FILE, read_record
-from vce_ray.pipeline.stages import NAMES, StageSpec, stage
+from vce_ray.pipeline.stages import NAMES
 from vce_ray.storage.errors import StoreError
 from vce_ray.storage.store import Store
 
@@ -50,17 +51,11 @@ def _headline(store: Store, record: dict[str, Any]) -> str:
 def _run_lines(store: Store) -> Iterator[str]:
     record = read_record(store)
     yield _headline(store, record)
+    concept, counts = record["concept"].get("name", "the concept"), RowCounts(store)
     for name, state in record["stages"].items():
-        facts = {key: value for key, value in state.items() if key not in ("state", "started")}
-        if state["state"] != "done":
-            facts |= _so_far(store, stage(name))
-        yield f"  {name:<10} {state['state']:<8} " + "  ".join(f"{key} {value}" for key, value in facts.items())
-
-
-def _so_far(store: Store, spec: StageSpec) -> dict[str, int]:
-    """Rows that actors have made of a stage, and rows that they rejected, published or not."""
-    if spec.runner != "actors":
-        return {}
-    rows = sum(store.stage(table).inventory().num_rows for table in spec.tables)
-    rejected = store.stage(f"rejects/{spec.name}").inventory().num_rows if spec.rejects else 0
-    return {"rows": rows} | ({"rejected": rejected} if rejected else {})
+        if state["state"] == "done":
+            text = f"{state['seconds']:6.1f} s  {describe_stage(name, state, concept)}"
+        else:
+            progress = counts.progress(name)
+            text = f"{progress.done} of {progress.total}  {progress.note}" if progress else ""
+        yield f"  {name:<10} {state['state']:<8} {text}".rstrip()

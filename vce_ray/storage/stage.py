@@ -159,6 +159,10 @@ class Stage:
         first = [key not in seen and not seen.add(key) for key in table["key"].to_pylist()]
         return table.filter(pa.array(first))
 
+    def count_rows(self, name: str) -> int:
+        """Return the number of rows of one part, published or not. Raises as `read_part` does."""
+        return self._open_part(name, lambda file, size: file.metadata.num_rows)
+
     def read_part(self, name: str) -> pa.Table:
         """Return the rows of one part, published or not. Raises StoreError if it is missing or corrupt."""
         return self._open_part(name, lambda file, size: file.read())

@@ -7,6 +7,7 @@ number of workers changes the speed and not the result.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vce_ray.models.adapter import remove_lora, save_adapter
 from vce_ray.models.base import ImageModel
 from vce_ray.models.folder import base_stamp, check_stamp
 from vce_ray.models.load import load_model
+from vce_ray.notice import mark_warnings
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 from vce_ray.training import HISTORY_FILE, checkpoints
@@ -30,9 +32,6 @@ from vce_ray.training.objectives import objective_for
 from vce_ray.training.terms.divergence import Targets
 from vce_ray.training.trainable import in_own_dtype, make_trainable, recompute_layers, reference_context
 
-PRINTED = ("loss", "margin", "accuracy")
-"""Metrics that are printed every ten steps, if the objective logs them."""
-
 
 def train_group(queue: Any, group: int) -> None:
     """Train the runs that a worker group takes from the queue (queue.py), one after the other, until it is empty.
@@ -40,6 +39,7 @@ def train_group(queue: Any, group: int) -> None:
     The base stays loaded between runs unless it was trained itself or sharded. A run with unusable data fails alone;
     any other exception ends these workers, and their successors resume the run.
     """
+    mark_warnings()
     rank, model = ray.train.get_context().get_world_rank(), None
     while (settings := _next(queue, group)) is not None:
         error = None
@@ -49,7 +49,7 @@ def train_group(queue: Any, group: int) -> None:
         except UserError as unusable:
             error = unusable
         else:
-            model = train_run(model, run, store, data, settings["facts"])
+            model = train_run(model, run, store, data, settings["facts"], lambda row: queue.report.remote(group, row))
         if rank == 0:
             ray.get(queue.finish.remote(group, error))
 
@@ -85,13 +85,19 @@ def _load(base: str, device: torch.device) -> ImageModel:
 
 
 def train_run(
-    model: ImageModel | None, run: RunConfig, store: Store, data: TrainingData, facts: dict[str, Any]
+    model: ImageModel | None,
+    run: RunConfig,
+    store: Store,
+    data: TrainingData,
+    facts: dict[str, Any],
+    on_step: Callable[[dict[str, Any]], None],
 ) -> ImageModel | None:
     """Train one run and write its adapter and the metrics of all steps to its store.
 
     Args:
         model: the base, if it is still loaded.
         facts: what the adapter's card says besides its base.
+        on_step: called by rank 0 with each step's row of the history.
 
     Returns:
         The unchanged base for the next run, or None if it has to be loaded again.
@@ -130,9 +136,8 @@ def train_run(
         optimizer.zero_grad(set_to_none=True)
         metrics = _mean_over_workers(metrics, workers, device)
         history.append({"step": step + 1} | metrics | {"gradient_norm": norm.item()})
-        if rank == 0 and (step % 10 == 9 or step + 1 == config.steps):
-            shown = "  ".join(f"{key} {metrics[key]:.3f}" for key in PRINTED if key in metrics)
-            print(f"{run.concept}: train {step + 1}/{config.steps}  {shown}", flush=True)
+        if rank == 0:
+            on_step(history[-1])
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
             checkpoints.save(store, model.net, optimizer, history, rank, workers)
     # every worker takes part in gathering a sharded model, though only the first one writes it

@@ -28,11 +28,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Event:
-    """A training started or ended; `error` says why it failed, if it did."""
+    """A training started, did a step, or ended."""
 
     name: str
-    kind: Literal["started", "ended"]
+    kind: Literal["started", "step", "ended"]
     error: BaseException | None = None
+    """Why it failed, if it did."""
+    metrics: dict[str, Any] | None = None
+    """Of a step: its row of the training history."""
 
 
 class TrainingQueue:
@@ -65,6 +68,11 @@ class TrainingQueue:
             self._events.put_nowait(Event(self._active[group].name, "started"))
         self._active[group].attempts += 1
         return self._active[group].settings
+
+    async def report(self, group: int, metrics: dict[str, Any]) -> None:
+        """Record that a group did a step, with its row of the training history."""
+        if group in self._active:  # else a worker that was given up is still alive
+            self._events.put_nowait(Event(self._active[group].name, "step", metrics=metrics))
 
     async def finish(self, group: int, error: BaseException | None = None) -> None:
         """Record that a group has finished its training, or failed at it for good."""

@@ -36,6 +36,7 @@ class Trainings:
         configs: Sequence[TrainConfig],
         concurrency: int,
         on_start: Callable[[str], None],
+        on_step: Callable[[str, dict[str, Any]], None],
         on_finish: Callable[[str], None],
     ):
         """
@@ -43,10 +44,11 @@ class Trainings:
             configs: settings of all runs that may be submitted; they agree in `num_workers`.
             concurrency: number of runs to train at once. Without GPUs they share the cluster's CPUs.
             on_start: called with a run's name when its training starts, from another thread.
+            on_step: called with a run's name and the step's row of its training history, also from another thread.
             on_finish: called with a run's name when its adapter and metrics are in its store.
         """
         self.concurrency = concurrency
-        self._configs, self._on_start, self._on_finish = configs, on_start, on_finish
+        self._configs, self._on_start, self._on_step, self._on_finish = configs, on_start, on_step, on_finish
         # on the driver's node, so that the queue is lost with the driver and with no other node
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         queue: Any = ray.remote(TrainingQueue)
@@ -87,6 +89,8 @@ class Trainings:
                         raise event.error
                     if event.kind == "started":
                         self._on_start(event.name)
+                    elif event.metrics is not None:
+                        self._on_step(event.name, event.metrics)
                     else:
                         self._on_finish(event.name)
                         future.set_result(None)
