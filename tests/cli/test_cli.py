@@ -126,4 +126,4 @@ def test_status_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["status", str(tmp_path / "deer-0")]) == 0
     printed = capsys.readouterr().out
     assert "deer-0: failed (ValueError: no pairs)" in printed
-    assert "prompts    done" in printed and "rows 12" in printed
+    assert "prompts    done" in printed and "12 prompts" in printed

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import Signature
 from typing import Any, get_args
 
 import pytest
+import typer
 
 from vce_ray.cli.app import main
-from vce_ray.cli.options import BOUNDS, POOLS, SECTIONS, TITLES, all_flags, to_settings
+from vce_ray.cli.options import BOUNDS, POOLS, SECTIONS, TITLES, Flag, all_flags, to_settings
 from vce_ray.config import ClusterConfig, Config
 from vce_ray.errors import UserError
 from vce_ray.run_config import RunConfig
@@ -79,3 +81,17 @@ def test_flags_become_pools() -> None:
             cluster(draw__actors=wrong)
     with pytest.raises(UserError, match="label 'zone' is not key=value"):
         cluster(draw__labels=["zone"])
+
+
+def test_brackets_in_a_help_text_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    flag = Flag(("base",), "run", "--base", str, "owner/name[@revision]")
+
+    def command(**_: Any) -> None: ...
+
+    command.__signature__ = Signature([flag.parameter()])  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {"base": flag.parameter().annotation}
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(command)
+    with pytest.raises(SystemExit):
+        app(["--help"])
+    assert "owner/name[@revision]" in capsys.readouterr().out

@@ -142,7 +142,8 @@ def _erase(settings: dict[str, Any], pairs_only: bool = False) -> None:
 @with_settings("sampling")
 def generate(
     settings: dict[str, Any],
-    prompts: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
+    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10_000, help="Images of each prompt.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
     base: BaseOption = EMBEDDED,
     adapter: Annotated[str | None, typer.Option(help="Adapter folder or URI, e.g. runs/demo-deer/adapter.")] = None,
@@ -151,18 +152,23 @@ def generate(
         typer.Option(min=0, max=SEED_LIMIT - 1, help="Seed of the first image; each further image uses the next seed."),
     ] = 0,
 ) -> None:
-    """Draw images with a base model, with or without an adapter."""
+    """Draw images with a base model, with or without an adapter. Files are numbered on; none is replaced."""
+    from transformers.utils import logging
+
     from vce_ray import api
+    from vce_ray.cli.pictures import make_folder, save_new
     from vce_ray.pipeline.preflight import validated_sampling
 
-    validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
+    sampling = validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
+    make_folder(out)
+    logging.disable_progress_bar()
     model = api.load_model(base, adapter)
-    out.mkdir(parents=True, exist_ok=True)
-    images = api.draw(model, prompts, seed, **settings.get("sampling", {}))
-    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-        path = out / f"{number:03d}.png"
-        image.save(path)
-        typer.echo(f"{path}  {prompt}")
+    asked = [prompt for prompt in prompts for _ in range(count)]
+    images = api.draw(model, asked, seed, **settings.get("sampling", {}))
+    for number, (prompt, image) in enumerate(zip(asked, images, strict=True), start=seed):
+        facts = {"prompt": prompt, "seed": number, "base": base, "adapter": adapter or "none"}
+        path = save_new(image, out, facts | {"sampling": sampling.model_dump_json()})
+        typer.echo(f"{path}  seed {number}  {prompt}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from rich.markup import escape
 
 from vce_ray.config import ClusterConfig, Config, EvalConfig, PairConfig, PoolConfig, SamplingConfig
 from vce_ray.defaults import Settings
@@ -68,7 +69,7 @@ class Flag:
         names = [self.option]
         if self.annotation is bool and not self.switch:
             names = [f"{self.option}/--no-{self.option.removeprefix('--')}"]
-        option = typer.Option(*names, help=self.help, show_default=False, rich_help_panel=TITLES[self.group])
+        option = typer.Option(*names, help=escape(self.help), show_default=False, rich_help_panel=TITLES[self.group])
         annotation = Annotated[self.annotation | None, option]
         return Parameter(self.variable, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
