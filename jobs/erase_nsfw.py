@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Erase explicit content: violence from the embedded model, or nudity from a released one.
 
-    ray job submit --working-dir . -- python jobs/erase_nsfw.py --store s3://bucket/runs
-    ray job submit --working-dir . -- python jobs/erase_nsfw.py nudity --base deepseek-community/Janus-Pro-7B
+    ray job submit --working-dir . -- jobs/erase_nsfw.py --store s3://bucket/runs
+    ray job submit --working-dir . -- jobs/erase_nsfw.py nudity --base deepseek-community/Janus-Pro-7B ...
+    jobs/erase_nsfw.py --store runs                          # on this machine
 
 Takes the options of `vce-ray erase`. Exit code 0: done. 2: bad input or environment, described in one line. 1: any
 other error. The same command resumes a job that was killed.

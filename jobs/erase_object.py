@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Erase an object, or any other concept of the catalogue, from a base model.
 
-    ray job submit --working-dir . -- python jobs/erase_object.py deer --store s3://bucket/runs
-    python jobs/erase_object.py deer --store runs            # on this machine
+    ray job submit --working-dir . -- jobs/erase_object.py deer --store s3://bucket/runs
+    jobs/erase_object.py deer --store runs                   # on this machine
 
 Takes the options of `vce-ray erase`. Exit code 0: done. 2: bad input or environment, described in one line. 1: any
 other error. The same command resumes a job that was killed.

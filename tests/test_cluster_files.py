@@ -9,6 +9,7 @@ import copy
 import importlib
 import inspect
 import json
+import os
 import re
 import shlex
 import socket
@@ -28,8 +29,12 @@ ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 SCHEMAS = Path(__file__).parent / "data/kuberay"
 RESOURCES = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
-MANIFESTS = ["raycluster.yaml", "raycluster-fault-tolerant.yaml", "rayjob.yaml", "rayservice.yaml"]
+JOBS = ["rayjob.yaml", "rayjob-janus-7b.yaml"]
+MANIFESTS = ["raycluster.yaml", "raycluster-fault-tolerant.yaml", *JOBS, "rayservice.yaml"]
 IMAGE = f"vce-ray:{vce_ray.__version__}"
+
+FILES = ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json")
+"""Files of a judge."""
 
 SECRET_NAME = re.compile(r"(?i)access_?key|private_?key|api_?key|secret|token|password|credential")
 SECRET_REFERENCES = {"secretRef", "secretKeyRef"}
@@ -51,6 +56,9 @@ class StrictLoader(yaml.SafeLoader):
 
 def load(name: str) -> dict[str, Any]:
     return yaml.load((CLUSTER / name).read_text(), StrictLoader)
+
+
+MODELS, DOWNLOAD = yaml.load_all((CLUSTER / "models.yaml").read_text(), StrictLoader)
 
 
 def schema_of(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +195,7 @@ def test_a_cluster_autoscales_requires_a_token_and_keeps_tasks_off_its_head(name
     assert groups.keys() == {"cpu", "gpu"}
     for group in groups.values():
         assert group["minReplicas"] == group["replicas"] < group["maxReplicas"]
-    assert groups["gpu"]["minReplicas"] == (1 if name == "rayjob.yaml" else 0)
+    assert groups["gpu"]["minReplicas"] == (1 if name in JOBS else 0)
     gpus = {
         pod: spec["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0)
         for pod, spec in pods(load(name)).items()
@@ -221,10 +229,48 @@ def test_the_fault_tolerant_cluster_differs_only_in_its_redis() -> None:
     assert tolerant == plain
 
 
+def test_the_job_for_janus_differs_only_in_its_models_and_gpu() -> None:
+    plain, janus = load("rayjob.yaml"), load("rayjob-janus-7b.yaml")
+    assert janus["metadata"].pop("name") != plain["metadata"].pop("name")
+    assert janus["spec"].pop("entrypoint") != plain["spec"].pop("entrypoint")
+    nodes = {role: pod for role, pod in pods(janus).items() if role != "submitter"}
+    assert nodes["gpu"].pop("nodeSelector").keys() == {"nvidia.com/gpu.product"}
+    for pod in nodes.values():
+        claim = {"claimName": MODELS["metadata"]["name"], "readOnly": True}
+        assert pod.pop("volumes") == [{"name": "models", "persistentVolumeClaim": claim}]
+        mounts = [{"name": "models", "mountPath": "/models", "readOnly": True}]
+        assert pod["containers"][0].pop("volumeMounts") == mounts
+    assert janus == plain
+
+
+def test_the_job_for_janus_finds_what_the_download_leaves() -> None:
+    schema = schema_of(load("rayjob.yaml"))["properties"]["spec"]["properties"]["submitterPodTemplate"]
+    template = DOWNLOAD["spec"]["template"]
+    assert schema_errors(template, schema) == []
+    (container,) = template["spec"]["containers"]
+    assert container["image"] == IMAGE and template["spec"]["securityContext"]["runAsUser"] == 1000
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert template["spec"]["volumes"][0]["persistentVolumeClaim"] == {"claimName": MODELS["metadata"]["name"]}
+    assert MODELS["spec"]["accessModes"] == ["ReadWriteMany"]
+    script = container["command"][-1]
+    options = job_options("rayjob-janus-7b.yaml")
+    assert options["concept"] == "nudity"
+    assert f"--local-dir {options['base']}\n" in script and f"--local-dir {options['evaluation__judge']} " in script
+    assert all(f"{name}\n" in script or f" {name} " in script or f"/{name}\n" in script for name in FILES)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_failed_job_is_not_retried_but_one_whose_head_is_lost_is_submitted_again(name: str) -> None:
+    """KubeRay's own retries do not look at exit codes: 2, an error of the user, would start a cluster again."""
+    spec = load(name)["spec"]
+    assert spec["backoffLimit"] == 0 and spec["submitterConfig"]["backoffLimit"] > 2
+
+
 @pytest.mark.parametrize("name", [*MANIFESTS, "ray-up-aws.yaml"])
 def test_no_file_holds_a_secret(name: str) -> None:
     config = load(name)
     assert list(secrets_in(config)) == []
+    assert list(secrets_in(DOWNLOAD)) == []
     if name == "rayservice.yaml":
         assert list(secrets_in(serve_config())) == []
 
@@ -248,11 +294,11 @@ def test_every_node_has_the_store_credentials_and_serving_nodes_the_token(name: 
         "name": "VCE_RAY_API_TOKEN",
         "valueFrom": {"secretKeyRef": {"name": "vce-ray-api", "key": "token"}},
     }
-    serving = {"rayjob.yaml": set(), "rayservice.yaml": {"head", "cpu", "gpu"}}.get(name, {"head"})
+    serving = {"rayservice.yaml": {"head", "cpu", "gpu"}} | {job: set() for job in JOBS}
     for role, pod in pods(load(name)).items():
         if role != "submitter":
             assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "vce-ray-s3"}}]
-            assert (pod["containers"][0].get("env") == [token]) == (role in serving)
+            assert (pod["containers"][0].get("env") == [token]) == (role in serving.get(name, {"head"}))
 
 
 def test_the_ray_version_is_the_one_in_the_image() -> None:
@@ -260,12 +306,19 @@ def test_the_ray_version_is_the_one_in_the_image() -> None:
     assert {name: cluster_spec(load(name))["rayVersion"] for name in MANIFESTS} == dict.fromkeys(MANIFESTS, ray)
 
 
-def test_the_job_runs_an_existing_script_with_valid_options() -> None:
-    python, script, *arguments = shlex.split(load("rayjob.yaml")["spec"]["entrypoint"])
-    assert python == "python" and (ROOT / script).is_file() and script.startswith("jobs/")
+def job_options(name: str) -> dict[str, Any]:
+    """Return the options of the command that a job's script runs, as the command line parses them."""
+    script, *arguments = shlex.split(load(name)["spec"]["entrypoint"])
+    assert script.startswith("jobs/") and os.access(ROOT / script, os.X_OK)
     erase = typer.main.get_command(command_line).commands["erase"]
-    context = erase.make_context("erase", ["violence", *arguments])  # as the script does; parses without running
-    assert context.params["store"] == "s3://bucket/runs"
+    if arguments[0].startswith("-"):
+        arguments = ["violence", *arguments]  # as the script does
+    return erase.make_context("erase", arguments).params  # parses without running
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_runs_an_existing_script_with_valid_options(name: str) -> None:
+    assert job_options(name)["store"] == "s3://bucket/runs"
 
 
 def test_serve_can_build_the_service() -> None:
@@ -304,24 +357,51 @@ def test_ray_up_accepts_its_file_without_a_cloud(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_image_is_pinned_and_unprivileged_and_contains_what_jobs_need() -> None:
-    lines = [line for line in (CLUSTER / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
-    text = "\n".join(lines)
-    assert re.findall(r"^FROM (.*)$", text, re.MULTILINE) == ["python:3.11-slim"]
-    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["1000:1000"]
-    assert re.search(r"pip install .*--constraint constraints.txt", text)
-    assert {"g++", "wget", "rsync"} <= set(text.split())
-    copied = [path for names in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for path in names.split()]
+    text = re.sub(r"\\\n", "", re.sub(r"^#.*\n", "", (CLUSTER / "Dockerfile").read_text(), flags=re.MULTILINE))
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
+    named = {stage.split()[2]: stage for stage in stages}
+    assert list(named)[-1] == "plain", "the default"
+    bases = {name: stage.split()[0] for name, stage in named.items()}
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}", bases.pop("packages"))
+    assert bases == {"code": "packages", "full": "packages", "plain": "code"}
+    for stage in ("full", "plain"):
+        assert named[stage].split("\n\n")[0].splitlines()[-1] == "USER 1000:1000"
+    assert re.findall(r"\bpip install (.*)", text)[0].split("&&")[0].split()[1:] == [
+        "uv==0.13.9", "hatchling==1.33.0", "editables==0.6",
+    ]  # fmt: skip
+    assert "uv==0.13.9" in (ROOT / "Makefile").read_text()
+    assert "--constraint constraints.txt" in named["packages"] and "--requirements cluster/full.txt" in named["full"]
+    assert {"g++", "wget", "rsync"} <= set(named["packages"].split())
+    copied = [path for names in re.findall(r"^COPY ([^-].*) \S+$", text, re.MULTILINE) for path in names.split()]
     assert {"vce_ray", "jobs"} <= set(copied) and all((ROOT / path).exists() for path in copied)
     ignored, *kept = re.findall(r"^[^#].*$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     assert ignored == "*"  # no run, environment or history of the checkout reaches the image
-    assert {line.removeprefix("!") for line in kept if line.startswith("!")} == {path.split("/")[0] for path in copied}
+    assert {line.removeprefix("!") for line in kept if line.startswith("!")} == {
+        "vce_ray" if path.startswith("vce_ray/") else path for path in copied
+    }
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Return the versions in a file of requirements, by package."""
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(), re.MULTILINE))
+
+
+def test_the_full_image_has_vllm_open_clip_and_nudenet_beside_the_same_torch_and_ray() -> None:
+    plain, full, overrides = (
+        pins(path) for path in (ROOT / "constraints.txt", CLUSTER / "full.txt", ROOT / "overrides-vllm.txt")
+    )
+    assert {"vllm", "open-clip-torch", "nudenet", "onnxruntime"} <= full.keys()
+    assert full.items() >= overrides.items()
+    for name in ("torch", "torchvision", "triton", "ray", "transformers", "peft", "pyarrow"):
+        assert full[name] == plain[name]
 
 
 def test_everything_that_the_readme_names_exists() -> None:
     text = (CLUSTER / "README.md").read_text()
-    scripts, files = re.findall(r"jobs/\w+\.py", text), re.findall(r"`([\w-]+\.yaml|Dockerfile)`", text)
+    scripts, files = re.findall(r"jobs/\w+\.py", text), re.findall(r"`([\w-]+\.yaml|full\.txt|Dockerfile)`", text)
     assert scripts and all((ROOT / script).is_file() for script in scripts)
     assert {path.name for path in CLUSTER.iterdir()} - {"README.md"} <= set(files)
     assert f"-t {IMAGE} " in text
-    used = {name for manifest in MANIFESTS for name in re.findall(r"vce-ray-(?:s3|api|redis)\b", str(load(manifest)))}
+    manifests = str([load(manifest) for manifest in MANIFESTS] + [DOWNLOAD])
+    used = set(re.findall(r"vce-ray-(?:s3|api|redis|hub)\b", manifests))
     assert used == set(re.findall(r"create secret generic (\S+)", text))

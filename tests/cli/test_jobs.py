@@ -1,8 +1,9 @@
-"""The job scripts, submitted with `ray job submit` to a cluster on this machine."""
+"""The job scripts, submitted with the lines of the docs to a cluster on this machine."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -20,12 +21,15 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-TINY = ["--pairs", "6", "--keep", "8", "--steps", "2", "--judged", "6", "--judged-keep", "8"]
+TINY = "--pairs 6 --keep 8 --steps 2 --judged 6 --judged-keep 8"
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[dict[str, str]]:
-    """Start a head node on loopback and yield the environment for submitting jobs to it; stop it afterwards."""
+    """Start a head node on loopback and yield the environment for submitting jobs to it; stop it afterwards.
+
+    It starts in the checkout with the environment activated, as `source .venv/bin/activate && ray start --head` does.
+    """
     gcs, dashboard = free_port(), free_port()
     command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
@@ -34,8 +38,9 @@ def head(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int])
     command.append(f"--temp-dir={folder}")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(24)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     try:
         submitter = environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
         deadline = time.monotonic() + 120
@@ -48,14 +53,69 @@ def head(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int])
         rmtree(folder, ignore_errors=True)
 
 
-def submit(head: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
-    line = [RAY, "job", "submit", "--working-dir", str(ROOT), "--", sys.executable, *command]
-    return subprocess.run(line, env=head, cwd=ROOT, capture_output=True, text=True, timeout=600)
+def ray_job(head: dict[str, str], line: str) -> subprocess.CompletedProcess[str]:
+    """Run `ray job` with arguments in the checkout."""
+    command = [RAY, "job", *shlex.split(line)]
+    return subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--working-dir . jobs/erase_nsfw.py nosuch",
+        "--working-dir . -- jobs/erase_nsfw.py nosuch --store runs",
+        "--working-dir . -- python jobs/erase_nsfw.py nosuch --store runs",
+        "jobs/erase_nsfw.py nosuch",
+    ],
+)
+def test_a_script_starts_with_each_documented_line(head: dict[str, str], line: str) -> None:
+    job = ray_job(head, f"submit {line}")
+    assert job.returncode == 1 and "exit code 2" in job.stdout + job.stderr
+    assert "vce-ray: unknown concept 'nosuch'" in job.stdout
+
+
+def test_options_of_a_script_need_two_dashes_before_it(head: dict[str, str]) -> None:
+    job = ray_job(head, "submit --working-dir . jobs/erase_nsfw.py --store runs")
+    assert job.returncode == 2 and "No such option '--store'" in job.stderr
+
+
+@pytest.mark.slow
+def test_the_shortest_line_runs_and_says_that_ray_deletes_its_store(head: dict[str, str]) -> None:
+    started = ray_job(head, "submit --working-dir . --no-wait --submission-id short jobs/erase_nsfw.py")
+    assert started.returncode == 0, started.stderr
+    deadline = time.monotonic() + 180
+    while "[1/9] prompts" not in (log := ray_job(head, "logs short").stdout):
+        assert time.monotonic() < deadline and "failed" not in log, log
+        time.sleep(1)
+    assert log.count("which Ray deletes: give --store s3://") == 1
+    ray_job(head, "stop short")
+
+
+SUBMITTER = """
+if ! ray job status again >/dev/null 2>&1; then
+    ray job submit --submission-id again --no-wait -- jobs/erase_nsfw.py nosuch
+fi
+ray job logs --follow again
+"""
+"""What a submitter of KubeRay runs, in short (BuildJobSubmitCommand in its source)."""
+
+
+@pytest.mark.slow
+def test_a_further_submitter_does_not_start_a_failed_job_again(head: dict[str, str]) -> None:
+    """cluster/rayjob.yaml relies on it, and on the message, which KubeRay shows in the status of the job."""
+    for _ in range(2):
+        submitter = subprocess.run(
+            ["bash", "-ec", SUBMITTER], env=head, cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert submitter.returncode == 0 and "vce-ray: unknown concept 'nosuch'" in submitter.stdout
+    assert ray_job(head, "logs again").stdout.count("Running entrypoint") == 1
+    status = ray_job(head, "status again").stdout
+    assert "failed with exit code 2" in status and "vce-ray: unknown concept 'nosuch'" in status
 
 
 @pytest.mark.slow
 def test_a_submitted_job_writes_its_report(head: dict[str, str], tmp_path: Path) -> None:
-    job = submit(head, "jobs/erase_object.py", "deer", *TINY, "--store", str(tmp_path))
+    job = ray_job(head, f"submit --working-dir . -- jobs/erase_object.py deer {TINY} --store {tmp_path}")
     assert job.returncode == 0, job.stdout + job.stderr
     assert "report:" in job.stdout
     run = Store(tmp_path).child("deer-vsafe-dpo-0")
@@ -64,6 +124,6 @@ def test_a_submitted_job_writes_its_report(head: dict[str, str], tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_job_with_an_unknown_concept_fails_with_a_message(head: dict[str, str], tmp_path: Path) -> None:
-    job = submit(head, "jobs/erase_artists.py", "openmojy", "--store", str(tmp_path))
+    job = ray_job(head, f"submit --working-dir . -- jobs/erase_artists.py openmojy --store {tmp_path}")
     assert job.returncode != 0
     assert "openmoji" in job.stdout and "exit code 2" in job.stdout

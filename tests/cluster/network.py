@@ -124,8 +124,12 @@ class Node:
             ip("-n", self.name, "link", "set", device, "up")
         ip("-n", self.name, "route", "add", "default", "via", self.network.address)
 
-    def start(self, head: Node | None = None) -> None:
-        """Start a Ray node: a head, or a worker that joins one. Returns without waiting for it."""
+    def start(self, head: Node | None = None, hidden: Path | None = None) -> None:
+        """Start a Ray node: a head, or a worker that joins one. Returns without waiting for it.
+
+        Args:
+            hidden: a folder of this machine that the node sees as empty, as if it were another machine.
+        """
         assert not self.pids(), f"{self.name} is still running"
         self.started += 1
         command = [RAY, "start", "--block", f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}"]
@@ -135,6 +139,9 @@ class Node:
             command += [f"--dashboard-host={self.address}", f"--dashboard-port={DASHBOARD_PORT}"]
         else:
             command += [f"--address={head.address}:{GCS_PORT}", f"--labels={WORKER}"]
+        if hidden is not None:
+            mount = 'mount -t tmpfs none "$0" && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", mount, str(hidden), *command]
         with self.log.open("a") as log:
             self.popen(command, stdout=log, stderr=subprocess.STDOUT)
 

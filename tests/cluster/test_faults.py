@@ -1,6 +1,9 @@
-"""A job on three nodes that loses a node, its driver or its S3 server gives the same result as one machine."""
+"""A job on three nodes that loses a node, its driver or its S3 server gives the same result as one machine. A store
+that a node does not see is refused."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from network import WORKER, Node
@@ -73,3 +76,25 @@ def test_a_server_that_fails_for_a_while_changes_nothing(finished: Store, cluste
     failed = proxy.failed - before
     assert failed[Fault.STOPPED] == 2 and failed[Fault.UNAVAILABLE] and failed[Fault.CUT], failed
     assert_same(uri, finished)
+
+
+def test_a_folder_that_a_node_does_not_see_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    other = cluster.workers[1]
+    other.kill()
+    other.start(cluster.head, hidden=tmp_path)
+    try:
+        cluster.restore()
+        job = cluster.submit(*ERASE, "--store", str(tmp_path))
+        output, _ = job.communicate(timeout=120)
+    finally:
+        other.kill()
+    assert job.returncode != 0 and "exit code 2" in output, output
+    assert f"node {other.address} does not see the store {tmp_path / NAME}" in output and "--store s3://" in output
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*")] == [f"{NAME}/run.json"]
+    assert "does not see the store" in Store(tmp_path).child(NAME).read_json("run.json")["error"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_every_node_sees_is_a_store(finished: Store, cluster: Cluster, tmp_path: Path) -> None:
+    finish(cluster.submit(*ERASE, "--store", str(tmp_path), "--pairs-only"), "pairs:")
+    assert_same(str(tmp_path), finished, "stopped")

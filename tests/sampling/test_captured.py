@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from vce_ray.errors import UserError
 from vce_ray.models.janus import Janus
 from vce_ray.models.llamagen.gpt import GPTConfig
 from vce_ray.models.load import load_model
-from vce_ray.sampling import captured, decoder, draw, kernels, layers, rolling
+from vce_ray.sampling import captured, decoder, draw, fallback, kernels, layers, rolling
 from vce_ray.sampling.decoder import decoder_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -204,6 +205,90 @@ def test_captured_steps_report_logits_that_are_not_finite(on_gpu, caplog):
         assert torch.equal(draw(small, ["key", "an owl"], [3, 1], settings), expected)
         assert next(iter(decoder_of(small).captured_steps.values())).valid
     assert not caplog.records, "the captured step is not to blame"
+
+
+UNBUILT = """
+import sys, torch
+from triton.backends.nvidia.driver import CudaDriver
+from vce_ray.config import SamplingConfig
+from vce_ray.models.load import load_model
+from vce_ray.sampling import captured, draw, layers
+
+layers.on_current_gpu = lambda tensor: True
+captured.capture = lambda step, decoder: step
+if sys.argv[2] == "gpu":
+    CudaDriver.is_active = staticmethod(lambda: True)
+model = load_model(device="cpu")
+# of different sizes: each would have a captured step of its own
+torch.save([draw(model, prompts, [1, 2][: len(prompts)], SamplingConfig(temperature=0.7))
+            for prompts in (["a deer"], ["a deer", "an owl"])], sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the kernels that it has built before need no compiler")
+@pytest.mark.parametrize(
+    ("gpu", "compiler", "reason", "mend"),
+    [
+        ("gpu", None, "Failed to find C compiler", "apt-get install g++"),
+        ("gpu", "false", "false ended with exit code 1", "apt-get install g++"),
+        ("gpu", "no-such-compiler", "No such file or directory: 'no-such-compiler'", "apt-get install g++"),
+        ("none", None, "0 active drivers", "update the GPU's driver"),
+    ],
+)
+def test_steps_that_cannot_be_built_are_reported_once_and_the_same_images_are_drawn(
+    tmp_path: Path, gpu: str, compiler: str | None, reason: str, mend: str
+):
+    """Triton itself fails to build: its code that launches kernels has no compiler, or it finds no GPU."""
+    file, unset = tmp_path / "drawn.pt", {"TRITON_INTERPRET", "CC", "CXX"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_LIBCUDA_PATH": str(tmp_path), "VCE_RAY_COMPILE": "0"}
+    if compiler is None:
+        environment["PATH"] = str(tmp_path)
+    else:
+        environment["CC"] = compiler
+    done = subprocess.run(
+        [sys.executable, "-c", UNBUILT, str(file), gpu], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "without captured steps" in line]
+    assert reason in warning and mend in warning and "VCE_RAY_CAPTURE=0" in warning
+    model, sampling = load_model(device="cpu"), SamplingConfig(temperature=0.7)
+    for drawn, prompts in zip(torch.load(file), (["a deer"], ["a deer", "an owl"]), strict=True):
+        assert torch.equal(drawn, draw(model, prompts, [1, 2][: len(prompts)], sampling))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("shapes cannot be multiplied")],
+    ids=repr,
+)
+def test_other_errors_in_building_a_step_are_raised(monkeypatch, on_gpu, caplog, error: Exception):
+    def fail(*_) -> None:
+        raise error
+
+    small, settings = small_model(2, 2), (["a deer"], [0], SamplingConfig())
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "gate", fail)
+        with pytest.raises(type(error)):
+            draw(small, *settings)
+    draw(small, *settings)
+    assert not caplog.records and next(iter(decoder_of(small).captured_steps.values())).valid
+
+
+@pytest.mark.parametrize(
+    ("message", "unbuilt"),
+    [
+        ("Triton Error [CUDA]: out of memory", False),
+        ("Triton Error [CUDA]: an illegal memory access was encountered", False),
+        ("Triton Error [CUDA]: no kernel image is available for execution on the device", True),
+        ("Triton Error [CUDA]: the provided PTX was compiled with an unsupported toolchain.", True),
+        ("PassManager::run failed", True),
+    ],
+)
+def test_errors_of_a_gpu_that_runs_out_of_memory_are_not_those_of_building(message: str, unbuilt: bool):
+    with pytest.raises(RuntimeError) as raised:
+        exec("raise RuntimeError(message)", {"__name__": "triton.backends.nvidia.driver", "message": message})
+    assert fallback.is_build_failure(raised.value) == unbuilt
 
 
 COMPILE = """

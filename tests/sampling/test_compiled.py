@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,6 +128,28 @@ def test_without_kernels_the_same_images_are_drawn(without_kernels: Callable[[],
 def test_a_failing_compiler_is_reported_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
     assert compile_kernels(flags=(*FLAGS, "--no-such-flag")) is None
     assert "no-such-flag" in caplog.text and "half the speed" in caplog.text
+
+
+DRAW_TWICE = """
+import sys, torch
+from vce_ray.config import SamplingConfig
+from vce_ray.models.load import load_model
+from vce_ray.sampling import draw
+drawn = [draw(load_model(device="cpu"), ["a deer"], [1], SamplingConfig(temperature=0.7)) for _ in range(2)]
+torch.save(drawn, sys.argv[1])
+"""
+
+
+def test_a_missing_compiler_is_reported_once_and_the_same_images_are_drawn(tmp_path: Path) -> None:
+    file, environment = tmp_path / "drawn.pt", os.environ | {"PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW_TWICE, str(file)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "compile" in line]
+    assert "half the speed" in warning and "apt-get install g++" in warning and COMPILE.name in warning
+    expected = draw(load_model(device="cpu"), ["a deer"], [1], SamplingConfig(temperature=0.7))
+    assert all(torch.equal(drawn, expected) for drawn in torch.load(file))
 
 
 def test_changes_that_autograd_does_not_count_are_drawn_too(kernels: StepKernels) -> None:

@@ -140,6 +140,20 @@ def test_missing_and_corrupt_files_are_named(store: Store) -> None:
         store.read_json("bad.json")
 
 
+def test_a_folder_that_this_machine_does_not_have_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path / "elsewhere")
+    for read in (
+        lambda: store.read_json("run.json"),
+        lambda: store.stage("unsafe").read_part("part-a.parquet"),
+        lambda: store.stage("pairs").read(),
+    ):
+        with pytest.raises(StoreError, match=rf"{socket.gethostname()} has no folder .*/elsewhere.*; on a cluster,"):
+            read()
+    store.write_json("run.json", {})
+    with pytest.raises(StoreError, match=r"file not found$"):
+        store.read_json("nothing.json")
+
+
 def test_a_file_is_never_read_half_replaced(store: Store) -> None:
     contents = [b"a" * 10, b"b" * 20]
     store.write_bytes("run.json", contents[0])

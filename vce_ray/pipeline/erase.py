@@ -132,6 +132,7 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
         del runs[run.name]
     if not runs:
         return
+    _check_stores(runs)
     for run in runs.values():
         if not run.done("prompts"):
             _prompts(run)
@@ -172,6 +173,12 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
             run.finish("done")
         else:
             run.finish("stopped", "after its pairs, as requested")
+
+
+def _check_stores(runs: Mapping[str, Run]) -> None:
+    from vce_ray.pipeline.nodes import check_stores
+
+    check_stores([run.store for run in runs.values()])
 
 
 def _trainings(runs: Mapping[str, Run]) -> Trainings:

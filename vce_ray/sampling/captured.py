@@ -86,6 +86,9 @@ class CapturedStep:
 
         The first replay is compared with the same step by torch's operators: a kernel that a new driver, GPU or
         version of Triton gets wrong would otherwise draw bad images without any error.
+
+        Raises:
+            Exception: whatever Triton raises if it cannot build a kernel (fallback.py tells this from other errors).
         """
         if self._replay is None and self.valid:
             self._load(state)
@@ -187,11 +190,13 @@ def capture(step: Callable[[], None], decoder: Decoder) -> Callable[[], None]:
     """Run a step once, capture it as a CUDA graph, and return the function that replays it."""
     stream, pool = decoder.capture_resources()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        # Triton compiles kernels on their first launch, which is forbidden during a capture. What this run writes to
-        # the cache is written again by the first replay.
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            # Triton compiles kernels on their first launch, which is forbidden during a capture. What this run writes
+            # to the cache is written again by the first replay.
+            step()
+    finally:  # if a kernel cannot be built, torch's operators go on with the same cache
+        torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # Graphs share one memory pool: their temporaries do not outlive a replay, and replays never overlap.
     # "thread_local", because other threads, such as one that decodes pixels, may use the GPU during the capture.

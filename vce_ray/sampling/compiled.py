@@ -2,7 +2,7 @@
 
 torch's operators reach half of the machine's speed on the few rows of a step if the matrices are small, have no
 attention for one query per row over a short cache, and synchronize their threads a hundred times per step. They are
-the fallback on machines without a C++ compiler.
+the fallback on machines without a C++ compiler, with a warning.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from vce_ray.env import COMPILE
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17")
 TIMEOUT_S = 60
+SLOWER = (
+    f"sampling on this CPU runs at about half the speed, without compiled kernels: %s ({COMPILE.name}=0 silences this)"
+)
 log = logging.getLogger(__name__)
 
 
@@ -122,14 +125,19 @@ def _compile_once() -> StepKernels | None:
     return compile_kernels()
 
 
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler that `compile_kernels` uses, or None if there is none on PATH."""
+    return shutil.which("c++") or shutil.which("g++")
+
+
 def compile_kernels(flags: Sequence[str] = FLAGS) -> StepKernels | None:
     """Compile and load step.cpp for this machine.
 
-    Returns None if there is no compiler, and also, with a warning in the log, if the compiler fails or its output
-    cannot be loaded.
+    Returns None, with a warning in the log, if there is no compiler, if it fails, or if its output cannot be loaded.
     """
-    compiler = shutil.which("c++") or shutil.which("g++")
+    compiler = find_compiler()
     if compiler is None:
+        log.warning(SLOWER, "there is no C++ compiler on PATH; install one (apt-get install g++) and start again")
         return None
     with TemporaryDirectory() as folder:
         compiled, library = str(Path(folder, "step.o")), Path(folder, "step.so")
@@ -144,5 +152,5 @@ def compile_kernels(flags: Sequence[str] = FLAGS) -> StepKernels | None:
             reason = error.stderr.strip()
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
-    log.warning("sampling on this CPU runs without compiled kernels, at about half the speed: %s", reason)
+    log.warning(SLOWER, reason)
     return None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vce_ray.env import CAPTURE
+from vce_ray.sampling.fallback import given_up
 
 
 class LayerWeights(NamedTuple):
@@ -64,10 +65,10 @@ def capturable(language_model: Any) -> bool:
     """Return whether a step can be captured as a CUDA graph.
 
     The weights must be on the current GPU, with every adapter merged, and the width of a head must be a power of two,
-    as Triton's blocks are.
+    as Triton's blocks are. None can be once one could not be built (fallback.py).
     """
     config = language_model.config
-    if not on_current_gpu(language_model.embed_tokens.weight) or not CAPTURE.get():
+    if not on_current_gpu(language_model.embed_tokens.weight) or not CAPTURE.get() or given_up():
         return False
     if config.hidden_act != "silu" or not are_plain(layer_linears(language_model)):
         return False

@@ -21,6 +21,7 @@ from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel, PromptBatch, roll_rows
 from vce_ray.sampling.choose import choose, guide
 from vce_ray.sampling.decoder import decoder_of
+from vce_ray.sampling.fallback import give_up, is_build_failure
 from vce_ray.sampling.layers import capturable
 from vce_ray.sampling.memory import check_cache_dtype, fitting_batch, free_memory, padded_batch, whole_batch
 from vce_ray.sampling.noise import gumbel_noise
@@ -172,11 +173,18 @@ class RollingBatch(Generic[Name]):
     def _captured_step(self) -> CapturedStep | None:
         if not self._captured:
             return None
-        from vce_ray.sampling.captured import CapturedStep  # imports Triton, which only machines with a GPU need
-
         images, sampling = padded_batch(len(self), self._max_images), self._sampling
-        step = self._decoder.captured_step(images, sampling, lambda: CapturedStep(self._model, images, sampling))
-        return step if step.prepare(self._state) else None
+        try:
+            from vce_ray.sampling.captured import CapturedStep  # imports Triton, which only machines with a GPU need
+
+            step = self._decoder.captured_step(images, sampling, lambda: CapturedStep(self._model, images, sampling))
+            return step if step.prepare(self._state) else None
+        except Exception as error:
+            if not is_build_failure(error):
+                raise
+            give_up(error)
+            self._captured = False
+            return None
 
     def _choose(self, noise_BV: Tensor) -> Tensor:
         logits = self._decoder.logits(self._state.hidden_RE)

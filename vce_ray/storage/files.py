@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -163,6 +164,15 @@ class FileStore:
                     self.delete_prefix(file)
             self._delete(path, lambda: self.filesystem.delete_dir(full))
 
+    def no_folder(self) -> str:
+        """Return what to add to a message about missing data: a hint if this machine does not have a store's folder."""
+        if self._bucket is not None or os.path.isdir(self.root):
+            return ""
+        return (
+            f". {socket.gethostname()} has no folder {self.root}; on a cluster, the store must be a bucket or a folder "
+            "that every node mounts at the same path"
+        )
+
     # Retries ----------------------------------------------------------------------------------------------------------
 
     def attempt(self, operation: str, path: str, call: Callable[[], T]) -> T:
@@ -175,7 +185,7 @@ class FileStore:
             return self._attempt(operation, path, call)
         except FileNotFoundError as error:
             self._check_bucket()
-            raise StoreError(f"{operation} {self.where(path)} failed: file not found") from error
+            raise StoreError(f"{operation} {self.where(path)} failed: file not found{self.no_folder()}") from error
 
     def _attempt(self, operation: str, path: str, call: Callable[[], T]) -> T:
         """As `attempt`, but let FileNotFoundError, FileExistsError and errors other than store failures through."""

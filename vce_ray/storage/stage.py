@@ -124,7 +124,10 @@ class Stage:
         if manifest is None:
             if allow_missing:
                 return pa.table({name: pa.nulls(0) for name in columns or ()})
-            raise StoreError(f"{self.store.where()} is not published: run the stage that produces it to completion")
+            raise StoreError(
+                f"{self.store.where()} is not published: run the stage that produces it to completion"
+                f"{self.store.no_folder()}"
+            )
         selected = list(manifest["schema"] if columns is None else columns)
         unknown = [name for name in selected if name not in manifest["schema"]]
         if unknown:

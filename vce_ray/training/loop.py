@@ -65,13 +65,19 @@ def _next(queue: Any, group: int) -> dict[str, Any] | None:
 
 
 def read_data(run: RunConfig, store: Store) -> TrainingData:
-    """Read the published pairs of a run. Raises UserError if they cannot be trained on."""
+    """Read the published pairs of a run.
+
+    Raises:
+        UserError: they cannot be trained on.
+        StoreError: this machine cannot read them.
+    """
+    reference = store.stage("reference").read()
     manifest = store.stage("reference").manifest()
-    assert manifest is not None, "training comes after the reference stage"
+    assert manifest is not None, "it has just been read"
     check_stamp(manifest["facts"], base_stamp(run.base))
     return TrainingData.from_tables(
         store.stage("pairs").read(),
-        store.stage("reference").read(),
+        reference,
         store.stage("keep").read(columns=["sample_id", "prompt", "tokens"]),
         run.train.prompt_modes,
     )
