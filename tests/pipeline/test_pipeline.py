@@ -66,7 +66,7 @@ def test_in_a_fleet_only_the_broken_run_fails(fleet: tuple[Store, str]) -> None:
 
 def test_a_driver_prints_its_own_lines_alone_and_the_record_names_the_log(fleet: tuple[Store, str]) -> None:
     store, printed = fleet
-    lines = printed.split("\nconcept")[0].splitlines()
+    lines = printed.split("\n\n")[0].splitlines()
     assert all(re.match(r"(deer|orca|dear): ", line) for line in lines), lines
     assert any(re.match(r"deer: \[3/9\] captions .* of 6 images of deer captioned", line) for line in lines)
     for run in ("deer-vsafe-dpo-0", "orca-vsafe-dpo-0"):
