@@ -34,6 +34,7 @@ import transformers
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
 from vce_ray.config import EMBEDDED, SamplingConfig
+from vce_ray.devices import Device
 from vce_ray.models.base import ImageModel
 from vce_ray.models.janus import Janus
 from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, SIZES, GPTConfig, LlamaGenGPT
@@ -42,7 +43,8 @@ from vce_ray.models.load import load_model
 from vce_ray.sampling import draw
 from vce_ray.sampling.compiled import StepKernels, step_kernels
 from vce_ray.sampling.decoder import decoder_of
-from vce_ray.sampling.plan import Device, measure_device, plan
+from vce_ray.sampling.measure import measure_device
+from vce_ray.sampling.plan import plan
 
 JANUS = {
     "janus-1b-cut": (4, 2048, 16, 5632),

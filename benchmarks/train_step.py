@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.decode import JANUS, build, peak_memory, write_rows
 from vce_ray.config import EMBEDDED
-from vce_ray.sampling.plan import Device, measure_device
+from vce_ray.devices import Device
+from vce_ray.sampling.measure import measure_device
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPO, VSafeDPOBatch, VSafeDPOConfig
 from vce_ray.training.terms.batches import AnchorBatch, KeepBatch, PairBatch
 from vce_ray.training.terms.divergence import Targets

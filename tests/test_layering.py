@@ -20,6 +20,7 @@ LAYERS: dict[str, str] = {
     "net": "",
     "notice": "",
     "env": "errors",
+    "devices": "errors",
     "config": "errors",
     "dataflow/ids": "",
     "dataflow/rows": "",
@@ -28,7 +29,7 @@ LAYERS: dict[str, str] = {
     "storage": "errors env",
     # plain torch: no Ray
     "models": "errors env config storage",
-    "sampling": "errors env config models",
+    "sampling": "errors env devices config models",
     "training/terms": "models sampling",
     "training/data": "errors training/terms",
     "training/objectives": "errors config models training/terms training/data",
@@ -43,15 +44,15 @@ LAYERS: dict[str, str] = {
     "concepts dataflow/task pairs",
     # Ray
     "dataflow/fanout": "errors notice config dataflow/rows dataflow/schemas storage dataflow/task",
-    "training": "errors notice config dataflow/rows storage models training/terms training/data training/objectives "
-    "run_config",
-    "pipeline": "errors config dataflow/ids dataflow/rows dataflow/schemas storage models training/objectives "
-    "run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout training",
+    "training": "errors notice devices config dataflow/rows storage models sampling training/terms training/data "
+    "training/objectives run_config",
+    "pipeline": "errors devices config dataflow/ids dataflow/rows dataflow/schemas storage models sampling "
+    "training/objectives run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout training",
     "serving": "errors net env config models sampling",
     # what people call
     "api": "errors config storage models sampling evaluation pipeline",
-    "cli": "errors notice env config storage models sampling training/objectives run_config concepts defaults "
-    "evaluation pipeline serving api",
+    "cli": "errors notice env devices config storage models sampling training/objectives run_config concepts "
+    "defaults evaluation training pipeline serving api",
     "__main__": "cli",
     "__init__": "errors storage concepts api",
 }

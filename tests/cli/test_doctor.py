@@ -23,8 +23,8 @@ import pytest
 
 from vce_ray.cli import doctor
 from vce_ray.cli.doctor import Check, check_endpoint, check_store
+from vce_ray.models.shape import SHAPES
 from vce_ray.sampling.memory import HostMemory, fitting_batch
-from vce_ray.sampling.plan import SHAPES
 from vce_ray.storage.s3 import S3Location
 from vce_ray.storage.store import Store
 

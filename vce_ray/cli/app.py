@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import sys
 import traceback
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from vce_ray.cli.interrupt import exit_on_interrupt
 from vce_ray.cli.options import TITLES, with_settings
+from vce_ray.cli.plan import plan
 from vce_ray.config import EMBEDDED, SEED_LIMIT
 from vce_ray.errors import UserError
 
@@ -171,36 +171,7 @@ def generate(
         typer.echo(f"{path}  seed {number}  {prompt}")
 
 
-@app.command()
-def plan(
-    model: Annotated[str, typer.Option(help="A shape by name, such as janus-pro-7b, or a base model.")] = EMBEDDED,
-    device: Annotated[str, typer.Option(help="h200, h100, a100-80gb, ..., or 'this', which is measured.")] = "this",
-    batch: Annotated[int | None, typer.Option(min=1, help="Images at once. Default: the best that fits.")] = None,
-    guidance: Annotated[bool, typer.Option(help="Use guidance, which doubles the rows.")] = True,
-    kv_cache: Annotated[
-        Literal["auto", "fp8"], typer.Option("--kv-cache", help="Precision of cached keys and values.")
-    ] = "auto",
-) -> None:
-    """Estimate batch size, memory and best-case speed on a device, present or not, and show the arithmetic."""
-    from vce_ray.sampling.plan import DEVICES, SHAPES, explain, measure_device
-    from vce_ray.sampling.plan import plan as make_plan
-
-    if device != "this" and device not in DEVICES:
-        raise UserError(f"unknown device {device!r}: known are this, {', '.join(DEVICES)}")
-    shape = SHAPES.get(model)
-    if shape is None:
-        from vce_ray.models.load import load_model
-
-        shape = load_model(model, device="cpu").shape
-    shape = replace(shape, kv_cache_dtype=kv_cache)
-    if device == "this":
-        import torch
-
-        here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        limits = measure_device(here, getattr(torch, shape.dtype))
-    else:
-        limits = DEVICES[device]
-    typer.echo(explain(shape, limits, make_plan(shape, limits, batch, guidance), guidance))
+app.command()(plan)
 
 
 @app.command()

@@ -277,11 +277,12 @@ def check_host_memory(base: str, memory: HostMemory) -> Check:
 def check_memory(base: str, free: float, device: str) -> Check:
     """Check that a base model and one image, sampled with guidance, fit into `free` bytes.
 
-    The needs of large models are known only for the shapes in sampling/plan.py; no large model is loaded to find out.
+    The needs of large models are known only for the shapes in models/shape.py; no large model is loaded to find out.
     """
     from vce_ray.config import EMBEDDED
     from vce_ray.models.load import load_model
-    from vce_ray.sampling.plan import SHAPES, needed_memory
+    from vce_ray.models.shape import SHAPES
+    from vce_ray.sampling.plan import needed_memory
 
     name = Path(base.partition("@")[0]).name.lower()  # of a hub id or a path
     if base != EMBEDDED and name not in SHAPES:

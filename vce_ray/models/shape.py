@@ -34,9 +34,14 @@ class Shape:
     @property
     def step_parameters(self) -> int:
         """Parameters read by every step."""
+        return self.layers * self.layer_parameters + self.head_parameters
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer."""
         attention = 2 * self.width**2 + 2 * self.width * (self.width // self.heads) * self.key_value_heads
         norms = 2 * self.width
-        return self.layers * (attention + 3 * self.width * self.feed_forward + norms) + self.head_parameters
+        return attention + 3 * self.width * self.feed_forward + norms
 
     @property
     def cache_bytes(self) -> int:
@@ -47,3 +52,28 @@ class Shape:
     def cache_dtype(self) -> str:
         """Dtype of the keys and values."""
         return self.dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
+
+
+def _janus(name: str, layers: int, width: int, heads: int, feed_forward: int) -> Shape:
+    """Janus-Pro: 102,400 text tokens (embedding and head), SigLIP-L, aligners, VQ-16 of 72 M parameters."""
+    image_table = 16_384 * width
+    idle = 2 * 102_400 * width + 305_000_000 + 72_000_000 + image_table + 2 * width * width
+    return Shape(name, layers, width, heads, heads, feed_forward, 16_384, 576, width * width + image_table, idle)
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        _janus("janus-pro-1b", 24, 2048, 16, 5632),
+        _janus("janus-pro-7b", 30, 4096, 32, 11008),
+        Shape("llamagen-xl-256", 36, 1280, 20, 20, 3584, 16_384, 256, 16_384 * 1280, 1_320_000_000, 120),
+        Shape("llamagen-xl-512", 36, 1280, 20, 20, 3584, 16_384, 1024, 16_384 * 1280, 1_320_000_000, 120),
+    )
+}
+"""Released models that are known by name, which begins with that of their family. Janus-Pro's feed-forward widths are
+those of DeepSeek-LLM."""
+
+
+def known_shape(ref: str) -> Shape | None:
+    """Return the shape of a released model by its name, or by a folder or hub id that ends in it."""
+    return SHAPES.get(ref.partition("@")[0].rstrip("/").rpartition("/")[2].lower())

@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import torch
 
+from vce_ray.devices import NEEDED_CAPABILITY, RESERVE
 from vce_ray.errors import UserError
 from vce_ray.models.shape import BYTES, Shape
 from vce_ray.sampling.cgroup import MEMBERSHIP, MOUNT, memory_limits
 
-RESERVE = 0.06
-"""Share of the memory left to the device's runtime and to whatever grows beside the cache."""
 SLOT_BLOCK = 64
 """On a GPU the cache grows by blocks of this many slots, because every cache size needs its own captured steps."""
 BATCH_SIZES = (1, 2, 4, 8, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
@@ -67,11 +66,12 @@ def check_cache_dtype(kv_cache_dtype: str, device: torch.device) -> None:
     Raises:
         UserError: fp8 was asked for on a GPU without 8-bit floating point.
     """
-    if kv_cache_dtype == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    needed = NEEDED_CAPABILITY["fp8"]
+    if kv_cache_dtype == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < needed:
         name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
         raise UserError(
-            f"kv_cache_dtype fp8 needs a GPU of compute capability 8.9 or more, such as an L40S or H100, and {name} "
-            f"has {capability[0]}.{capability[1]}: use auto"
+            f"kv_cache_dtype fp8 needs a GPU of compute capability {needed[0]}.{needed[1]} or more, such as an L40S or "
+            f"H100, and {name} has {capability[0]}.{capability[1]}: use auto"
         )
 
 

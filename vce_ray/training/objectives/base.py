@@ -43,6 +43,18 @@ PREFERENCE = (
 GRADIENT_NORM = Curve("Gradient norm", (("gradient_norm", "before clipping"),))
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Images that a step runs through the model, over all workers: what its time and memory depend on."""
+
+    trained: float
+    """With gradient, on average."""
+    most: int
+    """With gradient, in the largest step."""
+    base: float = 0
+    """Through the frozen base, without gradient."""
+
+
 class Objective(ABC, Generic[SettingsT, BatchT]):
     """A training method with its settings."""
 
@@ -64,6 +76,12 @@ class Objective(ABC, Generic[SettingsT, BatchT]):
     def needs_base(self) -> bool:
         """Whether the loss runs the frozen base during training (`targets`)."""
         return False
+
+    @property
+    def passes(self) -> Passes:
+        """Images that a step runs through the model: by default both sides of each pair."""
+        images = 2 * self.settings.batch_size
+        return Passes(images, images)
 
     @abstractmethod
     def batch(self, data: TrainingData, step: int, share: Share) -> BatchT:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from vce_ray.config import PROMPT_MODES, TrainConfig
 from vce_ray.errors import UserError
-from vce_ray.training.objectives.base import GRADIENT_NORM, LOSS, PREFERENCE, Curve, Objective
+from vce_ray.training.objectives.base import GRADIENT_NORM, LOSS, PREFERENCE, Curve, Objective, Passes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +132,24 @@ class VSafeDPO(Objective):
     def needs_base(self) -> bool:
         """Whether a divergence term asks the base for targets."""
         return self.settings.preserves or self.settings.anchors
+
+    @property
+    def passes(self) -> Passes:
+        """Images that a step runs through the model.
+
+        A pair is two images, and a third one if it has an anchor and is not contrasted under its whole prompt. The
+        targets of an anchor take the base two passes, those of a kept image one.
+        """
+        settings = self.settings
+        pairs, kept = settings.batch_size, settings.keep_batch_size if settings.preserves else 0
+        anchors, modes = pairs if settings.anchors else 0, settings.prompt_modes
+        others = sum(mode != "given" for mode in modes)
+        images = 2 * pairs + kept
+        return Passes(
+            trained=images + anchors * others / len(modes),
+            most=images + (anchors if others else 0),
+            base=kept + 2 * anchors,
+        )
 
     def batch(self, data: TrainingData, step: int, share: Share) -> VSafeDPOBatch:
         """Return pairs, preservation images and anchors of a step."""
