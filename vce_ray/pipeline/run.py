@@ -16,6 +16,7 @@ from typing import Any
 from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
+from vce_ray.pipeline import stages
 from vce_ray.pipeline.stages import NAMES
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -85,6 +86,8 @@ class Run:
 
     def finish_stage(self, stage: str, **facts: Any) -> None:
         """Record that a stage is done, with facts about it, and log them."""
+        for folder in stages.stage(stage).folders:
+            self.store.stage(folder).sweep()  # the driver that published it may have been killed before it did that
         started = self.record["stages"][stage]["started"]
         seconds = round(time.time() - started, 1)
         self.record["stages"][stage] = {"state": "done", "started": started, "seconds": seconds, **facts}

@@ -30,7 +30,10 @@ from vce_ray.storage.s3 import S3Location
 
 T = TypeVar("T")
 
-MANIFEST = "manifest.json"  # marks a published stage
+MANIFEST = "_manifest.json"
+"""Marks a published stage. Readers of Parquet folders, such as pandas, skip names that begin with `_`."""
+MANIFESTS = (MANIFEST, "manifest.json")
+"""Names of a manifest: today's, and that of version 0.1.0."""
 
 
 class FileStore:
@@ -159,7 +162,7 @@ class FileStore:
             self._delete(path, lambda: self.filesystem.delete_file(full))
         elif info.type == fs.FileType.Directory:
             for file in self.list(path):
-                if file.endswith((f"/{MANIFEST}", f"/{FOLDER_INDEX}")):
+                if file.rpartition("/")[2] in (*MANIFESTS, FOLDER_INDEX):
                     self.delete_prefix(file)
             self._delete(path, lambda: self.filesystem.delete_dir(full))
 
