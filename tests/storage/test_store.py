@@ -94,14 +94,14 @@ def body_of(request: http.server.BaseHTTPRequestHandler) -> bytes:
 
 
 def failing(
-    status: int, code: str, seen: list[str]
+    status: int, code: str, seen: list[str], text: str = "no"
 ) -> Callable[[http.server.BaseHTTPRequestHandler], tuple[int, bytes]]:
     """Return an `answer` that always fails with the same S3 error and records the requests in `seen`."""
 
     def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
         seen.append(request.command)
         body_of(request)
-        return status, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+        return status, f"<Error><Code>{code}</Code><Message>{text}</Message></Error>".encode()
 
     return answer
 
@@ -595,8 +595,6 @@ def test_a_missing_bucket_is_named_without_retries(s3_uri: Callable) -> None:
     ("status", "code", "check"),
     [
         (403, "AccessDenied", "AWS_ACCESS_KEY_ID"),
-        (403, "SignatureDoesNotMatch", "AWS_ACCESS_KEY_ID"),
-        (400, "ExpiredToken", "AWS_SESSION_TOKEN"),
         (400, "AuthorizationHeaderMalformed", "AWS_REGION"),
         (507, "InsufficientStorage", "free space"),
         (418, "Teapot", "the server's log"),
@@ -608,10 +606,10 @@ def test_permanent_errors_are_not_retried(s3_uri: Callable, status: int, code: s
         store = Store(f"s3://vce-test/run?endpoint_override={endpoint}&scheme=http")
         with pytest.raises(StoreError, match=rf"writing .*{endpoint}.*after 1 attempt.*Check .*{check}"):
             store.write_bytes("a", b"1")
-        assert seen == ["PUT"]
+        assert seen.count("PUT") == 1
         with pytest.raises(StoreError, match=rf"creating .*after 1 attempt.*Check .*{check}"):
             store.create_json("a", 1)
-        assert seen == ["PUT", "PUT"]
+        assert seen.count("PUT") == 2
 
 
 def test_throttling_is_retried_until_the_deadline(s3_uri: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
