@@ -24,6 +24,7 @@ from vce_ray.pipeline.erase import erase, report_data
 from vce_ray.pipeline.preflight import open_run
 from vce_ray.pipeline.run import Run
 from vce_ray.pipeline.session import ray_session
+from vce_ray.storage.files import MANIFESTS
 from vce_ray.storage.store import Store
 
 CONCEPTS = ("deer", "openmoji", "violence")
@@ -58,7 +59,7 @@ def share(source: Store, target: Store) -> None:
     """Copy the published files of the shared stages, manifests last, so that an incomplete copy does not count."""
     prefixes = (*SHARED, "evaluation/prompts", "evaluation/before")
     files = [file for file in source.list() if file.startswith(tuple(f"{prefix}/" for prefix in prefixes))]
-    for file in sorted(files, key=lambda file: file.endswith("manifest.json")):
+    for file in sorted(files, key=lambda file: file.rpartition("/")[2] in MANIFESTS):
         if not target.exists(file):
             target.write_bytes(file, source.read_bytes(file))
 

@@ -150,3 +150,6 @@ def test_actors_with_gpus_take_batches_as_they_were_made(tmp_path: Path, fake_gp
     assert {ref["key"] for ref in ended} == {f"cs{number:07d}" for number in range(10)} and len(ended) == 10
     drawn = task.store.stage("drawn")
     assert sorted(drawn.read_part(part).num_rows for part in drawn.parts()) == [2, 4, 4]
+    publish(task, draw)
+    read = ray.data.read_parquet(drawn.store.root).take_all()
+    assert sorted(row["sample_id"] for row in read) == drawn.read()["sample_id"].to_pylist()

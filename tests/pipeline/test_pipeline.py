@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from shutil import copytree
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from tiny_runs import COMMAND, ENVIRONMENT
@@ -29,7 +30,7 @@ from vce_ray.pipeline.pair_flow import pair_steps, publish_prompts
 from vce_ray.pipeline.preflight import open_run
 from vce_ray.pipeline.retry import plan_retry, retry_rejects
 from vce_ray.pipeline.reuse import reuse_pairs
-from vce_ray.pipeline.stages import NAMES
+from vce_ray.pipeline.stages import NAMES, STAGES
 from vce_ray.pipeline.status import status_lines
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -94,6 +95,19 @@ def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
     judged = [row for row in run.stage("evaluation/after").read().to_pylist() if row["group"] == "erase"]
     assert len(judged) == 8
     assert figures["seen_after"] == sum(row["label"] == "deer" for row in judged) / 8
+
+
+def test_pandas_reads_every_published_stage(finished: Store) -> None:
+    read = set()
+    for folder in [folder for spec in STAGES for folder in spec.folders]:
+        stage = finished.stage(folder)
+        if (manifest := stage.manifest()) is None:
+            continue  # nothing was rejected
+        table = stage.read()
+        frame = pd.read_parquet(stage.store.root)
+        assert pa.Table.from_pandas(frame, table.schema).sort_by(manifest["key"]).equals(table), folder
+        read.add(folder)
+    assert read >= {*PAIRED, "reference", "evaluation/prompts", "evaluation/after"}
 
 
 def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: Store, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_retry_of_rejects_says_what_it_does_and_asks(
         monkeypatch.setattr("sys.stdin", terminal)
         assert main(command) == 0
         assert ("run the erase command again" in capsys.readouterr().out) == deletes == (run.list() != files)
-    assert not run.list("adapter") and not rejects.parts()
+    assert not run.list("adapter") and not rejects.parts() and not run.stage("safe").published()
 
     assert main([*command, "--yes"]) == 0
     assert "nothing was rejected" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 
 import vce_ray
 from vce_ray.cli.app import main
-from vce_ray.dataflow.schemas import BEFORE_AFTER
+from vce_ray.dataflow.schemas import BEFORE_AFTER, REJECTS
 from vce_ray.evaluation import detectors
 from vce_ray.evaluation.detectors.clip import ClipDetector
 from vce_ray.evaluation.prompts import evaluation_prompts
@@ -57,6 +57,21 @@ def test_a_finished_run_whose_driver_was_killed_is_marked_as_done(stored: Store,
     stored.write_json("run.json", stored.read_json("run.json") | {"status": status})
     assert main([*COMMAND, "--store", str(tmp_path)]) == 0
     assert stored.read_json("run.json")["status"] == "done"
+
+
+def test_a_stage_is_recorded_as_done_once_nothing_but_its_parts_is_left(stored: Store) -> None:
+    """A driver that is killed right after it published a stage leaves parts that are not published."""
+    run, rejects = Run(recorded_task(stored)), stored.stage("rejects/safe")
+    row = {"row_id": "r", "stage": "safe", "reason": "fault", "detail": "", "attempt": 1}
+    rejects.publish([rejects.write_part(pa.Table.from_pylist([row], REJECTS))], key="row_id")
+    left = ["safe/part-left.parquet", "rejects/safe/part-left.parquet"]
+    before = stored.list()
+    for path in left:
+        stored.write_bytes(path, b"")
+    run.start_stage("safe")
+    assert set(left) <= set(stored.list())
+    run.finish_stage("safe")
+    assert stored.list() == before and run.done("safe")
 
 
 def test_its_settings_are_read_as_they_were_recorded(stored: Store) -> None:

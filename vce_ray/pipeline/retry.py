@@ -12,6 +12,7 @@ from vce_ray.errors import UserError
 from vce_ray.pipeline.lease import Lease
 from vce_ray.pipeline.run import RUN_FILE, read_record
 from vce_ray.pipeline.stages import METRICS_FILE, PAIR_FLOW, REPORT_FILE, downstream
+from vce_ray.storage.files import MANIFESTS
 from vce_ray.storage.stage import Stage
 from vce_ray.storage.store import Store
 from vce_ray.training import HISTORY_FILE
@@ -105,8 +106,10 @@ def _keep_results(store: Store) -> str | None:
 
 
 def _drop(rejects: Stage, reasons: set[str]) -> None:
-    """Remove the rows with these reasons from a stage of rejects, and unpublish it."""
+    """Unpublish a stage of rejects and remove the rows with these reasons from it."""
     tables = [rejects.read_part(part) for part in rejects.parts()]
+    for manifest in MANIFESTS:
+        rejects.store.delete_prefix(manifest)
     rest = [row for table in tables for row in table.to_pylist() if row["reason"] not in reasons]
     new = {rejects.write_part(pa.Table.from_pylist(rest, tables[0].schema))} if rest else set()
     for file in rejects.store.list():

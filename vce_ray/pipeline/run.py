@@ -18,6 +18,7 @@ from vce_ray.dataflow.ids import stable_id
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.pairs.prompt_file import read_prompts
+from vce_ray.pipeline import stages
 from vce_ray.pipeline.lease import Lease
 from vce_ray.pipeline.progress import RowCounts, StageProgress, count_reasons, describe_metrics, describe_stage
 from vce_ray.pipeline.stages import NAMES
@@ -122,6 +123,8 @@ class Run:
 
     def finish_stage(self, stage: str, **facts: Any) -> None:
         """Record that a stage is done, with facts about it, and log what it has made."""
+        for folder in stages.stage(stage).folders:
+            self.store.stage(folder).sweep()  # the driver that published it may have been killed before it did that
         started = self.record["stages"][stage]["started"]
         seconds = round(time.time() - started, 1)
         self.record["stages"][stage] = {"state": "done", "started": started, "seconds": seconds, **facts}

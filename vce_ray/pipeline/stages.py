@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from vce_ray.config import PROMPT_MODES
 from vce_ray.dataflow import schemas
-from vce_ray.storage.stage import MANIFEST
+from vce_ray.storage.files import MANIFESTS
 from vce_ray.training import HISTORY_FILE
 
 METRICS_FILE = "evaluation/metrics.json"
@@ -41,10 +41,15 @@ class StageSpec:
     """Paths to delete when a stage that it depends on, or it itself, is to run again. A stage of actors loses only its
     manifest: finished rows stay, and only missing ones are made."""
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders of Parquet parts that it writes."""
+        return (*self.tables, f"rejects/{self.name}") if self.rejects else self.tables
+
 
 def _actors(name: str, source: str, schema: pa.Schema) -> StageSpec:
-    manifest = (f"{name}/{MANIFEST}",)
-    return StageSpec(name, (source,), "actors", (name,), schema, rejects=True, invalidated=manifest)
+    manifests = tuple(f"{name}/{manifest}" for manifest in MANIFESTS)
+    return StageSpec(name, (source,), "actors", (name,), schema, rejects=True, invalidated=manifests)
 
 
 STAGES: tuple[StageSpec, ...] = (

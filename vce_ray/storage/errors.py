@@ -19,25 +19,41 @@ class Fault(NamedTuple):
     check: str  # the setting to check
 
 
-_AWS_CREDENTIALS = (
+_AWS_KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary keys, AWS_SESSION_TOKEN"
+_AWS_EXPIRED = f"the credentials, which have expired: run `aws sso login`, or set new {_AWS_KEYS}"
+_AWS_LOGIN = "the login of AWS_PROFILE, which has expired or is missing: run `aws sso login` or `aws login`"
+_AWS_CLOCK = "the clock of this machine, which differs from the server's: synchronize it, for example with chrony"
+_AWS_WRONG = f"the credentials, which the server does not accept: correct {_AWS_KEYS}, or AWS_PROFILE"
+_AWS_MISSING = f"the credentials, which cannot be loaded: set {_AWS_KEYS}, or correct AWS_PROFILE and its files"
+_AWS_DENIED = (
     "the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, or AWS_PROFILE) and their "
     "permissions on the bucket"
 )
+_AWS_REGION = "the region (region= in the URI, or AWS_REGION), and scheme= in the URI if the server redirects to https"
 _AWS_ENDPOINT = (
     "the endpoint (endpoint_override= in the URI, or AWS_ENDPOINT_URL_S3), that it is reachable from here, and "
     "AWS_CA_BUNDLE if its certificate is private"
 )
+_CONFLICT = "that no other process keeps writing this file; VCE_RAY_STORE_DEADLINE_S sets how long to retry"
 _SERVER_LOAD = "the load and health of the server; VCE_RAY_STORE_DEADLINE_S sets how long to retry"
 _OTHER = "the endpoint, the bucket policy and the server's log"
-# Error codes of pyarrow (SLOW_DOWN) and of S3 (SlowDown), normalized to lower case without underscores. First match
-# wins.
 _AWS_FAULTS = (
+    # Codes of S3 (SlowDown), of pyarrow (SLOW_DOWN) and names of boto3's exceptions, in lower case and without
+    # underscores, followed by the HTTP status if it is known. First match wins: what is more specific comes first.
     ("nosuchbucket", False, "the bucket name in the URI, and that the bucket exists at this endpoint"),
-    ("accessdenied|accesskey|signature|token|credential|http status 40[13]", False, _AWS_CREDENTIALS),
-    ("redirect|authorizationheader|http status 301", False, "the region (region= in the URI, or AWS_REGION)"),
+    ("expiredtoken|tokenrefreshrequired", False, _AWS_EXPIRED),
+    ("tokenretrieval|ssotoken|ssoerror|noauthtoken|^login", False, _AWS_LOGIN),
+    ("timetooskewed|requestexpired", False, _AWS_CLOCK),
+    ("accesskeyid|clienttokenid|unrecognizedclient|signature|invalidtoken|invalidsecurity", False, _AWS_WRONG),
+    ("(no|partial|unknown)credential|credentialretrieval|metadataretrieval|profile|config|mfa", False, _AWS_MISSING),
+    ("filenotfounderror|permissionerror|missingauthentication|missingsecurityheader", False, _AWS_MISSING),
+    ("redirect|authorizationheader|illegallocation|region|http status 30[17]", False, _AWS_REGION),
+    ("conditionalrequestconflict|operationaborted", True, _CONFLICT),
     ("networkconnection|timeout|connection|httpclient|protocol|sslerror|incompleteread|streaming", True, _AWS_ENDPOINT),
     ("slowdown|throttl|internal|unavailable|http status (429|50[0234])", True, _SERVER_LOAD),
+    ("accessdenied|accessdisabled|accountproblem|notsignedup|http status 40[13]", False, _AWS_DENIED),
     ("http status 507", False, "the free space of the store"),
+    ("", False, _OTHER),
 )
 _GOOGLE_CREDENTIALS = (
     "the credentials (GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login, or the machine's service "
@@ -52,26 +68,32 @@ _GOOGLE_FAULTS = (  # codes of google::cloud::Status; first match wins
 )
 
 
+def is_unexplained(error: OSError) -> bool:
+    """Whether pyarrow's error may hide the cause of a refusal.
+
+    Responses to HEAD have no body and so no error code, and pyarrow goes on without credentials if it cannot load them.
+    """
+    return re.search(r"AWS Error ACCESS_DENIED|No response body", str(error)) is not None
+
+
 def diagnose(error: OSError) -> Fault | None:
     """Classify an error of pyarrow.fs or of the local disk; None if it is not a failure of the store.
 
     pyarrow raises a plain OSError for everything, so the error code has to be parsed out of its message.
     """
     text = str(error)
-    match = re.search(r"AWS Error (.+?) during (.*)", text, re.DOTALL)
-    if match:
-        code = f"{match[1]} {match[2]}" if "ExceptionName" in match[2] else match[1]
+    if match := re.search(r"AWS Error (.+?) during (.*)", text, re.DOTALL):
+        named = re.search(r"ExceptionName: (\w+)", match[2])  # of a code that pyarrow does not know
+        code = f"{named[1]} {match[1]}" if named else match[1]
         normalized = code.lower().replace("_", "")
-        for pattern, transient, check in _AWS_FAULTS:
-            if re.search(pattern, normalized):
-                return Fault(transient, match[0], check)
-        return Fault(False, match[0], _OTHER)
+        transient, check = next((t, c) for pattern, t, c in _AWS_FAULTS if re.search(pattern, normalized))
+        return Fault(transient, match[0].rstrip("."), check)
     if match := re.search(r"google::cloud::Status\((.+?)(?: error_info=|\)|$)", text, re.DOTALL):
         status = match[1].replace("Permanent error, with a last message of ", "")
         transient, check = next((t, c) for pattern, t, c in _GOOGLE_FAULTS if re.search(pattern, status))
         return Fault(transient, status, check)
     if "errors when deleting objects" in text:  # pyarrow's message for a batch deletion that was refused has no code
-        return Fault(False, " ".join(text.split()), _AWS_CREDENTIALS)
+        return Fault(False, " ".join(text.split()), _AWS_DENIED)
     if error.errno is not None:
         reason = f"{os.strerror(error.errno)} {error.filename or ''}".rstrip()
         return Fault(False, reason, f"the path, its owner and its permissions (user {os.getuid()})")

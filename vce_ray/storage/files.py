@@ -23,7 +23,7 @@ from pyarrow import fs
 from vce_ray import env
 from vce_ray.errors import UserError
 from vce_ray.storage.bucket import BucketLocation, ObjectClient
-from vce_ray.storage.errors import StoreError, diagnose
+from vce_ray.storage.errors import Fault, StoreError, diagnose, is_unexplained
 from vce_ray.storage.folder import FOLDER_INDEX, relative_path
 from vce_ray.storage.gcs import GcsLocation
 from vce_ray.storage.local import CHUNK_BYTES, TEMPORARY, write_local
@@ -31,7 +31,10 @@ from vce_ray.storage.s3 import S3Location
 
 T = TypeVar("T")
 
-MANIFEST = "manifest.json"  # marks a published stage
+MANIFEST = "_manifest.json"
+"""Marks a published stage. Readers of Parquet folders, such as pandas, skip names that begin with `_`."""
+MANIFESTS = (MANIFEST, "manifest.json")
+"""Names of a manifest: today's, and that of version 0.1.0."""
 
 
 class FileStore:
@@ -160,7 +163,7 @@ class FileStore:
             self._delete(path, lambda: self.filesystem.delete_file(full))
         elif info.type == fs.FileType.Directory:
             for file in self.list(path):
-                if file.endswith((f"/{MANIFEST}", f"/{FOLDER_INDEX}")):
+                if file.rpartition("/")[2] in (*MANIFESTS, FOLDER_INDEX):
                     self.delete_prefix(file)
             self._delete(path, lambda: self.filesystem.delete_dir(full))
 
@@ -205,6 +208,8 @@ class FileStore:
                 if fault.transient and elapsed + pause < self._deadline_s:
                     time.sleep(pause)
                     continue
+                if not fault.transient and is_unexplained(error):
+                    fault = self._explain(fault)
                 attempts = f"{attempt} attempts in {elapsed:.1f} s" if fault.transient else "1 attempt"
                 raise StoreError(
                     f"{operation} {self.where(path)} failed after {attempts}: {fault.reason}. Check {fault.check}."
@@ -217,6 +222,18 @@ class FileStore:
     def _objects(self) -> ObjectClient:
         assert self._bucket is not None
         return self._bucket.object_client(self._deadline_s)
+
+    def _explain(self, fault: Fault) -> Fault:
+        """Return the fault that the other client meets, which says more than pyarrow; `fault` if it meets no other."""
+        try:
+            self._objects.get(f"{self.root}/{TEMPORARY}absent")
+        except FileNotFoundError:
+            return fault
+        except OSError as error:
+            found = diagnose(error)
+            if found and not found.transient and found.check != fault.check:
+                return found
+        return fault
 
     def _info(self, path: str) -> fs.FileInfo:
         info = self._attempt("checking", path, lambda: self.filesystem.get_file_info(self.full(path)))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import requests
 
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
-_STATUS_CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED"}
+_STATUS_CODES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 409: "ABORTED"}  # ABORTED: by another writer
 
 
 @dataclass(frozen=True)

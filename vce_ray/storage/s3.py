@@ -177,5 +177,7 @@ def _pyarrow_errors(operation: str, path: str) -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "object not found", path) from error
         code = f"{response.get('Error', {}).get('Code')} (HTTP status {status})"
         raise OSError(f"AWS Error {code} during {operation} operation: {error}") from error
-    except BotoCoreError as error:
+    except RecursionError as error:  # boto3 follows a redirect of every request without end
+        raise OSError(f"AWS Error PermanentRedirect during {operation} operation: the server redirects") from error
+    except (BotoCoreError, OSError) as error:  # OSError: a file with credentials or certificates cannot be read
         raise OSError(f"AWS Error {type(error).__name__} during {operation} operation: {error}") from error

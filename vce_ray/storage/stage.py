@@ -5,8 +5,13 @@
     stage.publish(parts, key='pair_id', concept='deer')        # once, by the driver
     stage.read(columns=['prompt'])                             # by anyone: each key once, sorted by key
 
-A part is named by a hash of its content. A worker that is retried therefore writes the same file again, no part ever
-overwrites another, and parts of a worker that died are harmless: they are not in the manifest.
+A part is named by a hash of its content: a worker that is retried writes the same file again, and no part overwrites
+another.
+
+The folder of a published stage is a Parquet dataset that pandas, pyarrow and Ray read as it is. It holds the parts of
+the manifest and no others, and no key is in two of them: rows that were made twice are left out before the manifest is
+written. Other parts are deleted afterwards, so whoever has read the manifest finds its parts. A worker that is late
+looks for the manifest once it has written its part, and deletes the part if the manifest does not list it.
 """
 
 import hashlib
@@ -18,12 +23,11 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vce_ray.errors import UserError
 from vce_ray.storage.errors import StoreError
-from vce_ray.storage.files import MANIFEST, FileStore
+from vce_ray.storage.files import MANIFEST, MANIFESTS, FileStore
 
 T = TypeVar("T")
 
@@ -41,21 +45,23 @@ class Stage:
 
     def published(self) -> bool:
         """Whether the stage has a manifest: it is complete and need not run again."""
-        return self.store.exists(MANIFEST)
+        return self._manifest_file() is not None
 
     def manifest(self) -> dict[str, Any] | None:
         """Return what `publish` wrote, or None if the stage is not published. Raises StoreError if it is corrupt."""
-        if not self.published():
+        file = self._manifest_file()
+        if file is None:
             return None
-        manifest = self.store.read_json(MANIFEST)
+        manifest = self.store.read_json(file)
         if not (isinstance(manifest, dict) and {"parts", "rows", "key", "schema"} <= manifest.keys()):
-            raise StoreError(f"{self.store.where(MANIFEST)} is corrupt: not a manifest. {_RERUN_HINT}")
+            raise StoreError(f"{self.store.where(file)} is corrupt: not a manifest. {_RERUN_HINT}")
         return manifest
 
     def write_part(self, table: pa.Table) -> str:
         """Write one part and return its file name, `part-<hash of content>.parquet`, to be passed to `publish`.
 
-        Readers do not see the part before that. Writing the same rows twice gives one file.
+        Readers do not see the part before that. Writing the same rows twice gives one file. A part that comes after
+        publication and is not one of those published is deleted again.
         """
         sink = pa.BufferOutputStream()
         pq.write_table(
@@ -68,13 +74,16 @@ class Stage:
         data = memoryview(sink.getvalue())
         part = f"part-{hashlib.blake2b(data, digest_size=10).hexdigest()}.parquet"
         self.store.write_bytes(part, data)
+        if self.store.exists(MANIFEST) and part not in self.parts():
+            self.store.delete_prefix(part)
         return part
 
     def publish(self, parts: Sequence[str], key: str, **facts: Any) -> dict[str, Any]:
-        """Make these parts visible to readers by writing the manifest, and return it.
+        """Make these parts visible to readers by writing the manifest, and return it. All other parts are deleted.
 
         Args:
-            key: the column that identifies rows. Identical rows may occur more than once; readers get them once.
+            key: the column that identifies rows. Of identical rows one is published: parts that repeat rows of others
+                are written again without these, or left out.
             facts: JSON values to store in the manifest.
 
         Raises:
@@ -88,13 +97,17 @@ class Stage:
             raise ValueError(
                 f"{self.store.where()}: no parts to publish; for an empty stage, write one part without rows"
             )
-        files = self._map(names, lambda name: _Part.inspect(self, name, key))
-        schema = self._common_schema(names, [file.schema for file in files])
-        rows = self._count_distinct(names, key, [file.keys for file in files])
+        try:
+            inspected = self._map(names, lambda name: _Part.inspect(self, name, key))
+            schema = self._common_schema(names, [part.schema for part in inspected])
+            files = self._without_repeats(dict(zip(names, inspected)), key)
+        except StoreError:
+            self._refuse_if_published()  # another writer has published and deleted our parts
+            raise
         manifest = {
-            "parts": [{"name": n, "rows": len(f.keys), "bytes": f.num_bytes} for n, f in zip(names, files)],
-            "rows": rows,
-            "bytes": sum(file.num_bytes for file in files),
+            "parts": [{"name": n, "rows": len(f.keys), "bytes": f.num_bytes} for n, f in sorted(files.items())],
+            "rows": sum(len(file.keys) for file in files.values()),
+            "bytes": sum(file.num_bytes for file in files.values()),
             "key": key,
             "schema": {field.name: str(field.type) for field in schema},
             "facts": facts,
@@ -107,7 +120,16 @@ class Stage:
         except FileExistsError:
             self._refuse_if_published()
             raise
+        self.sweep()
         return manifest
+
+    def sweep(self) -> None:
+        """Delete parts that the manifest does not list. Does nothing before publication."""
+        files = self._part_files()  # listed first: what is written from now on, its writer deletes
+        manifest = self.manifest()
+        if manifest is not None:
+            published = {part["name"] for part in manifest["parts"]}
+            self._map([file for file in files if file not in published], self.store.delete_prefix)
 
     def read(self, columns: Sequence[str] | None = None, allow_missing: bool = False) -> pa.Table:
         """Return the published rows, each key once, sorted by key.
@@ -144,15 +166,20 @@ class Stage:
         manifest = self.manifest()
         if manifest is not None:
             return [part["name"] for part in manifest["parts"]]
-        return [file for file in self.store.list() if file.endswith(".parquet") and "/" not in file]
+        return self._part_files()
 
     def inventory(self, columns: Sequence[str] = ()) -> pa.Table:
         """Return which rows the parts hold, published or not: 'key' (the first column), 'part', and `columns`.
 
         A row that was written more than once is listed once, with its first part.
         """
-        parts = self.parts()
-        tables = self._map(parts, lambda name: self._list_rows(name, list(columns)))
+        published, parts = self.published(), self.parts()
+        try:
+            tables = self._map(parts, lambda name: self._list_rows(name, list(columns)))
+        except StoreError:
+            if published or not self.published():
+                raise
+            return self.inventory(columns)  # published meanwhile, and some of these parts were deleted
         if not tables:
             return pa.table({name: pa.array([], pa.string()) for name in ("key", "part", *columns)})
         table = pa.concat_tables(tables, promote_options="default")
@@ -171,6 +198,12 @@ class Stage:
         return self._open_part(name, lambda file, size: file.read())
 
     # Internals --------------------------------------------------------------------------------------------------------
+
+    def _manifest_file(self) -> str | None:
+        return next((name for name in MANIFESTS if self.store.exists(name)), None)
+
+    def _part_files(self) -> list[str]:
+        return [file for file in self.store.list() if file.endswith(".parquet") and "/" not in file]
 
     def _map(self, items: Sequence[Any], call: Callable[[Any], T]) -> list[T]:
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -216,24 +249,38 @@ class Stage:
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ValueError(f"{self.store.where()}: parts have conflicting column types: {error}") from error
 
-    def _count_distinct(self, names: list[str], key: str, keys: list[list[Any]]) -> int:
-        """Return the number of distinct keys. Raises ValueError if two different rows have the same key."""
-        counts = Counter(value for part in keys for value in part)
-        duplicates = {value for value, count in counts.items() if count > 1}
+    def _without_repeats(self, parts: dict[str, "_Part"], key: str) -> dict[str, "_Part"]:
+        """Return parts that hold every row once: some as they are, some written again without rows of earlier ones.
+
+        Raises:
+            ValueError: two different rows have the same key.
+        """
+        counts = Counter(value for part in parts.values() for value in part.keys)
+        repeated = {value for value, count in counts.items() if count > 1}
+        # Keys alone are cheap to read; only parts with repeated ones are read in full.
+        kept = {name: part for name, part in parts.items() if repeated.isdisjoint(part.keys)}
+        firsts: dict[str, list[int]] = {name: [] for name in parts if name not in kept}
         seen: dict[Any, tuple[str, str]] = {}
-        for name, part in zip(names, keys):
-            if duplicates.isdisjoint(part):
-                continue  # keys alone are cheap to read; only parts with duplicates are read in full
-            table = self._open_part(name, lambda file, size: file.read())
-            for row in table.filter(pc.field(key).isin(list(duplicates))).to_pylist():
-                content = repr(sorted(row.items()))  # unlike ==, makes NaN equal to NaN
-                other, first = seen.setdefault(row[key], (name, content))
-                if content != first:
-                    raise ValueError(
-                        f"{self.store.where()}: two different rows have {key} {row[key]!r} (in {other} and {name}); "
-                        "derive the id from everything that determines its row"
-                    )
-        return len(counts)
+        for name, rows in firsts.items():
+            table = self.read_part(name)
+            for index, value in enumerate(parts[name].keys):
+                if value not in seen:
+                    rows.append(index)
+                if value in repeated:
+                    content = repr(sorted(table.slice(index, 1).to_pylist()[0].items()))  # makes NaN equal to NaN
+                    other, first = seen.setdefault(value, (name, content))
+                    if content != first:
+                        raise ValueError(
+                            f"{self.store.where()}: two different rows have {key} {value!r} (in {other} and {name}); "
+                            "derive the id from everything that determines its row"
+                        )
+        for name, rows in firsts.items():  # now that all of them are sound
+            if len(rows) == len(parts[name].keys):
+                kept[name] = parts[name]
+            elif rows:
+                rewritten = self.write_part(_take_rows(self.read_part(name), pa.array(rows)))
+                kept[rewritten] = _Part.inspect(self, rewritten, key)
+        return kept
 
     def _refuse_if_published(self) -> None:
         if self.published():
