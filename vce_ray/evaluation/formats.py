@@ -51,6 +51,14 @@ def limit(name: str) -> str:
     return f"{number} points" if name in POINTS else f"{number}%"
 
 
+def duration(seconds: float) -> str:
+    """Format 28.94 as '28.9 s', 166 as '2 min 46 s' and 11100 as '3 h 5 min'."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def short(value: float | None) -> str:
     """Format any number in few characters."""
     if value is None:

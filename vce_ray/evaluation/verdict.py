@@ -1,8 +1,9 @@
-"""The verdict on an erasure, for a terminal: the state of each limit, how sure it is, and what to do next."""
+"""The verdict on an erasure: the state of each limit, how sure it is, and what to do next."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from vce_ray.evaluation.formats import change, change_interval, interval, limit, percent, points
 from vce_ray.evaluation.metrics.limits import LIMITS, POINTS, figure_of, missed_limits, undecided_limits
@@ -13,39 +14,73 @@ TITLES = {
     "kept_drop": "all neighbours",
     "score_drop": "image-text score",
 }
-"""What each limit bounds; other limits are shown by name. Drops are shown as changes, as in reports."""
+"""What each limit bounds; other limits are shown by name."""
 
 
-def verdict_lines(metrics: dict[str, Any]) -> list[str]:
-    """Return a line for each limit that was measured, and then the next steps.
+@dataclass(frozen=True)
+class LimitState:
+    """A limit, what was measured, and whether the erasure stays within it; numbers are texts."""
+
+    name: str
+    """Key of `LIMITS`."""
+    title: str
+    state: Literal["met", "undecided", "missed"]
+    value: str
+    """A share, or, if the limit bounds a drop, a change: negative is a loss. With its unit."""
+    bound: str
+    interval: str | None
+    """95% interval of the value, without its unit; None if none was measured."""
+    neighbour: str | None
+    """The neighbour with this interval, if it is not the one that lost most."""
+
+    @property
+    def unit(self) -> str:
+        """What follows a number: ' points' or '%'."""
+        return " points" if self.name in POINTS else "%"
+
+
+def limit_states(metrics: dict[str, Any]) -> list[LimitState]:
+    """Return the state of each limit that was measured, in the order of `LIMITS`.
 
     A limit is *missed* if its metric exceeds it, *met* if the whole 95% interval is within it, and else *undecided*:
     these images do not show that it is met.
     """
     missed, undecided = missed_limits(metrics), undecided_limits(metrics)
-    lines = []
+    states = []
     for name in LIMITS:
         value = metrics.get(name)
         if value is None:
             continue
-        state = "missed" if name in missed else "undecided" if name in undecided else "met"
-        figure = figure_of(name, metrics)
+        figure, sure, neighbour = figure_of(name, metrics), None, None
         if name.endswith("_drop"):
             shown, bound = points(value) if name in POINTS else change(value), f"at most {limit(name)} lost"
-            sure = change_interval(figure) if figure else ""
         else:
             shown, bound = percent(value), f"at most {limit(name)}"
-            sure = interval(figure) if figure else ""
-        line = f"{state:<11}{TITLES.get(name, name):<18}{shown:>12}   {bound}"
         if figure:
-            line = f"{line:<68}95% interval {sure}"
+            sure = change_interval(figure) if name.endswith("_drop") else interval(figure)
             if name == "worst_neighbour_drop" and figure["name"] != metrics["worst_neighbour"]:
-                line += f" ({figure['name']})"  # another neighbour may have lost more
+                neighbour = figure["name"]
+        state = "missed" if name in missed else "undecided" if name in undecided else "met"
+        states.append(LimitState(name, TITLES.get(name, name), state, shown, bound, sure, neighbour))
+    return states
+
+
+def verdict_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return lines for a terminal: one for each limit that was measured, and then the next steps."""
+    lines = []
+    for each in limit_states(metrics):
+        line = f"{each.state:<11}{each.title:<18}{each.value:>12}   {each.bound}"
+        if each.interval:
+            line = f"{line:<68}95% interval {each.interval}"
+        if each.neighbour:
+            line += f" ({each.neighbour})"
         lines.append(line)
-    return lines + [f"next: {step}" for step in _next_steps(metrics, missed, undecided)]
+    return lines + [f"next: {step}" for step in next_steps(metrics)]
 
 
-def _next_steps(metrics: dict[str, Any], missed: list[str], undecided: list[str]) -> list[str]:
+def next_steps(metrics: dict[str, Any]) -> list[str]:
+    """Return what to do next, at least one step, each with the flags that it needs."""
+    missed, undecided = missed_limits(metrics), undecided_limits(metrics)
     steps = []
     before, after = figure_of("seen_before", metrics), figure_of("seen_after", metrics)
     if metrics["seen_before"] <= LIMITS["seen_after"]:

@@ -31,16 +31,35 @@ class Curve:
     title: str
     lines: tuple[tuple[str, str], ...]
     """(metric, label) of each line."""
+    meaning: str = ""
+    """What it shows and how it runs if training goes well, in a sentence or two."""
 
 
-LOSS = Curve("Loss", (("loss", "all terms"),))
+LOSS = Curve("Loss", (("loss", "all terms"),), "What training minimizes. It falls and then levels off.")
 PREFERENCE = (
-    Curve("Margin", (("margin", "safe minus unsafe log-ratio"),)),
-    Curve("Margin above 0", (("accuracy", "share of pairs"),)),
-    Curve("Log-ratio to the base", (("chosen_ratio", "safe"), ("rejected_ratio", "unsafe"))),
+    Curve(
+        "Margin",
+        (("margin", "safe minus unsafe log-ratio"),),
+        "How far training has come to prefer the safe image of a pair to the unsafe one. It rises.",
+    ),
+    Curve(
+        "Margin above 0",
+        (("accuracy", "share of pairs"),),
+        "Share of pairs whose safe image is preferred. It rises to 1.",
+    ),
+    Curve(
+        "Log-ratio to the base",
+        (("chosen_ratio", "safe"), ("rejected_ratio", "unsafe")),
+        "How likely the model finds the images, against the base model: below 0 is less likely. Unsafe images fall, "
+        "safe ones stay level.",
+    ),
 )
 """Curves of methods with a preference term (terms/preference.py)."""
-GRADIENT_NORM = Curve("Gradient norm", (("gradient_norm", "before clipping"),))
+GRADIENT_NORM = Curve(
+    "Gradient norm",
+    (("gradient_norm", "before clipping"),),
+    "How strongly a step would change the weights. If it keeps growing, the learning rate is too high.",
+)
 
 
 @dataclass(frozen=True)

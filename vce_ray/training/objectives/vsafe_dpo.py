@@ -117,8 +117,16 @@ class VSafeDPO(Objective):
     curves: ClassVar[tuple[Curve, ...]] = (
         LOSS,
         *PREFERENCE,
-        Curve("Preservation", (("preservation", "KL per token on kept prompts"),)),
-        Curve("Anchor", (("anchor", "KL per token on safe images"),)),
+        Curve(
+            "Preservation",
+            (("preservation", "KL per token on kept prompts"),),
+            "How far the model has moved from the base model where it must stay. It stays near 0.",
+        ),
+        Curve(
+            "Anchor",
+            (("anchor", "KL per token on safe images"),),
+            "How far an unsafe prompt is from giving what the base model draws instead. It falls.",
+        ),
         GRADIENT_NORM,
     )
     settings: VSafeDPOConfig
