@@ -20,6 +20,7 @@ LAYERS: dict[str, str] = {
     "net": "",
     "env": "errors",
     "config": "errors",
+    "yaml_file": "errors",
     "dataflow/ids": "",
     "dataflow/rows": "",
     "dataflow/schemas": "",
@@ -33,7 +34,7 @@ LAYERS: dict[str, str] = {
     "training/objectives": "errors config models training/terms training/data",
     # what a run is
     "run_config": "errors config training/objectives",
-    "concepts": "errors config training/objectives",
+    "concepts": "errors config yaml_file training/objectives",
     "defaults": "config training/objectives concepts",
     "dataflow/task": "storage run_config concepts",
     # what its steps do: no Ray either
@@ -44,8 +45,8 @@ LAYERS: dict[str, str] = {
     "dataflow/fanout": "errors config dataflow/rows dataflow/schemas storage dataflow/task",
     "training": "errors config dataflow/rows storage models training/terms training/data training/objectives "
     "run_config",
-    "pipeline": "errors config dataflow/rows dataflow/schemas storage models training/objectives run_config concepts "
-    "defaults dataflow/task pairs evaluation dataflow/fanout training",
+    "pipeline": "errors config yaml_file dataflow/rows dataflow/schemas storage models training/objectives run_config "
+    "concepts defaults dataflow/task pairs evaluation dataflow/fanout training",
     "serving": "errors net env config models sampling",
     # what people call
     "api": "errors config storage models sampling evaluation pipeline",

@@ -105,8 +105,8 @@ def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
     ("text", "message"),
     [
         ("kind: object\nnames: [owl]\ncolour: red\n", "unknown key 'colour'.*allowed are name, kind, names"),
-        ("names: [owl]\n", "kind"),
-        ("kind: animal\nnames: [owl]\n", "kind: Input should be 'object', 'style' or 'explicit'"),
+        ("names: [owl]\n", "mine.yaml: kind is missing$"),
+        ("kind: animal\nnames: [owl]\n", "kind: input should be 'object', 'style' or 'explicit', not 'animal'"),
         ("kind: object\n", "names"),
         ("kind: object\nnames: []\n", "names is empty"),
         ("kind: object\nnames: owl\n", "names must be a list, such as names: \\[first, second\\], not 'owl'"),
@@ -135,12 +135,16 @@ def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
         ("kind: object\nnames: [owl]\nkeep: [fox]\nslots: red\n", "slots must map"),
         ("kind: object\nnames: [owl]\nkeep: [fox]\nslots: {style: red}\n", "slots.style must be a list"),
         ("kind: object\nnames: [owl]\nname: My Owl\n", "name 'My Owl' must be"),
-        ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: {betta: 1}\n", "train: betta: Extra inputs"),
+        (
+            "kind: object\nnames: [owl]\nkeep: [fox]\ntrain: {lr: 3}\n",
+            "train: unknown setting 'lr': known are method, steps",
+        ),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\npairs: {n: 3}\n", "pairs: unknown setting 'n': known are num_pairs"),
         (
             "kind: object\nnames: [owl]\nkeep: [fox]\npairs: {num_keep: -1}\n",
-            "pairs: num_keep: Input should be greater",
+            "pairs: num_keep: input should be greater than or equal to 0, not -1",
         ),
-        ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: 3\n", "train: Input should be a valid dict"),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: 3\n", "train: input should be a valid dictionary, not 3"),
         ("- owl\n", "must hold 'key: value' lines"),
         ("names: [owl\n", "is not a YAML file"),
     ],
@@ -157,7 +161,7 @@ def test_an_unknown_name_is_answered_with_close_matches_and_the_catalogue():
         load_concept("dear")
     with pytest.raises(ValueError, match=r"unknown concept 'Van Gogh'. Did you mean van_gogh"):
         load_concept("Van Gogh", "some/model")
-    with pytest.raises(ValueError, match=r"cannot read the concept file /nowhere/mine.yaml: No such file"):
+    with pytest.raises(ValueError, match=r"cannot read /nowhere/mine.yaml: No such file"):
         load_concept("/nowhere/mine.yaml")
 
 

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from vce_ray.concepts.concept import SLOT, Concept, describe_problem
-from vce_ray.config import EMBEDDED
-from vce_ray.errors import UserError
+from vce_ray.concepts.concept import SLOT, Concept
+from vce_ray.config import EMBEDDED, describe
+from vce_ray.errors import UserError, quote
+from vce_ray.yaml_file import read_yaml
 
 CATALOGUE = Path(__file__).with_name("catalogue")
 DEFAULTS_FILE = "defaults.yaml"
@@ -42,18 +42,17 @@ def load_concept(name_or_path: str, base: str = EMBEDDED) -> Concept:
             close = difflib.get_close_matches(name_or_path.lower(), known, n=3)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise UserError(
-                f"unknown concept {name_or_path!r}.{hint} The catalogue for {base} holds: {', '.join(known)}; "
+                f"unknown concept {quote(name_or_path)}.{hint} The catalogue for {base} holds: {', '.join(known)}; "
                 "or give the path of your own .yaml file"
             )
         path = folder / f"{name_or_path}.yaml"
     values = {"name": path.stem, **_read_yaml(path)}
     if unknown := sorted(set(values) - set(Concept.model_fields)):
-        raise UserError(f"{path}: unknown key {unknown[0]!r}; allowed are {', '.join(Concept.model_fields)}")
+        raise UserError(f"{path}: unknown key {quote(unknown[0])}; allowed are {', '.join(Concept.model_fields)}")
     try:
         return Concept(**_with_defaults(values, _defaults_of(folder)))
     except ValidationError as error:
-        problems = (describe_problem(details) for details in error.errors(include_url=False, include_input=False))
-        raise UserError(f"{path}: {'; '.join(problems)}") from error
+        raise UserError(f"{path}: {describe(error)}") from error
 
 
 def catalogue(base: str = EMBEDDED) -> list[str]:
@@ -101,12 +100,9 @@ def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises UserError if the file cannot be read or holds something else."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the concept file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML file: {error}") from error
+    content = read_yaml(path)
+    if content is None:
+        raise UserError(f"{path} is empty: write 'key: value' lines, such as 'names: [deer]'")
     if isinstance(content, dict):
         return {str(key): value for key, value in content.items()}
     raise UserError(f"{path} must hold 'key: value' lines, such as 'names: [deer]'")

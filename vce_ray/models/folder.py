@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from uuid import uuid4
 
 from vce_ray.config import EMBEDDED
 from vce_ray.env import MODEL_CACHE
-from vce_ray.errors import UserError
+from vce_ray.errors import UserError, quote
 
 CONFIG = "config.json"
 _EMBEDDED_FOLDER = Path(__file__).parent / "emoji_world" / "janus"
@@ -133,12 +134,12 @@ def source_of(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
                 f"base model {ref.partition('://')[0]}://...: give s3://bucket/folder or gs://bucket/folder"
             )
         return "store"
-    if Path(ref).is_dir():
+    if os.path.isdir(ref):  # unlike Path.is_dir, False for names that no file can have
         return "folder"
     if ref.count("/") == 1 and not ref.startswith((".", "/")):
         return "hub"
     raise UserError(
-        f"unknown base model {ref!r}: give {EMBEDDED!r}, a checkpoint folder, s3://bucket/folder, "
+        f"unknown base model {quote(ref)}: give {EMBEDDED!r}, a checkpoint folder, s3://bucket/folder, "
         "or a hub id 'owner/name[@revision]'"
     )
 

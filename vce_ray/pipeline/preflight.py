@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.concepts.load import load_concept
-from vce_ray.config import Config, SamplingConfig, TrainConfig
+from vce_ray.config import Config, SamplingConfig, TrainConfig, describe
 from vce_ray.dataflow.task import Task
 from vce_ray.defaults import Settings, default_settings, merged
 from vce_ray.errors import UserError
@@ -82,23 +82,6 @@ def validated_sampling(base: str, settings: Mapping[str, Any]) -> SamplingConfig
         return default_sampling(base, **settings)
     except ValidationError as error:
         raise UserError(describe(error)) from error
-
-
-def describe(error: ValidationError) -> str:
-    """Return what is wrong with settings, one clause for each: where, the value, and why."""
-    return "; ".join(_problem(problem) for problem in error.errors(include_url=False))
-
-
-def _problem(problem: Any) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
-    where = ".".join(map(str, problem["loc"]))
-    if not where:
-        return message
-    if problem["type"] == "value_error":  # our own messages name the value
-        return f"{where}: {message}"
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown setting"
-    return f"{where}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
 
 
 def _plain(settings: Mapping[str, Any]) -> Settings:
