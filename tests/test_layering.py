@@ -34,7 +34,7 @@ LAYERS: dict[str, str] = {
     "training/objectives": "errors config models training/terms training/data",
     # what a run is
     "run_config": "errors config training/objectives",
-    "concepts": "errors config yaml_file training/objectives",
+    "concepts": "errors config yaml_file models training/objectives",
     "defaults": "config training/objectives concepts",
     "dataflow/task": "storage run_config concepts",
     # what its steps do: no Ray either

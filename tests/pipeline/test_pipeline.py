@@ -46,18 +46,18 @@ def keys(run: Store) -> dict[str, list[str]]:
 def test_in_a_fleet_only_the_broken_run_fails(fleet: tuple[Store, str]) -> None:
     store, printed = fleet
     summary = store.read_json("fleets/test/fleet.json")
-    deer, orca, dear = summary["runs"]
+    deer, stag, dear = summary["runs"]
     assert deer["fault"] is None
     assert deer["figures"] == store.read_json("deer-vsafe-dpo-0/evaluation/metrics.json")
-    assert "captions of orca-vsafe-dpo-0 rejected 6 of 6 rows" in orca["fault"]
-    assert "concept not in unsafe image (6)" in orca["fault"] and "unknown concept 'dear'" in dear["fault"]
-    record = store.read_json("orca-vsafe-dpo-0/run.json")
-    assert record["status"] == "failed" and record["error"].endswith(orca["fault"])
+    assert "captions of stag-vsafe-dpo-0 rejected 6 of 6 rows" in stag["fault"]
+    assert "concept not in unsafe image (6)" in stag["fault"] and "unknown concept 'dear'" in dear["fault"]
+    record = store.read_json("stag-vsafe-dpo-0/run.json")
+    assert record["status"] == "failed" and record["error"].endswith(stag["fault"])
     assert 0 < summary["drawn"] < summary["asked"]  # both runs keep foxes
     page = store.read_bytes("fleets/test/index.html").decode()
-    assert "1 of 3 concepts erased" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
+    assert "1 of 3 concepts erased" in page and "stag-vsafe-dpo-0" in page and "Did you mean deer?" in page
     assert '<a href="../../deer-vsafe-dpo-0/report/index.html">' in page
-    assert "summary:" in printed and "orca  failed" in printed and "dear: skipped" in printed
+    assert "summary:" in printed and "stag  failed" in printed and "dear: skipped" in printed
 
 
 def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
@@ -225,9 +225,9 @@ def test_retried_rejects_are_open_again(finished: Store, tmp_path: Path) -> None
 
 def test_status_shows_runs_and_the_rows_made_so_far(fleet: tuple[Store, str], tmp_path: Path) -> None:
     store, _ = fleet
-    deer, orca = status_lines(store)
-    assert deer == "deer-vsafe-dpo-0: done" and orca.startswith("orca-vsafe-dpo-0: failed (TooManyRejects: ")
-    lines = "\n".join(status_lines(store.child("orca-vsafe-dpo-0")))
+    deer, stag = status_lines(store)
+    assert deer == "deer-vsafe-dpo-0: done" and stag.startswith("stag-vsafe-dpo-0: failed (TooManyRejects: ")
+    lines = "\n".join(status_lines(store.child("stag-vsafe-dpo-0")))
     assert "unsafe     failed   rows 14" in lines and "captions   failed   rows 0  rejected 6" in lines
     with pytest.raises(ValueError, match="no run in"):
         list(status_lines(Store(tmp_path)))

@@ -56,6 +56,18 @@ def model_folder(ref: str) -> Path:
     return folder
 
 
+def local_folder(ref: str) -> Path | None:
+    """Return the folder of a base model that is on this machine; None for one in a store or on the hub.
+
+    Raises:
+        UserError: the reference has none of the accepted forms.
+    """
+    source = source_of(ref)
+    if source in ("store", "hub"):
+        return None
+    return _EMBEDDED_FOLDER if source == "embedded" else Path(ref)
+
+
 def resolve_base(base: str) -> str:
     """Return `base` as other processes can resolve it: relative folders become absolute.
 
@@ -80,38 +92,40 @@ def base_config(ref: str) -> dict[str, Any]:
         UserError: the reference has none of the accepted forms, or there is no config.json.
         StoreError: the object store cannot be reached.
     """
-    source = source_of(ref)
-    if source in ("store", "hub"):
-        return _parsed(ref, _remote_config(ref, source))
-    path = (_EMBEDDED_FOLDER if source == "embedded" else Path(ref)) / CONFIG
-    if not path.exists():
+    folder = local_folder(ref)
+    if folder is None:
+        return _parsed(ref, _remote_config(ref))
+    if not (folder / CONFIG).exists():
         raise _no_config(ref)
-    return _parsed(ref, path.read_text())
+    return _parsed(ref, (folder / CONFIG).read_bytes())
 
 
-def _parsed(ref: str, text: str) -> dict[str, Any]:
+def _parsed(ref: str, content: bytes) -> dict[str, Any]:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{CONFIG} of {ref} is not JSON ({error}): download the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{CONFIG} of {ref} holds no settings but {quote(config)}: download the checkpoint again")
+    return config
 
 
 @cache
-def _remote_config(ref: str, source: Literal["store", "hub"]) -> str:
-    """Return the text of a config.json kept in an object store or on the hub."""
-    if source == "store":
+def _remote_config(ref: str) -> bytes:
+    """Return the content of a config.json kept in an object store or on the hub."""
+    if source_of(ref) == "store":
         from vce_ray.storage.store import Store
 
         store = Store(ref)
         if not store.exists(CONFIG):
             raise _no_config(ref)
-        return store.read_bytes(CONFIG).decode()
+        return store.read_bytes(CONFIG)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
     name, revision = _split_hub_id(ref)
     try:
-        return Path(hf_hub_download(name, CONFIG, revision=revision)).read_text()
+        return Path(hf_hub_download(name, CONFIG, revision=revision)).read_bytes()
     except RemoteEntryNotFoundError as error:
         raise _no_config(ref) from error
     except (HFValidationError, OSError) as error:

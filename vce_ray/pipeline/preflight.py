@@ -22,6 +22,7 @@ from vce_ray.errors import UserError
 from vce_ray.evaluation.detectors.clip import judge_folder
 from vce_ray.models.families import default_sampling
 from vce_ray.models.folder import source_of
+from vce_ray.models.words import vocabulary_of
 from vce_ray.pairs.captioner import check_captioner, open_refiner
 from vce_ray.pairs.prompt_file import read_prompts
 from vce_ray.pipeline.run import RUN_FILE, Run
@@ -53,7 +54,9 @@ def prepare(given: Mapping[str, Any]) -> Task:
     source_of(base)
     concept = load_concept(asked.concept, base)
     if asked.prompts_file is not None:
-        read_prompts(asked.prompts_file, asked.prompt_column)
+        prompts = read_prompts(asked.prompts_file, asked.prompt_column)
+        if vocabulary := vocabulary_of(base):
+            vocabulary.check(prompts, asked.prompts_file)
     # training settings are checked with the concept's own: both may be wrong alone and right together
     method = _method(settings["train"], concept)
     defaults = default_settings(concept, base, method)
