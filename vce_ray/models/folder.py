@@ -18,6 +18,7 @@ from uuid import uuid4
 from vce_ray.config import EMBEDDED
 from vce_ray.env import MODEL_CACHE
 from vce_ray.errors import UserError, quote
+from vce_ray.models.checkpoint import AUTO, check_weights, config_dtype, stored_dtype
 
 CONFIG = "config.json"
 _EMBEDDED_FOLDER = Path(__file__).parent / "emoji_world" / "janus"
@@ -72,11 +73,10 @@ def resolve_base(base: str) -> str:
     """Return `base` as other processes can resolve it: relative folders become absolute.
 
     Raises:
-        UserError: the base is unknown or has no weights.
+        UserError: the base is unknown, or its weights are missing, incomplete or damaged.
     """
     folder = model_folder(base)
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"base model {base!r} has no weights in {folder}: give a folder with *.safetensors")
+    check_weights(folder)
     return str(folder.absolute()) if Path(base).is_dir() else base
 
 
@@ -150,6 +150,9 @@ def source_of(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
         return "store"
     if os.path.isdir(ref):  # unlike Path.is_dir, False for names that no file can have
         return "folder"
+    if os.path.isfile(ref):
+        gguf = "GGUF files are quantized and cannot be used; " if ref.endswith(".gguf") else ""
+        raise UserError(f"base model {quote(ref)} is a file: {gguf}give a folder with {CONFIG} and *.safetensors")
     if ref.count("/") == 1 and not ref.startswith((".", "/")):
         return "hub"
     raise UserError(
@@ -174,7 +177,9 @@ def _not_on_hub(ref: str, error: Exception) -> UserError:
 
 
 def _no_config(ref: str) -> UserError:
-    return UserError(f"model folder {ref!r} has no {CONFIG}: give a checkpoint in transformers' format")
+    diffusers = os.path.isfile(os.path.join(ref, "model_index.json"))
+    beside = ", but a model_index.json: it is a pipeline of diffusers, not an autoregressive model" if diffusers else ""
+    return UserError(f"model folder {ref!r} has no {CONFIG}{beside}: give a checkpoint in transformers' format")
 
 
 def _download_from_store(ref: str) -> Path:
@@ -218,15 +223,16 @@ def folder_revision(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def model_dtype(config: dict[str, Any]) -> str:
-    """Return the dtype named by a config.json: float32 for the embedded model, bfloat16 for Janus-Pro."""
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+def model_dtype(folder: Path) -> str:
+    """Return the dtype that a checkpoint is loaded in: the one its config.json names, or else that of its weights."""
+    named = config_dtype(base_config(str(folder)))
+    return stored_dtype(folder) if named == AUTO else named
 
 
 def base_stamp(ref: str) -> dict[str, str]:
     """Return what cached log-probs depend on: the revision of weights and tokenizer, and the dtype of the pass."""
     folder = model_folder(ref)
-    return {"base_revision": folder_revision(folder), "dtype": model_dtype(base_config(str(folder)))}
+    return {"base_revision": folder_revision(folder), "dtype": model_dtype(folder)}
 
 
 def check_stamp(found: dict[str, Any], expected: dict[str, str]) -> None:

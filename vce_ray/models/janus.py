@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.janus.configuration_janus import JanusConfig
 from transformers.models.janus.modeling_janus import JanusForConditionalGeneration
 from transformers.models.janus.processing_janus import JanusProcessor
 
-from vce_ray.errors import UserError, quote
+from vce_ray.errors import UserError, cut, quote
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
-from vce_ray.models.folder import folder_revision
+from vce_ray.models.checkpoint import load_complete, without_dtypes
+from vce_ray.models.folder import base_config, folder_revision
 from vce_ray.models.pixels import decode_in_batches
 from vce_ray.models.words import Vocabulary, normalize
 
@@ -51,9 +53,20 @@ class Janus(ImageModel):
 
     @classmethod
     def from_folder(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
-        """Load a checkpoint folder in transformers' format. Weights are read from safetensors only."""
-        net: Any = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-        processor = JanusProcessor.from_pretrained(folder)
+        """Load a checkpoint folder in transformers' format. Weights are read from safetensors only.
+
+        Raises:
+            UserError: a weight is missing or of another shape, or config, tokenizer or image processor are damaged.
+        """
+        try:
+            config = JanusConfig.from_dict(without_dtypes(base_config(str(folder))))
+            processor = JanusProcessor.from_pretrained(folder, config=config)
+        except Exception as error:  # tokenizers raises no more specific type
+            raise UserError(
+                f"config, tokenizer or image processor of {folder} cannot be loaded ({cut(str(error))}): download the "
+                "checkpoint again"
+            ) from error
+        net = load_complete(JanusForConditionalGeneration, folder, dtype, config=config)
         net.model.vqmodel.to(memory_format=torch.channels_last)  # makes convolutions a third faster on CPUs
         return cls(net.to(device).eval(), processor, folder_revision(folder), Vocabulary.of(folder))
 

@@ -1,6 +1,9 @@
 """Checks everything that a run needs before anything is written or any model loads, cheap checks first:
 
-    settings -> concept, prompts -> training settings -> judge -> store -> base (config.json alone), captioner, refiner
+    settings -> concept, prompts -> training settings -> judge -> store -> base, captioner, refiner
+
+Of a base or captioner in a store or on the hub, config.json alone is read; of one on this machine also the names of its
+files and the headers of its weights.
 
 The cluster comes last and is checked when the first actors are placed (dataflow/fanout.py). Whatever has to be looked
 up for the settings, such as how a base is best sampled, is looked up here and nowhere else.
@@ -20,7 +23,7 @@ from vce_ray.dataflow.task import Task
 from vce_ray.defaults import Settings, default_settings, merged
 from vce_ray.errors import UserError
 from vce_ray.evaluation.detectors.clip import judge_folder
-from vce_ray.models.families import default_sampling
+from vce_ray.models.families import check_base, default_sampling
 from vce_ray.models.folder import source_of
 from vce_ray.models.words import vocabulary_of
 from vce_ray.pairs.captioner import check_captioner, open_refiner
@@ -65,6 +68,7 @@ def prepare(given: Mapping[str, Any]) -> Task:
     name = asked.name or f"{concept.name}-{method.replace('_', '-')}-{asked.seed}"
     store = Store(asked.store).child(name)
     store.exists(RUN_FILE)  # fails here, with a message, if the store cannot be reached
+    check_base(base)
     sampling = default_sampling(base)
     check_captioner(asked.captioning_model, base)
     if asked.refiner is not None:
