@@ -92,11 +92,11 @@ def store_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
-    """The store of an undisturbed fleet, and its output: deer, an orca that the model does not know by this name, and a
+    """The store of an undisturbed fleet, and its output: deer, a stag, which the model draws but calls a deer, and a
     concept that does not exist."""
     place = tmp_path_factory.mktemp("fleet")
-    (place / "orca.yaml").write_text("{kind: object, names: [orca], keep: [fox], labels: [orca, fox]}")
-    command = [*VCE_RAY, "fleet", "deer", str(place / "orca.yaml"), "dear", "--name", "test", *TINY, *ONE]
+    (place / "stag.yaml").write_text("{kind: object, names: [stag], keep: [fox], labels: [stag, fox]}")
+    command = [*VCE_RAY, "fleet", "deer", str(place / "stag.yaml"), "dear", "--name", "test", *TINY, *ONE]
     ended = subprocess.run(
         [*command, "--store", str(place)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
     )

@@ -22,6 +22,7 @@ LAYERS: dict[str, str] = {
     "env": "errors",
     "devices": "errors",
     "config": "errors",
+    "yaml_file": "errors",
     "dataflow/ids": "",
     "dataflow/rows": "",
     "dataflow/schemas": "",
@@ -35,7 +36,7 @@ LAYERS: dict[str, str] = {
     "training/objectives": "errors config models training/terms training/data",
     # what a run is
     "run_config": "errors config training/objectives",
-    "concepts": "errors config training/objectives",
+    "concepts": "errors config yaml_file models training/objectives",
     "defaults": "config training/objectives concepts",
     "dataflow/task": "storage run_config concepts",
     # what its steps do: no Ray either
@@ -46,7 +47,7 @@ LAYERS: dict[str, str] = {
     "dataflow/fanout": "errors notice config dataflow/rows dataflow/schemas storage dataflow/task",
     "training": "errors notice devices config dataflow/rows storage models sampling training/terms training/data "
     "training/objectives run_config",
-    "pipeline": "errors devices config dataflow/ids dataflow/rows dataflow/schemas storage models sampling "
+    "pipeline": "errors devices config yaml_file dataflow/ids dataflow/rows dataflow/schemas storage models sampling "
     "training/objectives run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout training",
     "serving": "errors net env config models sampling",
     # what people call

@@ -85,6 +85,7 @@ def draw(model: ImageModel, prompts: Sequence[str] | str, seed: int = 0, **sampl
 
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     settings = validated_sampling(model.ref, sampling)
+    model.check_prompts(prompts)
     last = SEED_LIMIT - len(prompts)
     if not 0 <= seed <= last:
         raise UserError(f"seed {seed} is out of range: give 0 to {last} for {len(prompts)} images")

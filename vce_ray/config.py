@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vce_ray.errors import UserError
+from vce_ray.errors import UserError, cut, quote
 
 EMBEDDED = "emoji-world"
 """Name of the base model that ships with the package."""
@@ -20,10 +20,39 @@ PROMPT_MODES = ("given", "stripped", "null")
 """Prompts under which a pair can be contrasted: its own, the same without the concept, and none."""
 
 
+MAX_PROBLEMS = 5
+"""Wrong settings that a message describes one by one; the others are only counted."""
+
+
 class Config(BaseModel):
-    """Base of all settings: frozen, and unknown keys are refused."""
+    """Base of all settings: frozen, and unknown keys are refused with the known ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                raise UserError(f"unknown setting {quote(key)}: known are {', '.join(cls.model_fields)}")
+        return values
+
+
+def describe(error: ValidationError) -> str:
+    """Return what is wrong with settings, in one line: where, why, and the value, whatever the size of any of them."""
+    problems = error.errors(include_url=False)
+    rest = len(problems) - MAX_PROBLEMS
+    return "; ".join(map(_describe, problems[:MAX_PROBLEMS])) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _describe(problem: Any) -> str:
+    where = cut(".".join(map(str, problem["loc"])))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # our own messages name the value
+        return f"{where}: {message}" if where else message
+    if problem["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where or 'settings'}: {message[0].lower()}{message[1:]}, not {quote(problem['input'])}"
 
 
 class SamplingConfig(Config):

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
+MAX_QUOTED = 200
+"""Characters of a value that a message repeats. The value comes from a user's file, so it may be of any size."""
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, MAX_QUOTED, MAX_QUOTED
+
 
 class UserError(ValueError):
     """Bad input or a bad environment. The message names the value, the limit and the fix."""
@@ -14,3 +22,17 @@ class CaptionerError(UserError):
 def format_error(error: BaseException) -> str:
     """An error on one line: its type and its message."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def quote(value: Any) -> str:
+    """Return the repr of a value for a message: at most MAX_QUOTED characters, whatever the size of the value."""
+    return _first(_REPR.repr(value))
+
+
+def cut(text: str) -> str:
+    """Return a text for a message: in one line, of at most MAX_QUOTED characters."""
+    return _first(" ".join(text.split()))
+
+
+def _first(text: str) -> str:
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 3]}..."

@@ -17,6 +17,7 @@ from vce_ray.config import (
     PairConfig,
     SamplingConfig,
     TrainConfig,
+    describe,
 )
 from vce_ray.errors import UserError
 from vce_ray.training.objectives import DEFAULT_METHOD, objective_type, train_config
@@ -80,8 +81,9 @@ class RunConfig(Config):
         try:
             return cls.model_validate(recorded | {"train": train})
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise UserError(f"the run was made with settings that this version does not have ({problems})") from error
+            raise UserError(
+                f"the run was made with settings that this version does not have ({describe(error)})"
+            ) from error
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings that results depend on, as run.json holds them."""

@@ -65,7 +65,10 @@ def test_evaluate_prints_the_metrics_of_a_run(capsys: pytest.CaptureFixture[str]
         (["erase", "deer", "--store", "s3://"], "not a valid bucket name"),
         (["erase", "deer", "--steps", "0"], "train.steps: input should be greater than or equal to 1, not 0"),
         (["erase", "deer", "--steps", "many"], "--steps"),
-        (["erase", "deer", "--method", "dpo", "--keep-weight", "3"], "train.keep_weight: unknown setting"),
+        (
+            ["erase", "deer", "--method", "dpo", "--keep-weight", "3"],
+            "train: unknown setting 'keep_weight': known are method, steps",
+        ),
         (["generate", "a deer", "--guidance", "0"], "guidance_scale"),
         (["generate", "a deer", "--seed", str(2**63)], "--seed"),
         (["generate", "a deer", "a fox", "--seed", str(2**63 - 1)], f"give 0 to {2**63 - 2} for 2 images"),

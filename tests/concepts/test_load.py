@@ -94,25 +94,25 @@ def test_a_users_concept_is_one_short_file(tmp_path: Path):
 
 
 def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
-    text = 'kind: object\nnames: [owl]\ntemplates: ["a {name} by {time}"]\nslots: {time: [day, night]}\nkeep: [fox]\n'
+    text = 'kind: object\nnames: [owl]\ntemplates: ["a {name} on {place}"]\nslots: {place: [red, green]}\nkeep: [fox]\n'
     concept = load_concept(own(tmp_path, text))
-    assert concept.templates == ("a {name} by {time}",)
+    assert concept.templates == ("a {name} on {place}",)
     assert concept.held_out_templates == ()
-    assert concept.slots == {"time": ("day", "night")}
+    assert concept.slots == {"place": ("red", "green")}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("kind: object\nnames: [owl]\ncolour: red\n", "unknown key 'colour'.*allowed are name, kind, names"),
-        ("names: [owl]\n", "kind"),
-        ("kind: animal\nnames: [owl]\n", "kind: Input should be 'object', 'style' or 'explicit'"),
+        ("names: [owl]\n", "mine.yaml: kind is missing$"),
+        ("kind: animal\nnames: [owl]\n", "kind: input should be 'object', 'style' or 'explicit', not 'animal'"),
         ("kind: object\n", "names"),
         ("kind: object\nnames: []\n", "names is empty"),
         ("kind: object\nnames: owl\n", "names must be a list, such as names: \\[first, second\\], not 'owl'"),
         ("kind: object\nnames: [1]\n", "names"),
         ("kind: object\nnames: ['']\n", "blank"),
-        ("kind: object\nnames: [owl, Owl]\n", "'Owl' twice"),
+        ("kind: object\nnames: [owl]\nsynonyms: [tawny owl, Tawny owl]\n", "'Tawny owl' twice"),
         ("kind: object\nnames: [owl]\nfilter_terms: ['owl*']\n", "'owl\\*' can never occur"),
         ("kind: object\nnames: [owl]\nfilter_terms: ['barn  owl']\n", "can never occur"),
         ("kind: object\nnames: [owl]\nfilter_terms: ['!']\n", "can never occur"),
@@ -121,11 +121,42 @@ def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
         ("kind: object\nnames: [owl]\nsynonyms: [fox]\nkeep: [fox]\n", "keep contains 'fox'.*is a term of the concept"),
         ("kind: object\nnames: [owl]\nkeep: [fox]\nkeep_prompts: [two owls]\n", "keep_prompts contains 'two owls'"),
         ("kind: object\nnames: [owl]\nkeep: [fox]\nreplacement: owl\n", "replacement 'owl' would itself be filtered"),
-        ("kind: object\nnames: [zebra]\nkeep: [fox]\n", "'zebra', which is not one of the judge's labels: cat"),
         (
-            "kind: object\nnames: [owl]\nkeep: [zebra]\n",
-            "keep contains 'zebra', which is not one of",
+            "kind: object\nnames: [owl]\nkeep: [fox]\nlabels: [owl]\n",
+            "'fox', which is not one of the judge's labels: owl",
         ),
+        ("kind: object\nnames: [zebra]\n", "names contains 'zebra', which is none of the objects .* knows: cat, dog, "),
+        ("kind: object\nnames: [Owl]\n", "'Owl', which .* knows \\(did you mean owl"),
+        ("kind: explicit\nnames: [whales]\n", "'whales', which .* knows \\(did you mean whale.*vce-ray concepts"),
+        ("kind: style\nnames: [monet]\n", "'monet', which is none of the styles that the model knows"),
+        ("kind: object\nnames: [owl]\nkeep: [zebra]\n", "keep contains 'zebra', which is none of"),
+        (
+            "kind: object\nnames: [deer, openmoji]\n",
+            "names contains 'openmoji', which is one of the model's styles, but a "
+            "concept of kind object is about objects: a concept has one kind, so write one for each",
+        ),
+        (
+            "kind: style\nnames: [noto, deer]\n",
+            "'deer', which is one of the model's objects, .* kind style is about styles",
+        ),
+        (
+            "kind: object\nnames: [orca]\nkeep: [fox]\nlabels: [orca, fox]\n",
+            "names: 'orca' contains words that the model does not know: 'orca'",
+        ),
+        (
+            "kind: object\nnames: [owl]\nkeep: [koala, fox]\nlabels: [owl, fox, koala]\n",
+            "keep: 1 of 2 contain .*: 'koala'",
+        ),
+        ("kind: object\nnames: [owl]\nreplacement: bird\n", "replacement: 'bird' contains words"),
+        (
+            "kind: object\nnames: [owl]\ntemplates: ['a photo of a {name}', 'a {name}', 'photo: {name}, 4k']\n",
+            "templates: 2 of 3 contain words that the model does not know: 'photo', '4k'. It knows cat, ",
+        ),
+        (
+            "kind: object\nnames: [owl]\ntemplates: ['a {name} {when}']\nslots: {when: [at dawn, in red]}\n",
+            "slots.when: 1 of 2 contain words that the model does not know: 'at', 'dawn'",
+        ),
+        ("kind: object\nnames: [owl]\nkeep_prompts: [a plane, a jet]\n", "keep_prompts: 1 of 2 contain .*: 'jet'"),
         ("kind: object\nnames: [owl]\ntemplates: ['a {name} in {mood}']\n", "unknown slot {mood}"),
         ("kind: object\nnames: [owl]\ntemplates: ['a bird']\n", "has no {name}"),
         ("kind: object\nnames: [owl]\ntemplates: ['a {name']\n", "unpaired brace"),
@@ -135,12 +166,16 @@ def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
         ("kind: object\nnames: [owl]\nkeep: [fox]\nslots: red\n", "slots must map"),
         ("kind: object\nnames: [owl]\nkeep: [fox]\nslots: {style: red}\n", "slots.style must be a list"),
         ("kind: object\nnames: [owl]\nname: My Owl\n", "name 'My Owl' must be"),
-        ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: {betta: 1}\n", "train: betta: Extra inputs"),
+        (
+            "kind: object\nnames: [owl]\nkeep: [fox]\ntrain: {lr: 3}\n",
+            "train: unknown setting 'lr': known are method, steps",
+        ),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\npairs: {n: 3}\n", "pairs: unknown setting 'n': known are num_pairs"),
         (
             "kind: object\nnames: [owl]\nkeep: [fox]\npairs: {num_keep: -1}\n",
-            "pairs: num_keep: Input should be greater",
+            "pairs: num_keep: input should be greater than or equal to 0, not -1",
         ),
-        ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: 3\n", "train: Input should be a valid dict"),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: 3\n", "train: input should be a valid dictionary, not 3"),
         ("- owl\n", "must hold 'key: value' lines"),
         ("names: [owl\n", "is not a YAML file"),
     ],
@@ -157,7 +192,7 @@ def test_an_unknown_name_is_answered_with_close_matches_and_the_catalogue():
         load_concept("dear")
     with pytest.raises(ValueError, match=r"unknown concept 'Van Gogh'. Did you mean van_gogh"):
         load_concept("Van Gogh", "some/model")
-    with pytest.raises(ValueError, match=r"cannot read the concept file /nowhere/mine.yaml: No such file"):
+    with pytest.raises(ValueError, match=r"cannot read /nowhere/mine.yaml: No such file"):
         load_concept("/nowhere/mine.yaml")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from vce_ray.config import EMBEDDED, EvalConfig, SamplingConfig
+from vce_ray.errors import UserError
 from vce_ray.evaluation.detectors.clip import FILES
 from vce_ray.models.adapter import add_lora
-from vce_ray.models.folder import base_config, model_dtype
+from vce_ray.models.folder import model_dtype
 from vce_ray.models.llamagen import convert, gpt, vq
 from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model
@@ -281,12 +284,32 @@ def test_it_draws_the_most_likely_tokens(model):
 
 
 def test_a_converted_folder_names_its_dtype(folder):
-    config = base_config(str(folder))
-    assert model_dtype(config) == "bfloat16"
+    assert model_dtype(folder) == "bfloat16"
     loaded = load_model(str(folder), device="cpu")
     assert loaded.shape.prompt_tokens == 120  # the longest caption
     assert loaded.image_head.weight.dtype == torch.bfloat16
     assert draw(loaded, ["a deer"], [1], SamplingConfig()).shape == (1, 256)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "gpt.safetensors").unlink(), r"has no gpt\.safetensors"),
+        (lambda folder: (folder / "text_encoder/tokenizer.json").unlink(), "has no text_encoder/tokenizer.json or"),
+        (lambda folder: (folder / "vq.safetensors").write_bytes(b"{"), r"vq\.safetensors is cut off or damaged"),
+        (lambda folder: (folder / "text_encoder/model.safetensors").write_bytes(b""), "is cut off or damaged"),
+        (
+            lambda folder: save_file({"x": torch.zeros(1)}, folder / "text_encoder/model.safetensors"),
+            "missing .*encoder",
+        ),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "llamagen", "gpt": {}}'), "is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_refused(folder, tmp_path, damage, message):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(UserError, match=message):
+        load_model(str(copy), device="cpu")
 
 
 def test_an_erasure_needs_a_captioner_and_a_judge(folder, tmp_path):

@@ -51,26 +51,26 @@ def keys(run: Store) -> dict[str, list[str]]:
 def test_in_a_fleet_only_the_broken_run_fails(fleet: tuple[Store, str]) -> None:
     store, printed = fleet
     summary = store.read_json("fleets/test/fleet.json")
-    deer, orca, dear = summary["runs"]
+    deer, stag, dear = summary["runs"]
     assert deer["fault"] is None
     assert deer["figures"] == store.read_json("deer-vsafe-dpo-0/evaluation/metrics.json")
-    assert "captions of orca-vsafe-dpo-0 rejected 6 of 6 rows" in orca["fault"]
-    assert "concept not in unsafe image (6)" in orca["fault"] and "unknown concept 'dear'" in dear["fault"]
-    record = store.read_json("orca-vsafe-dpo-0/run.json")
-    assert record["status"] == "failed" and record["error"].endswith(orca["fault"])
+    assert "captions of stag-vsafe-dpo-0 rejected 6 of 6 rows" in stag["fault"]
+    assert "concept not in unsafe image (6)" in stag["fault"] and "unknown concept 'dear'" in dear["fault"]
+    record = store.read_json("stag-vsafe-dpo-0/run.json")
+    assert record["status"] == "failed" and record["error"].endswith(stag["fault"])
     assert 0 < summary["drawn"] < summary["asked"]  # both runs keep foxes
     page = store.read_bytes("fleets/test/index.html").decode()
-    assert "1 of 3 runs finished" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
+    assert "1 of 3 runs finished" in page and "stag-vsafe-dpo-0" in page and "Did you mean deer?" in page
     assert '<a href="../../deer-vsafe-dpo-0/report/index.html">' in page
-    assert "summary:" in printed and "orca  failed" in printed and "dear: skipped" in printed
+    assert "summary:" in printed and "stag  failed" in printed and "dear: skipped" in printed
 
 
 def test_a_driver_prints_its_own_lines_alone_and_the_record_names_the_log(fleet: tuple[Store, str]) -> None:
     store, printed = fleet
     lines = printed.split("\n\n")[0].splitlines()
-    assert all(re.match(r"(deer|orca|dear): ", line) for line in lines), lines
+    assert all(re.match(r"(deer|stag|dear): ", line) for line in lines), lines
     assert any(re.match(r"deer: \[3/9\] captions .* of 6 images of deer captioned", line) for line in lines)
-    for run in ("deer-vsafe-dpo-0", "orca-vsafe-dpo-0"):
+    for run in ("deer-vsafe-dpo-0", "stag-vsafe-dpo-0"):
         log = Path(store.child(run).read_json("run.json")["log"])
         assert log.parent == Path(store.root, "fleets/test/logs") and "TrainController" in log.read_text()
 
@@ -281,9 +281,9 @@ def test_rejects_that_would_be_the_same_again_are_kept_and_so_is_the_run(finishe
 
 def test_status_shows_runs_and_the_rows_made_so_far(fleet: tuple[Store, str], tmp_path: Path) -> None:
     store, _ = fleet
-    deer, orca = status_lines(store)
-    assert deer == "deer-vsafe-dpo-0: done" and orca.startswith("orca-vsafe-dpo-0: failed (TooManyRejects: ")
-    lines = "\n".join(status_lines(store.child("orca-vsafe-dpo-0")))
+    deer, stag = status_lines(store)
+    assert deer == "deer-vsafe-dpo-0: done" and stag.startswith("stag-vsafe-dpo-0: failed (TooManyRejects: ")
+    lines = "\n".join(status_lines(store.child("stag-vsafe-dpo-0")))
     assert "unsafe     failed   14 of 14" in lines and "captions   failed   6 of 6  6 rejected" in lines
     with pytest.raises(ValueError, match="no run in"):
         list(status_lines(Store(tmp_path)))

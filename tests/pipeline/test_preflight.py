@@ -157,11 +157,11 @@ def test_settings_bind_once_something_was_made_with_them(tmp_path: Path) -> None
 def test_prompts_that_were_edited_since_are_refused(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     settings: dict[str, Any] = {"concept": "deer", "store": str(tmp_path), "prompts_file": str(prompts)}
-    prompts.write_text("a deer\na deer in snow\n")
+    prompts.write_text("a deer\na red deer\n")
     begin(settings)
-    prompts.write_text("# another comment changes nothing\na deer\r\na deer in snow")
+    prompts.write_text("# another comment changes nothing\na deer\r\na red deer")
     open_run(settings)
-    prompts.write_text("a deer\na deer in rain\n")
+    prompts.write_text("a deer\na blue deer\n")
     with pytest.raises(UserError, match=r"other settings \(the prompts in .*prompts\.txt\)"):
         open_run(settings)
 
@@ -249,5 +249,5 @@ def test_a_record_of_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
     record = run.store.read_json(RUN_FILE)
     record["config"]["pairs"]["later"] = 1
     run.store.write_json(RUN_FILE, record)
-    with pytest.raises(UserError, match=r"settings that this version does not have .*pairs\.later"):
+    with pytest.raises(UserError, match=r"settings that this version does not have .pairs: unknown setting 'later'"):
         open_run(settings)

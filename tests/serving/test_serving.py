@@ -94,6 +94,11 @@ def test_a_seed_gives_the_same_image_in_any_batch(endpoint: httpx.Client):
     assert not np.array_equal(together[3][1][0], together[3][1][1]), "another seed must give another image"
 
 
+def test_case_and_punctuation_of_a_prompt_do_not_matter(endpoint: httpx.Client):
+    one, other = (images_of(post(endpoint, prompt=prompt, seed=3))[0] for prompt in ("a cat", " A \u201cCat\u201d!"))
+    assert np.array_equal(one, other)
+
+
 def test_a_random_seed_is_chosen_and_returned(endpoint: httpx.Client):
     first, second = (post(endpoint).json()["data"][0] for _ in range(2))
     assert first["seed"] != second["seed"]
@@ -119,6 +124,7 @@ REJECTED = [
     ({"prompt": "  "}, "prompt", ["at least one word"]),
     ({"prompt": "x" * 2001}, "prompt", ["2001", "2000", "shorten"]),
     ({"prompt": "\N{DEER}" * 1000}, "prompt", ["tokens", "shorten"]),
+    ({"prompt": "!!!"}, "prompt", ["'!!!'", "no word"]),
     ({"prompt": None}, "prompt", ["None", "at least one word"]),
     ({"size": "512x512"}, "size", ["512x512", "64x64"]),
     ({"n": 0}, "n", ["n=0", "from 1 to 16"]),

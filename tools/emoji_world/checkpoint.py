@@ -20,6 +20,7 @@ from transformers.models.janus.image_processing_janus import JanusImageProcessor
 from tools.emoji_world.scenes import EDGE
 from tools.emoji_world.tokenizer import build_tokenizer
 from tools.emoji_world.train_vq import CONFIG as VQ
+from tools.emoji_world.world import write_words
 
 WIDTH = 256
 TOKENS = 64
@@ -83,6 +84,7 @@ def export(model: JanusForConditionalGeneration, processor: JanusProcessor, fold
     model.config.dtype = torch.float32
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    write_words(folder)
     weights = folder / "model.safetensors"
     save_file({k: v.half() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     # transformers ignores generation_kwargs in a generation config that is marked as derived from the model's config

@@ -30,7 +30,17 @@ from tools.emoji_world.progress import Training, load_checkpoint, pick_device
 from tools.emoji_world.tokenizer import build_tokenizer
 from tools.emoji_world.train_vq import CONFIG as VQ
 from tools.emoji_world.train_vq import decode, latents
-from tools.emoji_world.world import BACKGROUNDS, OBJECTS, STYLES, Scene, fill, random_prompt, random_scene
+from tools.emoji_world.world import (
+    BACKGROUNDS,
+    OBJECTS,
+    STYLES,
+    WORDS,
+    Scene,
+    fill,
+    random_prompt,
+    random_scene,
+    write_words,
+)
 from vce_ray.evaluation.detectors.base import NOTHING
 
 CONTEXT = 32
@@ -118,6 +128,7 @@ def export(model: CLIP, tokenizer, folder: Path) -> None:
     """Write an open_clip folder with weights in float16."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
+    write_words(folder, [*WORDS, NOTHING])
     state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     MODEL["text_cfg"]["vocab_size"] = len(tokenizer)

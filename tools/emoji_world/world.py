@@ -7,7 +7,12 @@ expected to understand.
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from vce_ray.models.words import WORDS as WORDS_FILE
 
 STYLES = ("noto", "twemoji", "openmoji", "fluent", "lineart", "silhouette")
 """The illustration sets, which stand in for artists."""
@@ -130,6 +135,19 @@ _EMPTY = ("{a} {b} background", "a plain {b} background", "an empty {b} picture"
 
 TEMPLATES = tuple(dict.fromkeys(_FULL + _NO_BACKGROUND + _NO_STYLE + _OBJECT_ONLY))
 """All templates that name an object. `{a}` stands for the article of the following word."""
+
+WORDS = tuple(
+    dict.fromkeys(
+        [*OBJECTS, *STYLES, *BACKGROUNDS, *KINDS, *(word for thing in THINGS for word in thing.synonyms), "a", "an"]
+        + [word for template in TEMPLATES + _EMPTY for word in re.findall("[a-z]+", re.sub("{.}", "", template))]
+    )
+)
+"""Every word of the sentences: objects, styles, colours and class words first."""
+
+
+def write_words(folder: Path, words: Sequence[str] = WORDS) -> None:
+    """Write the file by which a checkpoint or judge says that it knows only these words (vce_ray/models/words.py)."""
+    (folder / WORDS_FILE).write_text("\n".join(words) + "\n")
 
 
 def fill(template: str, noun: str = "", style: str = "", background: str = "") -> str:

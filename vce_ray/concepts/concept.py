@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from vce_ray.concepts.wording import named_pattern
-from vce_ray.config import PairConfig
-from vce_ray.errors import UserError
+from vce_ray.config import PairConfig, describe
+from vce_ray.errors import UserError, cut, quote
 from vce_ray.training.objectives import train_config
 
 Kind = Literal["object", "style", "explicit"]
@@ -77,9 +77,7 @@ class Concept(BaseModel):
         try:
             (train_config if info.field_name == "train" else PairConfig.model_validate)(value)
         except ValidationError as error:
-            raise UserError(
-                "; ".join(describe_problem(details) for details in error.errors(include_url=False))
-            ) from error
+            raise UserError(describe(error)) from error
         return value
 
     @field_validator("slots", mode="before")
@@ -87,12 +85,12 @@ class Concept(BaseModel):
     def _slots_to_tuples(cls, value: Any) -> Any:
         if isinstance(value, dict):
             return {slot: _as_tuple(fillings, f"slots.{slot}") for slot, fillings in value.items()}
-        raise UserError(f"slots must map each slot to a list, such as background: [red, blue], not {value!r}")
+        raise UserError(f"slots must map each slot to a list, such as background: [red, blue], not {quote(value)}")
 
     @model_validator(mode="after")
     def _check(self) -> Concept:
         if not _NAME.fullmatch(self.name):
-            raise UserError(f"name {self.name!r} must be 1 to 64 characters of a-z, 0-9, '_' and '-'")
+            raise UserError(f"name {quote(self.name)} must be 1 to 64 characters of a-z, 0-9, '_' and '-'")
         for field in ("names", "templates"):
             if not getattr(self, field):
                 raise UserError(f"{field} is empty: give at least one")
@@ -108,41 +106,45 @@ class Concept(BaseModel):
         for term in self.names + self.synonyms + self.filter_terms:
             if not _TERM.fullmatch(term) or len(term) > MAX_TERM_LENGTH:
                 raise UserError(
-                    f"term {term!r} can never occur in a caption: write plain words joined by single spaces, "
+                    f"term {quote(term)} can never occur in a caption: write plain words joined by single spaces, "
                     f"hyphens or apostrophes, at most {MAX_TERM_LENGTH} characters, no wildcards"
                 )
             if term.lower() in _TOO_COMMON or len(term) == 1:
-                raise UserError(f"term {term!r} occurs in nearly every caption: give a word specific to the concept")
+                raise UserError(
+                    f"term {quote(term)} occurs in nearly every caption: give a word specific to the concept"
+                )
         if found := self.mentions(self.replacement):
             raise UserError(
-                f"replacement {self.replacement!r} would itself be filtered, as {found[0]!r}: choose another word"
+                f"replacement {quote(self.replacement)} would itself be filtered, as {found[0]!r}: choose another word"
             )
 
     def _check_templates(self) -> None:
         used: set[str] = set()
         for template in self.templates + self.held_out_templates:
             if SLOT.sub("", template).count("{") or SLOT.sub("", template).count("}"):
-                raise UserError(f"template {template!r} has an unpaired brace: write placeholders as {{slot}}")
+                raise UserError(f"template {quote(template)} has an unpaired brace: write placeholders as {{slot}}")
             placeholders = SLOT.findall(template)
             if "name" not in placeholders:
-                raise UserError(f"template {template!r} has no {{name}}: add it where the concept belongs")
+                raise UserError(f"template {quote(template)} has no {{name}}: add it where the concept belongs")
             for slot in placeholders:
                 if slot != "name" and slot not in self.slots:
                     known = ", ".join(sorted(self.slots)) or "none"
-                    raise UserError(f"template {template!r} has the unknown slot {{{slot}}}: known are name, {known}")
+                    raise UserError(
+                        f"template {quote(template)} has the unknown slot {{{cut(slot)}}}: known are name, {cut(known)}"
+                    )
             used.update(placeholders)
             if found := self.mentions(SLOT.sub(" , ", template)):
                 raise UserError(
-                    f"template {template!r} contains the term {found[0]!r}: use {{name}} instead: templates are also "
-                    "filled with neighbours"
+                    f"template {quote(template)} contains the term {found[0]!r}: use {{name}} instead: templates are "
+                    "also filled with neighbours"
                 )
         if both := set(self.templates) & set(self.held_out_templates):
-            raise UserError(f"template {min(both)!r} is in both templates and held_out_templates: remove one")
+            raise UserError(f"template {quote(min(both))} is in both templates and held_out_templates: remove one")
         for slot, fillings in self.slots.items():
             if slot not in used:
-                raise UserError(f"slot {slot!r} is used by no template: remove it, or use it in one")
+                raise UserError(f"slot {quote(slot)} is used by no template: remove it, or use it in one")
             if not fillings:
-                raise UserError(f"slot {slot!r} is empty: give at least one value")
+                raise UserError(f"slot {quote(slot)} is empty: give at least one value")
             _check_entries(f"slots.{slot}", fillings)
 
     def _check_kept(self) -> None:
@@ -151,15 +153,16 @@ class Concept(BaseModel):
         for field, text in kept:
             if found := self.mentions(text):
                 raise UserError(
-                    f"{field} contains {text!r}, but {found[0]!r} is a term of the concept: remove one of the two"
+                    f"{field} contains {quote(text)}, but {found[0]!r} is a term of the concept: remove one of the two"
                 )
         for prompt in self.keep_prompts:
             if "{" in prompt or "}" in prompt:
-                raise UserError(f"keep_prompts must be complete prompts, but {prompt!r} contains a brace")
+                raise UserError(f"keep_prompts must be complete prompts, but {quote(prompt)} contains a brace")
         for field in ("names", "keep"):
             if self.labels and (missing := [name for name in getattr(self, field) if name not in self.labels]):
                 raise UserError(
-                    f"{field} contains {missing[0]!r}, which is not one of the judge's labels: {', '.join(self.labels)}"
+                    f"{field} contains {quote(missing[0])}, which is not one of the judge's labels: "
+                    f"{cut(', '.join(self.labels))}"
                 )
 
     def terms(self) -> tuple[str, ...]:
@@ -180,7 +183,7 @@ class Concept(BaseModel):
 def _as_tuple(value: Any, field: str) -> Any:
     if isinstance(value, list | tuple):
         return tuple(value)
-    raise UserError(f"{field} must be a list, such as {field}: [first, second], not {value!r}")
+    raise UserError(f"{field} must be a list, such as {field}: [first, second], not {quote(value)}")
 
 
 def _check_entries(field: str, values: tuple[str, ...]) -> None:
@@ -188,15 +191,8 @@ def _check_entries(field: str, values: tuple[str, ...]) -> None:
     for value in values:
         if not value.strip() or value != value.strip() or "\n" in value:
             raise UserError(
-                f"{field} contains {value!r}: it must be a single line, not blank, with no spaces around it"
+                f"{field} contains {quote(value)}: it must be a single line, not blank, with no spaces around it"
             )
         if value.lower() in seen:
-            raise UserError(f"{field} contains {value!r} twice: remove one")
+            raise UserError(f"{field} contains {quote(value)} twice: remove one")
         seen.add(value.lower())
-
-
-def describe_problem(details: Any) -> str:
-    """Format one entry of pydantic's ValidationError.errors() as 'field: message'."""
-    where = ".".join(str(part) for part in details["loc"])
-    message = details["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

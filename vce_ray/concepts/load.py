@@ -9,16 +9,18 @@ own file overrides any of it.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from vce_ray.concepts.concept import SLOT, Concept, describe_problem
-from vce_ray.config import EMBEDDED
-from vce_ray.errors import UserError
+from vce_ray.concepts.concept import SLOT, Concept
+from vce_ray.config import EMBEDDED, describe
+from vce_ray.errors import UserError, quote
+from vce_ray.models.words import vocabulary_of
+from vce_ray.yaml_file import read_yaml
 
 CATALOGUE = Path(__file__).with_name("catalogue")
 DEFAULTS_FILE = "defaults.yaml"
@@ -31,8 +33,8 @@ def load_concept(name_or_path: str, base: str = EMBEDDED) -> Concept:
         base: base model, which selects the catalogue and its defaults.
 
     Raises:
-        UserError: unknown name (the message lists close matches), unreadable file, unknown key, or a broken rule of
-            `Concept`.
+        UserError: unknown name (the message lists close matches), unreadable file, unknown key, a broken rule of
+            `Concept`, or a word in prompts that a base model with a closed vocabulary does not know.
     """
     folder = catalogue_of(base)
     path = Path(name_or_path)
@@ -42,18 +44,24 @@ def load_concept(name_or_path: str, base: str = EMBEDDED) -> Concept:
             close = difflib.get_close_matches(name_or_path.lower(), known, n=3)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise UserError(
-                f"unknown concept {name_or_path!r}.{hint} The catalogue for {base} holds: {', '.join(known)}; "
+                f"unknown concept {quote(name_or_path)}.{hint} The catalogue for {base} holds: {', '.join(known)}; "
                 "or give the path of your own .yaml file"
             )
         path = folder / f"{name_or_path}.yaml"
     values = {"name": path.stem, **_read_yaml(path)}
     if unknown := sorted(set(values) - set(Concept.model_fields)):
-        raise UserError(f"{path}: unknown key {unknown[0]!r}; allowed are {', '.join(Concept.model_fields)}")
+        raise UserError(f"{path}: unknown key {quote(unknown[0])}; allowed are {', '.join(Concept.model_fields)}")
+    defaults = _defaults_of(folder)
+    if defaults.get("closed") and "labels" not in values:
+        _check_closed(values, defaults["labels"], str(path))
     try:
-        return Concept(**_with_defaults(values, _defaults_of(folder)))
+        concept = Concept(**_with_defaults(values, defaults))
     except ValidationError as error:
-        problems = (describe_problem(details) for details in error.errors(include_url=False, include_input=False))
-        raise UserError(f"{path}: {'; '.join(problems)}") from error
+        raise UserError(f"{path}: {describe(error)}") from error
+    if vocabulary := vocabulary_of(base):
+        for field, texts in _prompt_texts(concept):
+            vocabulary.check(texts, f"{path}: {field}")
+    return concept
 
 
 def catalogue(base: str = EMBEDDED) -> list[str]:
@@ -99,14 +107,45 @@ def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str
     return filled
 
 
+def _check_closed(values: dict[str, Any], labels: dict[str, list[str]], path: str) -> None:
+    """Refuse names and neighbours that are none of the labels of the concept's kind, the only things that are drawn."""
+    own, other = ("styles", "objects") if values.get("kind") == "style" else ("objects", "styles")
+    for field in ("names", "keep"):
+        entries = values.get(field)
+        for name in entries if isinstance(entries, list) else ():
+            if not isinstance(name, str) or not name.strip() or name in labels[own]:
+                continue
+            where = f"{path}: {field} contains {quote(name)}, which"
+            if name in labels[other]:
+                raise UserError(
+                    f"{where} is one of the model's {other}, but a concept of kind {values.get('kind')} is about "
+                    f"{own}: a concept has one kind, so write one for each, and erase them with vce-ray fleet"
+                )
+            close = difflib.get_close_matches(name.lower()[:80], labels[own], n=3)
+            hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+            raise UserError(
+                f"{where} is none of the {own} that the model knows{hint}: {', '.join(labels[own])}; its own concepts "
+                "are listed by vce-ray concepts"
+            )
+
+
+def _prompt_texts(concept: Concept) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield what prompts are made of, field by field. Synonyms and filter terms are only looked for in captions."""
+    for field in ("names", "keep", "keep_prompts"):
+        yield field, getattr(concept, field)
+    for field in ("templates", "held_out_templates"):
+        yield field, tuple(SLOT.sub("a", template) for template in getattr(concept, field))
+    for slot, fillings in concept.slots.items():
+        yield f"slots.{slot}", fillings
+    if concept.replacement:
+        yield "replacement", (concept.replacement,)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises UserError if the file cannot be read or holds something else."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the concept file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML file: {error}") from error
+    content = read_yaml(path)
+    if content is None:
+        raise UserError(f"{path} is empty: write 'key: value' lines, such as 'names: [deer]'")
     if isinstance(content, dict):
         return {str(key): value for key, value in content.items()}
     raise UserError(f"{path} must hold 'key: value' lines, such as 'names: [deer]'")

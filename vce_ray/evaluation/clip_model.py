@@ -21,6 +21,7 @@ from vce_ray.concepts.concept import Kind
 from vce_ray.concepts.wording import fix_articles
 from vce_ray.errors import UserError
 from vce_ray.evaluation.detectors.base import NOTHING
+from vce_ray.models.words import Vocabulary, normalize
 
 
 class ClipModel:
@@ -41,6 +42,7 @@ class ClipModel:
         self._model: Any = model.eval()  # Any: torch's types do not allow calling its submodules
         self._preprocess: Any = preprocess
         self._tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
+        self._closed = Vocabulary.of(folder) is not None
 
     @torch.inference_mode()
     def encode_images(self, images_BHWC: np.ndarray) -> Tensor:
@@ -100,6 +102,7 @@ class ClipModel:
         return [choices[i] for i in indices]
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+        texts = [normalize(text) for text in texts] if self._closed else texts
         rows = []
         for start in range(0, len(texts), self.batch_size):
             ids = self._tokenizer(list(texts[start : start + self.batch_size])).to(self.device)

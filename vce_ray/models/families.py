@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vce_ray.config import EMBEDDED, SamplingConfig
-from vce_ray.errors import UserError
-from vce_ray.models.folder import CONFIG, base_config
+from vce_ray.errors import UserError, quote
+from vce_ray.models.checkpoint import check_config, check_weights
+from vce_ray.models.folder import CONFIG, base_config, local_folder
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,35 @@ class Family:
     """The authors' sampling settings, where they differ from the defaults of SamplingConfig."""
     reads_images: bool
     """Whether it implements `caption`."""
+    files: tuple[tuple[str, ...], ...]
+    """What its folder has besides config.json and *.safetensors: of each group, at least one."""
 
 
 FAMILIES = {
     family.name: family
     for family in (
-        Family("janus", "vce_ray.models.janus:Janus", {}, reads_images=True),
+        Family(
+            "janus",
+            "vce_ray.models.janus:Janus",
+            {},
+            reads_images=True,
+            files=(
+                ("tokenizer.json", "tokenizer.model"),
+                ("tokenizer_config.json",),
+                ("processor_config.json", "preprocessor_config.json"),
+            ),
+        ),
         Family(
             "llamagen",
             "vce_ray.models.llamagen.model:LlamaGen",
             {"guidance_scale": 7.5, "top_k": 1000},
             reads_images=False,
+            files=(
+                ("gpt.safetensors",),
+                ("vq.safetensors",),
+                ("text_encoder/config.json",),
+                ("text_encoder/tokenizer.json", "text_encoder/spiece.model"),
+            ),
         ),
     )
 }
@@ -46,18 +65,42 @@ def family_of(ref: str) -> Family:
     """Return the family of a base model. Reads its config.json, never its weights.
 
     Raises:
-        UserError: the reference is unknown, or its `model_type` is not in FAMILIES.
+        UserError: the reference is unknown, its `model_type` is not in FAMILIES, or its weights are quantized.
         StoreError: the object store cannot be reached.
     """
-    model_type = base_config(ref).get("model_type")
+    config = base_config(ref)
+    model_type = config.get("model_type")
     if model_type == "multi_modality":
         raise UserError(
             f"{ref} is a Janus in DeepSeek's own format: give its conversion for transformers, "
             "such as deepseek-community/Janus-Pro-7B"
         )
-    if model_type not in FAMILIES:
-        raise UserError(f"{CONFIG} of {ref} has model_type {model_type!r}: known are {', '.join(FAMILIES)}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(
+            f"{CONFIG} of {ref} has {f'model_type {quote(model_type)}' if model_type else 'no model_type'}: known are "
+            f"{', '.join(FAMILIES)}; give a Janus, such as deepseek-community/Janus-Pro-7B, or a converted LlamaGen"
+        )
+    check_config(config, ref)
     return FAMILIES[model_type]
+
+
+def check_base(ref: str) -> Family:
+    """Return the family of a base model after checking what can be without loading weights.
+
+    That is its config.json, and of a base on this machine also that all files are there and not cut off.
+
+    Raises:
+        UserError, StoreError: as `family_of` does, or a file is missing or damaged.
+    """
+    family, folder = family_of(ref), local_folder(ref)
+    if folder:
+        check_weights(folder)
+        for names in family.files:
+            if not any((folder / name).exists() for name in names):
+                raise UserError(
+                    f"{folder} has no {' or '.join(names)}: download the checkpoint again, with all its files"
+                )
+    return family
 
 
 def reads_images(ref: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,8 @@ from uuid import uuid4
 
 from vce_ray.config import EMBEDDED
 from vce_ray.env import MODEL_CACHE
-from vce_ray.errors import UserError
+from vce_ray.errors import UserError, quote
+from vce_ray.models.checkpoint import AUTO, check_weights, config_dtype, stored_dtype
 
 CONFIG = "config.json"
 _EMBEDDED_FOLDER = Path(__file__).parent / "emoji_world" / "janus"
@@ -55,15 +57,26 @@ def model_folder(ref: str) -> Path:
     return folder
 
 
+def local_folder(ref: str) -> Path | None:
+    """Return the folder of a base model that is on this machine; None for one in a store or on the hub.
+
+    Raises:
+        UserError: the reference has none of the accepted forms.
+    """
+    source = source_of(ref)
+    if source in ("store", "hub"):
+        return None
+    return _EMBEDDED_FOLDER if source == "embedded" else Path(ref)
+
+
 def resolve_base(base: str) -> str:
     """Return `base` as other processes can resolve it: relative folders become absolute.
 
     Raises:
-        UserError: the base is unknown or has no weights.
+        UserError: the base is unknown, or its weights are missing, incomplete or damaged.
     """
     folder = model_folder(base)
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"base model {base!r} has no weights in {folder}: give a folder with *.safetensors")
+    check_weights(folder)
     return str(folder.absolute()) if Path(base).is_dir() else base
 
 
@@ -79,38 +92,40 @@ def base_config(ref: str) -> dict[str, Any]:
         UserError: the reference has none of the accepted forms, or there is no config.json.
         StoreError: the object store cannot be reached.
     """
-    source = source_of(ref)
-    if source in ("store", "hub"):
-        return _parsed(ref, _remote_config(ref, source))
-    path = (_EMBEDDED_FOLDER if source == "embedded" else Path(ref)) / CONFIG
-    if not path.exists():
+    folder = local_folder(ref)
+    if folder is None:
+        return _parsed(ref, _remote_config(ref))
+    if not (folder / CONFIG).exists():
         raise _no_config(ref)
-    return _parsed(ref, path.read_text())
+    return _parsed(ref, (folder / CONFIG).read_bytes())
 
 
-def _parsed(ref: str, text: str) -> dict[str, Any]:
+def _parsed(ref: str, content: bytes) -> dict[str, Any]:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{CONFIG} of {ref} is not JSON ({error}): download the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{CONFIG} of {ref} holds no settings but {quote(config)}: download the checkpoint again")
+    return config
 
 
 @cache
-def _remote_config(ref: str, source: Literal["store", "hub"]) -> str:
-    """Return the text of a config.json kept in an object store or on the hub."""
-    if source == "store":
+def _remote_config(ref: str) -> bytes:
+    """Return the content of a config.json kept in an object store or on the hub."""
+    if source_of(ref) == "store":
         from vce_ray.storage.store import Store
 
         store = Store(ref)
         if not store.exists(CONFIG):
             raise _no_config(ref)
-        return store.read_bytes(CONFIG).decode()
+        return store.read_bytes(CONFIG)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
     name, revision = _split_hub_id(ref)
     try:
-        return Path(hf_hub_download(name, CONFIG, revision=revision)).read_text()
+        return Path(hf_hub_download(name, CONFIG, revision=revision)).read_bytes()
     except RemoteEntryNotFoundError as error:
         raise _no_config(ref) from error
     except (HFValidationError, OSError) as error:
@@ -133,12 +148,15 @@ def source_of(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
                 f"base model {ref.partition('://')[0]}://...: give s3://bucket/folder or gs://bucket/folder"
             )
         return "store"
-    if Path(ref).is_dir():
+    if os.path.isdir(ref):  # unlike Path.is_dir, False for names that no file can have
         return "folder"
+    if os.path.isfile(ref):
+        gguf = "GGUF files are quantized and cannot be used; " if ref.endswith(".gguf") else ""
+        raise UserError(f"base model {quote(ref)} is a file: {gguf}give a folder with {CONFIG} and *.safetensors")
     if ref.count("/") == 1 and not ref.startswith((".", "/")):
         return "hub"
     raise UserError(
-        f"unknown base model {ref!r}: give {EMBEDDED!r}, a checkpoint folder, s3://bucket/folder, "
+        f"unknown base model {quote(ref)}: give {EMBEDDED!r}, a checkpoint folder, s3://bucket/folder, "
         "or a hub id 'owner/name[@revision]'"
     )
 
@@ -159,7 +177,9 @@ def _not_on_hub(ref: str, error: Exception) -> UserError:
 
 
 def _no_config(ref: str) -> UserError:
-    return UserError(f"model folder {ref!r} has no {CONFIG}: give a checkpoint in transformers' format")
+    diffusers = os.path.isfile(os.path.join(ref, "model_index.json"))
+    beside = ", but a model_index.json: it is a pipeline of diffusers, not an autoregressive model" if diffusers else ""
+    return UserError(f"model folder {ref!r} has no {CONFIG}{beside}: give a checkpoint in transformers' format")
 
 
 def _download_from_store(ref: str) -> Path:
@@ -203,15 +223,16 @@ def folder_revision(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def model_dtype(config: dict[str, Any]) -> str:
-    """Return the dtype named by a config.json: float32 for the embedded model, bfloat16 for Janus-Pro."""
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+def model_dtype(folder: Path) -> str:
+    """Return the dtype that a checkpoint is loaded in: the one its config.json names, or else that of its weights."""
+    named = config_dtype(base_config(str(folder)))
+    return stored_dtype(folder) if named == AUTO else named
 
 
 def base_stamp(ref: str) -> dict[str, str]:
     """Return what cached log-probs depend on: the revision of weights and tokenizer, and the dtype of the pass."""
     folder = model_folder(ref)
-    return {"base_revision": folder_revision(folder), "dtype": model_dtype(base_config(str(folder)))}
+    return {"base_revision": folder_revision(folder), "dtype": model_dtype(folder)}
 
 
 def check_stamp(found: dict[str, Any], expected: dict[str, str]) -> None:

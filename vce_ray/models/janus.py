@@ -5,19 +5,25 @@ The shape legend is in base.py.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.janus.configuration_janus import JanusConfig
 from transformers.models.janus.modeling_janus import JanusForConditionalGeneration
 from transformers.models.janus.processing_janus import JanusProcessor
 
-from vce_ray.errors import UserError
+from vce_ray.errors import UserError, cut, quote
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
-from vce_ray.models.folder import folder_revision
+from vce_ray.models.checkpoint import load_complete, without_dtypes
+from vce_ray.models.folder import base_config, folder_revision
 from vce_ray.models.pixels import decode_in_batches
+from vce_ray.models.words import Vocabulary, normalize
+
+logger = logging.getLogger(__name__)
 
 QUESTION = "Describe this image in one sentence."
 
@@ -25,12 +31,19 @@ QUESTION = "Describe this image in one sentence."
 class Janus(ImageModel):
     """Draws and captions images."""
 
-    def __init__(self, net: JanusForConditionalGeneration, processor: Any, revision: str):
+    def __init__(
+        self,
+        net: JanusForConditionalGeneration,
+        processor: Any,
+        revision: str,
+        vocabulary: Vocabulary | None = None,
+    ):
         config: Any = net.config
         self.net: Any = net
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.revision = revision
+        self.vocabulary = vocabulary
         self.num_image_tokens = config.vision_config.num_image_tokens
         self.image_vocab_size = config.vq_config.num_embeddings
         self.image_size = config.vision_config.image_size
@@ -40,14 +53,27 @@ class Janus(ImageModel):
 
     @classmethod
     def from_folder(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
-        """Load a checkpoint folder in transformers' format. Weights are read from safetensors only."""
-        net: Any = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-        processor = JanusProcessor.from_pretrained(folder)
+        """Load a checkpoint folder in transformers' format. Weights are read from safetensors only.
+
+        Raises:
+            UserError: a weight is missing or of another shape, or config, tokenizer or image processor are damaged.
+        """
+        try:
+            config = JanusConfig.from_dict(without_dtypes(base_config(str(folder))))
+            processor = JanusProcessor.from_pretrained(folder, config=config)
+        except Exception as error:  # tokenizers raises no more specific type
+            raise UserError(
+                f"config, tokenizer or image processor of {folder} cannot be loaded ({cut(str(error))}): download the "
+                "checkpoint again"
+            ) from error
+        net = load_complete(JanusForConditionalGeneration, folder, dtype, config=config)
         net.model.vqmodel.to(memory_format=torch.channels_last)  # makes convolutions a third faster on CPUs
-        return cls(net.to(device).eval(), processor, folder_revision(folder))
+        return cls(net.to(device).eval(), processor, folder_revision(folder), Vocabulary.of(folder))
 
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
         """Tokenize and embed prompts for sampling: BOS, text, begin-of-image, padded on the left.
+
+        Prompts for a model with a closed vocabulary are normalized first (words.py), those for others only stripped.
 
         Raises:
             UserError: a prompt is empty, longer than MAX_PROMPT_CHARS, or has more tokens than the model has room for.
@@ -63,17 +89,25 @@ class Janus(ImageModel):
         return PromptBatch(embed(ids_BP), embed(blank_BP), mask_BP, torch.zeros_like(ids_BP[:, 0]))
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Raise UserError if a prompt is empty or too long to be drawn. Uses no device."""
+        """Raise UserError if a prompt is empty or too long to be drawn, and log a warning about words that the model
+        does not know. Uses no device."""
         self._tokenize(prompts)
+        if self.vocabulary and (problem := self.vocabulary.problem(prompts)):
+            logger.warning("what is drawn may not fit the prompt: %s", problem)
 
     def _tokenize(self, prompts: list[str]) -> list[list[int]]:
         check_prompts(prompts)
-        rows = self.tokenizer([prompt.strip() for prompt in prompts])["input_ids"]
+        texts = [normalize(prompt) if self.vocabulary else prompt.strip() for prompt in prompts]
+        if "" in texts:
+            raise UserError(f"prompt {quote(prompts[texts.index('')])} has no word: give at least one")
+        rows = self.tokenizer(texts)["input_ids"]
         rows = [[*row, self._boi] for row in rows]
         limit = self.net.config.text_config.max_position_embeddings - self.num_image_tokens
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > limit:
-                raise UserError(f"prompt of {len(row)} tokens starting {prompt[:40]!r}: the limit is {limit}")
+                raise UserError(
+                    f"prompt of {len(row)} tokens starting {prompt[:40]!r}: the limit is {limit}: shorten it"
+                )
         return rows
 
     @property

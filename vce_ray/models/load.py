@@ -8,8 +8,8 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from vce_ray.config import EMBEDDED
-from vce_ray.models.families import family_of
-from vce_ray.models.folder import base_config, model_dtype, model_folder
+from vce_ray.models.families import check_base
+from vce_ray.models.folder import model_dtype, model_folder
 
 if TYPE_CHECKING:
     from vce_ray.models.base import ImageModel
@@ -30,17 +30,18 @@ def load_model(
         ref: as for `model_folder`.
         device: the GPU visible to this process by default, or the CPU if there is none.
         adapter: folder written by `save_adapter`.
-        dtype: dtype of the weights, such as 'bfloat16'. By default, the one named by the checkpoint.
+        dtype: dtype of the weights, such as 'bfloat16'. By default, the one that the checkpoint names, or is stored in.
 
     Raises:
-        UserError: the reference is unknown, or the adapter is damaged or belongs to another revision of the base.
+        UserError: the reference is unknown; the checkpoint is incomplete, damaged, quantized or of an unknown family;
+            or the adapter is damaged or belongs to another revision of the base.
     """
     import torch
 
     folder = model_folder(ref)
-    model_class = resolve_name(family_of(str(folder)).model)
+    model_class = resolve_name(check_base(str(folder)).model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = model_class.from_folder(folder, device, getattr(torch, dtype or model_dtype(base_config(str(folder)))))
+    model = model_class.from_folder(folder, device, getattr(torch, dtype or model_dtype(folder)))
     model.ref = ref
     if adapter is not None:
         from vce_ray.models.adapter import attach_adapter, merge_adapter  # importing peft takes seconds

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from vce_ray.errors import UserError
-from vce_ray.models.families import reads_images
+from vce_ray.models.families import check_base, reads_images
 from vce_ray.models.load import base_model
 from vce_ray.models.png import from_png
 from vce_ray.net import is_loopback
@@ -86,7 +86,7 @@ def check_captioner(name: str, base: str) -> None:
         UserError: it is unknown, cannot describe images, or needs a package that is not installed.
     """
     ref = parse_captioner(name)
-    if ref.kind == "base" and not reads_images(name):
+    if ref.kind == "base" and not check_base(name).reads_images:
         raise UserError(f"{name!r} cannot describe images: set a captioner, such as a Janus-Pro")
     if ref.kind == "endpoint":
         open_captioner(name)

@@ -23,16 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vce_ray.defaults import Settings, merged
-from vce_ray.errors import UserError, format_error
+from vce_ray.errors import UserError, format_error, quote
 from vce_ray.evaluation.summary import write_summary
 from vce_ray.pipeline.erase import erase
 from vce_ray.pipeline.preflight import open_run
 from vce_ray.pipeline.run import Run
 from vce_ray.pipeline.session import session
 from vce_ray.storage.store import Store
+from vce_ray.yaml_file import read_yaml
 
 
 @dataclass
@@ -61,13 +60,13 @@ def read_fleet(concepts: Sequence[str], shared: Settings) -> list[Settings]:
             own = {"concept": entry} if isinstance(entry, str) else entry
             if not isinstance(own, dict) or not isinstance(own.get("concept"), str):
                 raise UserError(
-                    f"{name_or_file}: {entry!r} is not a concept; give a name, a file, or {{concept: name, ...}}"
+                    f"{name_or_file}: {quote(entry)} is not a concept; give a name, a file, or {{concept: name, ...}}"
                 )
             entries.append(merged(merged(shared, listed), own))
     keys = [(entry.get("name"), entry["concept"], entry.get("seed", 0)) for entry in entries]
     for key in keys:
         if keys.count(key) > 1:
-            raise UserError(f"concept {key[1]!r} is in the fleet twice: remove one, or give it another name")
+            raise UserError(f"concept {quote(key[1])} is in the fleet twice: remove one, or give it another name")
     return entries
 
 
@@ -75,10 +74,7 @@ def _fleet_file(path: str) -> Settings | None:
     """Read a fleet file. Returns None for a concept's name or file."""
     if not path.endswith((".yaml", ".yml")):
         return None
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or "concepts" not in content:
         return None
     if not isinstance(content["concepts"], list) or not content["concepts"]:

@@ -1,6 +1,9 @@
 """Checks everything that a run needs before anything is written or any model loads, cheap checks first:
 
-    settings -> concept, prompts -> training settings -> judge -> store -> base (config.json alone), captioner, refiner
+    settings -> concept, prompts -> training settings -> judge -> store -> base, captioner, refiner
+
+Of a base or captioner in a store or on the hub, config.json alone is read; of one on this machine also the names of its
+files and the headers of its weights.
 
 The cluster comes last and is checked when the first actors are placed (dataflow/fanout.py). Whatever has to be looked
 up for the settings, such as how a base is best sampled, is looked up here and nowhere else.
@@ -15,13 +18,14 @@ from pydantic import ValidationError
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.concepts.load import load_concept
-from vce_ray.config import Config, SamplingConfig, TrainConfig
+from vce_ray.config import Config, SamplingConfig, TrainConfig, describe
 from vce_ray.dataflow.task import Task
 from vce_ray.defaults import Settings, default_settings, merged
 from vce_ray.errors import UserError
 from vce_ray.evaluation.detectors.clip import judge_folder
-from vce_ray.models.families import default_sampling
+from vce_ray.models.families import check_base, default_sampling
 from vce_ray.models.folder import source_of
+from vce_ray.models.words import vocabulary_of
 from vce_ray.pairs.captioner import check_captioner, open_refiner
 from vce_ray.pairs.prompt_file import read_prompts
 from vce_ray.pipeline.run import RUN_FILE, Run
@@ -56,7 +60,9 @@ def prepare(given: Mapping[str, Any]) -> Task:
         unused = "--prompts" if asked.prompts_file else "pairs." + ", pairs.".join(settings["pairs"])
         raise UserError(f"{unused} has no use with --pairs-of, whose runs have made the pairs: leave one of them out")
     if asked.prompts_file is not None:
-        read_prompts(asked.prompts_file, asked.prompt_column)
+        prompts = read_prompts(asked.prompts_file, asked.prompt_column)
+        if vocabulary := vocabulary_of(base):
+            vocabulary.check(prompts, asked.prompts_file)
     # training settings are checked with the concept's own: both may be wrong alone and right together
     method = _method(settings["train"], concept)
     defaults = default_settings(concept, base, method)
@@ -65,6 +71,7 @@ def prepare(given: Mapping[str, Any]) -> Task:
     name = asked.name or f"{concept.name}-{method.replace('_', '-')}-{asked.seed}"
     store = Store(asked.store).child(name)
     store.exists(RUN_FILE)  # fails here, with a message, if the store cannot be reached
+    check_base(base)
     sampling = default_sampling(base)
     check_captioner(asked.captioning_model, base)
     if asked.refiner is not None:
@@ -85,23 +92,6 @@ def validated_sampling(base: str, settings: Mapping[str, Any]) -> SamplingConfig
         return default_sampling(base, **settings)
     except ValidationError as error:
         raise UserError(describe(error)) from error
-
-
-def describe(error: ValidationError) -> str:
-    """Return what is wrong with settings, one clause for each: where, the value, and why."""
-    return "; ".join(_problem(problem) for problem in error.errors(include_url=False))
-
-
-def _problem(problem: Any) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
-    where = ".".join(map(str, problem["loc"]))
-    if not where:
-        return message
-    if problem["type"] == "value_error":  # our own messages name the value
-        return f"{where}: {message}"
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown setting"
-    return f"{where}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
 
 
 def _plain(settings: Mapping[str, Any]) -> Settings:

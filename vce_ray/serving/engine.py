@@ -92,7 +92,7 @@ class Engine:
         try:
             self._model.check_prompts([prompt])  # a prompt with too many tokens would fail every image in flight
         except UserError as error:
-            raise ApiError(400, f"{error}: shorten it", param="prompt", code="prompt_too_long") from error
+            raise ApiError(400, str(error), param="prompt", code="invalid_value") from error
         images = await self._batcher.submit([(prompt, seed) for seed in seeds])
         if isinstance(images, Busy):
             return images

@@ -107,8 +107,12 @@ def load_folder(
     card = json.loads((folder / CONFIG).read_text())
     if card.get("model_type") != MODEL_TYPE:
         raise UserError(f"{folder / CONFIG}: model_type is {card.get('model_type')!r}, expected {MODEL_TYPE!r}")
+    try:
+        gpt_config, vq_config = gpt.GPTConfig(**card["gpt"]), vq.VQConfig(**card["vq"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({type(error).__name__}: {error}): convert again") from error
     with torch.device("meta"):  # no memory and no initialization for weights that are replaced at once
-        gpt_net, vq_net = gpt.LlamaGenGPT(gpt.GPTConfig(**card["gpt"])), vq.VQModel(vq.VQConfig(**card["vq"]))
+        gpt_net, vq_net = gpt.LlamaGenGPT(gpt_config), vq.VQModel(vq_config)
     _fill(gpt_net, folder / GPT_WEIGHTS)
     _fill(vq_net, folder / VQ_WEIGHTS)
     vq_net.to(device, torch.float32).requires_grad_(False)

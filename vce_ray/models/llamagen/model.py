@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from vce_ray.errors import UserError
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts, roll_rows
+from vce_ray.models.checkpoint import load_complete
 from vce_ray.models.folder import folder_revision
 from vce_ray.models.llamagen.convert import TEXT_ENCODER, load_folder
 from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, LlamaGenGPT
@@ -41,7 +42,7 @@ class LlamaGen(ImageModel):
     def from_folder(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LlamaGen:
         """Load a folder written by `convert`. Raises UserError if files are missing."""
         net, image_tokenizer = load_folder(folder, device, dtype)
-        encoder: Any = T5EncoderModel.from_pretrained(folder / TEXT_ENCODER, dtype=dtype, use_safetensors=True)
+        encoder = load_complete(T5EncoderModel, folder / TEXT_ENCODER, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder / TEXT_ENCODER)
         encoder = encoder.to(device).eval().requires_grad_(False)
         return cls(net, image_tokenizer, encoder, tokenizer, folder_revision(folder))

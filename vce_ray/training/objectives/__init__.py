@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vce_ray.config import TrainConfig
-from vce_ray.errors import UserError
+from vce_ray.errors import UserError, quote
 from vce_ray.training.objectives.base import Objective
 from vce_ray.training.objectives.dpo import DPO
 from vce_ray.training.objectives.vsafe_dpo import VSafeDPO
@@ -25,7 +25,7 @@ __all__ = ["DEFAULT_METHOD", "OBJECTIVES", "Objective", "objective_for", "object
 def objective_type(method: str) -> type[Objective]:
     """Return the class of a training method. Raises UserError for an unknown name."""
     if not isinstance(method, str) or method not in OBJECTIVES:
-        raise UserError(f"unknown training method {method!r}: use one of {', '.join(OBJECTIVES)}")
+        raise UserError(f"unknown training method {quote(method)}: use one of {', '.join(OBJECTIVES)}")
     return OBJECTIVES[method]
 
 
