@@ -157,11 +157,13 @@ def generate(
 
     from vce_ray import api
     from vce_ray.cli.pictures import make_folder, save_new
+    from vce_ray.notice import mark_warnings
     from vce_ray.pipeline.preflight import validated_sampling
 
     sampling = validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
     make_folder(out)
     logging.disable_progress_bar()
+    mark_warnings()
     model = api.load_model(base, adapter)
     asked = [prompt for prompt in prompts for _ in range(count)]
     images = api.draw(model, asked, seed, **settings.get("sampling", {}))
