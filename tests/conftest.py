@@ -16,7 +16,7 @@ from vce_ray.storage.store import Store
 
 BUCKET = "vce-test"
 
-STARTING = {"s3_uri", "gs_uri", "fleet", "finished", "local_ray", "fake_gpu"}
+STARTING = {"s3_uri", "gs_uri", "hub", "fleet", "finished", "local_ray", "fake_gpu"}
 """Fixtures that start servers or Ray: a test that uses one is an integration test."""
 
 if not Path("/dev/nvidiactl").exists():

@@ -128,9 +128,26 @@ def compile_kernels(flags: Sequence[str] = FLAGS) -> StepKernels | None:
     Returns None if there is no compiler, and also, with a warning in the log, if the compiler fails or its output
     cannot be loaded.
     """
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
+    try:
+        return build_kernels(flags) if find_compiler() else None
+    except CompileError as error:
+        log.warning("sampling on this CPU runs without compiled kernels, at about half the speed: %s", error)
         return None
+
+
+class CompileError(Exception):
+    """The compiler failed, or its output cannot be loaded. The message is the compiler's."""
+
+
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler, or None if there is none."""
+    return shutil.which("c++") or shutil.which("g++")
+
+
+def build_kernels(flags: Sequence[str] = FLAGS) -> StepKernels:
+    """Compile and load step.cpp for this machine, which has a compiler. Raises CompileError if that fails."""
+    compiler = find_compiler()
+    assert compiler is not None, "callers ask find_compiler first"
     with TemporaryDirectory() as folder:
         compiled, library = str(Path(folder, "step.o")), Path(folder, "step.so")
         try:
@@ -141,8 +158,6 @@ def compile_kernels(flags: Sequence[str] = FLAGS) -> StepKernels | None:
                 subprocess.run([compiler, *arguments], check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
             return StepKernels(library)
         except subprocess.CalledProcessError as error:
-            reason = error.stderr.strip()
+            raise CompileError(error.stderr.strip()) from error
         except (OSError, subprocess.TimeoutExpired) as error:
-            reason = str(error)
-    log.warning("sampling on this CPU runs without compiled kernels, at about half the speed: %s", reason)
-    return None
+            raise CompileError(str(error)) from error
