@@ -7,12 +7,16 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 from tiny_runs import ENVIRONMENT, NAME, ONE, TINY, VCE_RAY
 
 from vce_ray.storage.store import Store
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
 
 BUCKET = "vce-test"
 
@@ -80,6 +84,15 @@ def gs_uri() -> Iterator[Callable[[str], str]]:
 
     with gcs_server(BUCKET) as endpoint:
         yield lambda prefix: f"gs://{BUCKET}/{prefix}?endpoint_override={endpoint}&scheme=http"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator["HubServer"]:
+    """A Hugging Face hub, which huggingface_hub in this process uses from then on, with an empty cache."""
+    from hub_server import hub_server
+
+    with hub_server(tmp_path / "hub-cache") as server:
+        yield server
 
 
 @pytest.fixture(params=["local", "s3", "gs"])

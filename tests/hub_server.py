@@ -70,15 +70,14 @@ class HubServer:
                     return self.answer(404 if token else 401, {"X-Error-Code": "RepoNotFound"})
                 if len(parts) > 3 and parts[3] not in ("main", "v1", repo.sha):
                     return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-                if api and parts[2:3] == ["tree"]:
+                if api:
                     listed = [
-                        {"type": "file", "path": name, "size": self.size(repo, name), "oid": self.oid(content)}
+                        {"type": "file", "path": name, "rfilename": name, "size": self.size(repo, name)}
+                        | {"oid": self.oid(content), "blobId": self.oid(content)}
                         for name, content in repo.files.items()
                     ]
-                    return self.answer(200, body=json.dumps(listed).encode())
-                if api:
-                    info = {"id": "/".join(parts[:2]), "sha": repo.sha, "siblings": []}
-                    return self.answer(200, body=json.dumps(info).encode())
+                    info = {"id": "/".join(parts[:2]), "sha": repo.sha, "siblings": listed}
+                    return self.answer(200, body=json.dumps(listed if parts[2:3] == ["tree"] else info).encode())
                 if repo.access == "gated" and token != TOKEN:
                     return self.answer(403 if token else 401, {"X-Error-Code": "GatedRepo"})
                 name = "/".join(parts[4:])

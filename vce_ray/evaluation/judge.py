@@ -37,7 +37,7 @@ def judge_ref(base: str, judge: str | None) -> str:
         UserError: the base is not the embedded one and no judge is given.
     """
     if judge is None and base != EMBEDDED:
-        raise UserError(f"base model {base!r} has no judge of its own", f"give one with --judge: {_FORMAT}")
+        raise UserError(f"base model {base!r} has no judge", f"give one with --judge, {_FORMAT}")
     return judge or EMBEDDED
 
 

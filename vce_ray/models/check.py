@@ -23,7 +23,7 @@ from vce_ray.models.folder import (
     model_folder,
     source_of,
 )
-from vce_ray.models.hub import hub_cache, hub_files, hub_text, split_id
+from vce_ray.models.hub import download_command, hub_cache, hub_files, hub_text
 from vce_ray.models.stored import free_space, no_space, stored_files
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -50,10 +50,10 @@ class Listing:
     def fault(self, found: str) -> UserError:
         """Return the error for a model that lacks a file, with the fix that suits where the model is."""
         match source_of(self.ref, self.kind):
+            case "hub" if len(self.here) == len(self.sizes):  # of the cache, which may hold a part of the model
+                fix = f"{download_command(self.ref)}, or give {self.kind.format}"
             case "hub":
-                name, revision = split_id(self.ref)
-                command = f"hf download {name}{f' --revision {revision}' if revision else ''}"
-                fix = f"run `{command}`, or give {self.kind.format}"
+                fix = f"give {self.kind.format}"
             case "store":
                 fix = f"upload the whole folder again, or give {self.kind.format}"
             case _:
@@ -114,7 +114,9 @@ def check_weights(files: Listing) -> None:
 
 
 def check_lfs(files: Listing) -> None:
-    """Raise UserError if a large file of a model is a Git LFS pointer."""
+    """Raise UserError if a large file of a model is a Git LFS pointer. The hub itself never serves one."""
+    if source_of(files.ref, files.kind) == "hub":
+        return
     small = [name for name, size in files.sizes.items() if name.endswith(LARGE_SUFFIXES) and size <= LFS_POINTER_BYTES]
     if pointers := [name for name in small if files.read(name).startswith(LFS_POINTER)]:
         raise lfs_error(files.ref, pointers)

@@ -7,19 +7,25 @@ itself.
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from vce_ray.errors import UserError
 from vce_ray.models.stored import NO_SPACE
 
 if TYPE_CHECKING:
     import httpx
+
+
+TIMEOUT_S = 10.0
+"""Seconds to wait for the hub's answer about a model, after which the cache is looked at."""
 
 
 class HubFile(NamedTuple):
@@ -55,14 +61,12 @@ def hub_text(ref: str, file: str) -> str | None:
         UserError: the model cannot be fetched.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    if file not in hub_files(ref, [file]):  # also answers at once if there is no hub; the download retries for 20 s
+        return None
     name, revision = split_id(ref)
     with _explained(ref):
-        try:
-            return Path(hf_hub_download(name, file, revision=revision)).read_text()
-        except RemoteEntryNotFoundError:
-            return None
+        return Path(hf_hub_download(name, file, revision=revision)).read_text()
 
 
 def hub_files(ref: str, patterns: Sequence[str]) -> dict[str, HubFile]:
@@ -71,22 +75,30 @@ def hub_files(ref: str, patterns: Sequence[str]) -> dict[str, HubFile]:
     Raises:
         UserError: the model can be neither reached nor found in the cache.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
 
     name, revision = split_id(ref)
     allowed = list(patterns)
     with _explained(ref):
         try:
-            found = snapshot_download(name, revision=revision, allow_patterns=allowed, dry_run=True)
-        except DryRunError as unreachable:
+            info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
+        except RevisionNotFoundError:
+            raise
+        except (httpx.HTTPError, OSError) as unreachable:
             try:
                 folder = Path(snapshot_download(name, revision=revision, allow_patterns=allowed, local_files_only=True))
             except LocalEntryNotFoundError:
-                raise unreachable from unreachable.__cause__
+                raise unreachable from None
             paths = [path for path in folder.rglob("*") if path.is_file()]
             return {path.relative_to(folder).as_posix(): HubFile(path.stat().st_size, True) for path in paths}
-    return {file.filename: HubFile(file.file_size or 0, not file.will_download) for file in found}
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        return {
+            file: HubFile(sizes[file], isinstance(try_to_load_from_cache(name, file, revision=info.sha), str))
+            for file in filter_repo_objects(sizes, allow_patterns=allowed)
+        }
 
 
 def hub_cache() -> Path:
@@ -94,6 +106,15 @@ def hub_cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
+
+
+def download_command(ref: str) -> str:
+    """Return the advice to download a model, with the command that does."""
+    from huggingface_hub import constants
+
+    name, revision = split_id(ref)
+    command = f"run `hf download {name}{f' --revision {revision}' if revision else ''}`"
+    return f"unset HF_HUB_OFFLINE and {command}" if constants.is_offline_mode() else command
 
 
 def split_id(ref: str) -> tuple[str, str | None]:
@@ -109,7 +130,7 @@ def _explained(ref: str) -> Iterator[None]:
 
     try:
         yield
-    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RuntimeError) as error:
         raise UserError(*_explain(ref, error)) from error
 
 
@@ -118,7 +139,6 @@ def _explain(ref: str, error: Exception) -> tuple[str, str]:
     import httpx
     from huggingface_hub import constants
     from huggingface_hub.errors import (
-        DryRunError,
         FileMetadataError,
         GatedRepoError,
         HfHubHTTPError,
@@ -130,8 +150,8 @@ def _explain(ref: str, error: Exception) -> tuple[str, str]:
     )
 
     name, revision = split_id(ref)
-    hub, download = constants.ENDPOINT, f"`hf download {name}{f' --revision {revision}' if revision else ''}`"
-    while isinstance(error, LocalEntryNotFoundError | DryRunError) and isinstance(error.__cause__, Exception):
+    hub = constants.ENDPOINT
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # "not in the cache either": the cause is why the hub was of no help
     match error:
         case HFValidationError():
@@ -150,12 +170,14 @@ def _explain(ref: str, error: Exception) -> tuple[str, str]:
             return _answered(name, hub, error.response)
         case OfflineModeIsEnabled() | LocalEntryNotFoundError():
             return f"{name} is not, or not completely, in the cache {hub_cache()}, and HF_HUB_OFFLINE is set", (
-                f"unset HF_HUB_OFFLINE and run {download}, or give a folder"
+                f"{download_command(ref)}, or give a folder"
             )
-        case FileMetadataError() | httpx.InvalidURL() | httpx.UnsupportedProtocol():
+        case FileMetadataError() | httpx.UnsupportedProtocol() | json.JSONDecodeError():
             return f"{hub} does not answer as a hub does", "correct HF_ENDPOINT, or unset it"
+        case httpx.InvalidURL():  # its message may repeat a password
+            return "HF_ENDPOINT or a proxy setting is not a URL", "correct HF_ENDPOINT, HTTP_PROXY and HTTPS_PROXY"
         case httpx.ConnectError() | httpx.ProxyError() | httpx.TimeoutException():
-            return _unreachable(hub, download, error)
+            return _unreachable(hub, ref, error)
         case httpx.HTTPError():
             return f"the download of {name} broke off ({_first_line(error)})", "run the same command again"
         case OSError() if error.errno in NO_SPACE:
@@ -177,27 +199,31 @@ def _answered(name: str, hub: str, response: httpx.Response) -> tuple[str, str]:
         return f"{hub} refuses the token ({status})", "set HF_TOKEN to a valid token, or unset it for a public model"
     if response.status_code == 403:
         return f"{hub} denies access to {name} ({reason or status})", "set HF_TOKEN to a token that may read it"
+    if response.status_code == 407:
+        fix = "set HTTPS_PROXY to http://user:password@host:port"
+        return f"the proxy between here and {hub} asks for credentials ({status})", fix
     if response.status_code == 429:
         return f"{hub} limits the number of requests ({status})", "wait some minutes, or set HF_TOKEN"
     return f"{hub} answers {status} for {name}", "try again later, correct HF_ENDPOINT if you set it, or give a folder"
 
 
-def _unreachable(hub: str, download: str, error: Exception) -> tuple[str, str]:
+def _unreachable(hub: str, ref: str, error: Exception) -> tuple[str, str]:
     scheme = urlsplit(hub).scheme
-    if proxy := getproxies().get(scheme):
+    if (proxy := getproxies().get(scheme)) and not proxy_bypass(urlsplit(hub).hostname or ""):
         shown = urlsplit(proxy if "://" in proxy else f"//{proxy}").netloc.rpartition("@")[2]  # without credentials
         return f"{hub} is out of reach through the proxy {shown} ({_first_line(error)})", (
             f"correct {scheme.upper()}_PROXY, unset it, or add the host to NO_PROXY"
         )
     return f"{hub} is out of reach ({_first_line(error)})", (
-        f"check the network, HF_ENDPOINT and {scheme.upper()}_PROXY, copy the cache of a machine that has run "
-        f"{download}, or give a folder"
+        f"check the network, HF_ENDPOINT and {scheme.upper()}_PROXY; or {download_command(ref)} on a machine that "
+        "reaches it and copy its cache, or give a folder"
     )
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without the ids that the hub adds; its type if it has none."""
+    """Return the start of an error's message, without the URLs and ids that follow; its type if there is none."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     lines = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)
+    line = next(filter(None, lines), type(error).__name__).partition(" (")[0]
+    return re.sub(r"^\[Errno -?\d+\] ", "", line)

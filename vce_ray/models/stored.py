@@ -36,6 +36,7 @@ def store_folder(ref: str) -> Path:
         # the rename, which is atomic, lets the first one win.
         partial = folder.with_name(f"{folder.name}.{uuid4().hex}")
         try:
+            partial.mkdir(parents=True)  # pyarrow makes subfolders only
             store.attempt("fetching", "", lambda: fs.copy_files(store.root, str(partial), store.filesystem))
             partial.rename(folder)
         except StoreError as error:

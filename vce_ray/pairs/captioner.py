@@ -21,7 +21,7 @@ import numpy as np
 from vce_ray.errors import CaptionerError, UserError
 from vce_ray.models.check import check_base, check_lfs, list_files
 from vce_ray.models.families import reads_images
-from vce_ray.models.folder import BASE, CONFIG, Kind
+from vce_ray.models.folder import BASE, CONFIG, Kind, model_config
 from vce_ray.models.load import base_model
 from vce_ray.models.png import from_png, to_png
 from vce_ray.net import is_loopback
@@ -113,6 +113,7 @@ def check_captioner(name: str, base: str) -> str:
             f"captioner {name!r} describes only the unsafe images, and {base!r} cannot describe the safe ones",
             "serve the model (vllm serve) and give its endpoint, http://localhost:8000/v1#model",
         )
+    model_config(ref.model, _IN_VLLM)
     files = list_files(ref.model, _IN_VLLM)  # the nodes of the engines download it, so its size is not compared
     if not any(PurePath(file).suffix in (".safetensors", ".bin") for file in files.sizes):
         raise files.fault("has no weights")
