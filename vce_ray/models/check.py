@@ -99,9 +99,14 @@ def check_base(ref: str) -> str:
     """
     family = family_of(ref)
     files = list_files(ref)
+    check_files(files)
+    return f"{family.name}, {check_space(files, files.sizes)}"
+
+
+def check_files(files: Listing) -> None:
+    """Check that a base model has all its weights and a tokenizer. Raises UserError."""
     check_weights(files)
     check_tokenizer(files)
-    return f"{family.name}, {check_space(files, files.sizes)}"
 
 
 def check_weights(files: Listing) -> None:

@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from vce_ray.config import EMBEDDED
+from vce_ray.models.check import check_files, list_folder
 from vce_ray.models.families import family_of
 from vce_ray.models.folder import base_config, model_dtype, model_folder
 
@@ -33,12 +34,14 @@ def load_model(
         dtype: dtype of the weights, such as 'bfloat16'. By default, the one named by the checkpoint.
 
     Raises:
-        UserError: the reference is unknown, or the adapter is damaged or belongs to another revision of the base.
+        UserError: the reference is unknown, the model is incomplete, or the adapter is damaged or belongs to another
+            revision of the base.
     """
     import torch
 
     folder = model_folder(ref)
     model_class = resolve_name(family_of(str(folder)).model)
+    check_files(list_folder(folder, ref))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model_class.from_folder(folder, device, getattr(torch, dtype or model_dtype(base_config(str(folder)))))
     model.ref = ref

@@ -35,9 +35,13 @@ def store_folder(ref: str) -> Path:
         # Several processes of a machine may copy the same model at once: each copies into a folder of its own, and
         # the rename, which is atomic, lets the first one win.
         partial = folder.with_name(f"{folder.name}.{uuid4().hex}")
+
+        def copy() -> None:
+            partial.mkdir(parents=True, exist_ok=True)  # pyarrow makes subfolders only
+            fs.copy_files(store.root, str(partial), store.filesystem)
+
         try:
-            partial.mkdir(parents=True)  # pyarrow makes subfolders only
-            store.attempt("fetching", "", lambda: fs.copy_files(store.root, str(partial), store.filesystem))
+            store.attempt("fetching", "", copy)
             partial.rename(folder)
         except StoreError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE:
