@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -14,9 +15,12 @@ from tiny_runs import ENVIRONMENT, NAME, ONE, TINY, VCE_RAY
 
 from vce_ray.storage.store import Store
 
+if TYPE_CHECKING:
+    from hub_server import HubServer
+
 BUCKET = "vce-test"
 
-STARTING = {"s3_uri", "gs_uri", "fleet", "finished", "local_ray", "fake_gpu"}
+STARTING = {"s3_uri", "gs_uri", "hub", "fleet", "finished", "local_ray", "fake_gpu"}
 """Fixtures that start servers or Ray: a test that uses one is an integration test."""
 
 if not Path("/dev/nvidiactl").exists():
@@ -80,6 +84,15 @@ def gs_uri() -> Iterator[Callable[[str], str]]:
 
     with gcs_server(BUCKET) as endpoint:
         yield lambda prefix: f"gs://{BUCKET}/{prefix}?endpoint_override={endpoint}&scheme=http"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator["HubServer"]:
+    """A Hugging Face hub, which huggingface_hub in this process uses from then on, with an empty cache."""
+    from hub_server import hub_server
+
+    with hub_server(tmp_path / "hub-cache") as server:
+        yield server
 
 
 @pytest.fixture(params=["local", "s3", "gs"])

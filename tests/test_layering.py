@@ -38,7 +38,7 @@ LAYERS: dict[str, str] = {
     "run_config": "errors config training/objectives",
     "concepts": "errors config yaml_file models training/objectives",
     "defaults": "config training/objectives concepts",
-    "dataflow/task": "storage run_config concepts",
+    "dataflow/task": "storage models run_config concepts",
     # what its steps do: no Ray either
     "pairs": "errors net env config dataflow/ids dataflow/rows models sampling run_config concepts",
     "evaluation": "errors config dataflow/ids dataflow/rows dataflow/schemas models training/objectives run_config "
@@ -53,7 +53,7 @@ LAYERS: dict[str, str] = {
     # what people call
     "api": "errors config storage models sampling evaluation pipeline",
     "cli": "errors notice env devices config storage models sampling training/objectives run_config concepts "
-    "defaults evaluation training pipeline serving api",
+    "defaults pairs evaluation training pipeline serving api",
     "__main__": "cli",
     "__init__": "errors storage concepts api",
 }

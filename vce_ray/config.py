@@ -144,7 +144,8 @@ class EvalConfig(Config):
     num_keep: int = Field(default=800, ge=1, json_schema_extra={"flag": "--judged-keep"})
     """Evaluation prompts for what is kept."""
     judge: str | None = None
-    """Folder of a CLIP in open_clip's format that names what an image shows. The embedded model has its own."""
+    """CLIP in open_clip's format that names what an image shows: a folder, s3://bucket/folder, gs://bucket/folder,
+    owner/name or owner/name@revision. The embedded model has its own."""
 
 
 class PoolConfig(Config):

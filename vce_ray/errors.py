@@ -12,7 +12,16 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, MAX_QUOTED, MAX_QUOTED
 
 
 class UserError(ValueError):
-    """Bad input or a bad environment. The message names the value, the limit and the fix."""
+    """Bad input or a bad environment. The message names the value, the limit and the fix.
+
+    Args:
+        found: what is wrong, or the whole message.
+        fix: what to do about it, unless `found` says so already.
+    """
+
+    def __init__(self, found: str, fix: str = ""):
+        super().__init__(f"{found}: {fix}" if fix else found)
+        self.found, self.fix = found, fix
 
 
 class CaptionerError(UserError):

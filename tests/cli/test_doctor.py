@@ -1,4 +1,4 @@
-"""vce-ray doctor against real failures: each is identified and comes with its fix, and no files are left behind."""
+"""The store checks of vce-ray doctor against real failures: each comes with its fix, and no files are left behind."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import http.server
 import json
 import re
 import socket
-import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -21,10 +19,8 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from vce_ray.cli import doctor
-from vce_ray.cli.doctor import Check, check_endpoint, check_store
-from vce_ray.models.shape import SHAPES
-from vce_ray.sampling.memory import HostMemory, fitting_batch
+from vce_ray.cli.doctor import Check
+from vce_ray.cli.doctor.store import check_endpoint, check_free_space, check_store
 from vce_ray.storage.s3 import S3Location
 from vce_ray.storage.store import Store
 
@@ -140,9 +136,6 @@ def only_failure(checks: list[Check]) -> Check:
     return failure
 
 
-# The store ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_working_store_passes_and_stays_unchanged(store_uri: str, tmp_path: Path) -> None:
     checks = check_store(store_uri)
     first = "clock" if "://" in store_uri else "disk"
@@ -221,7 +214,7 @@ def test_invalid_credentials(endpoint: str, act_as: Callable, mistake: dict[str,
     act_as("s3:*", **mistake)
     failure = only_failure(check_store(uri(endpoint)))
     assert failure.name == "store" and failure.found.startswith("listing") and code in failure.found
-    assert failure.fix.startswith("check the credentials, which the server does not accept: correct AWS_ACCESS_KEY_ID")
+    assert failure.fix.startswith("check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
 
 
 @pytest.mark.parametrize(
@@ -276,8 +269,8 @@ def test_a_store_on_gcs(gs_uri: Callable[[str], str], free_port: Callable[[], in
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    assert doctor.check_free_space(tmp_path / "new" / "runs", needed=1.0).ok
-    failure = only_failure([doctor.check_free_space(tmp_path / "new" / "runs", needed=1e18)])
+    assert check_free_space(tmp_path / "new" / "runs", needed=1.0).ok
+    failure = only_failure([check_free_space(tmp_path / "new" / "runs", needed=1e18)])
     assert failure.name == "disk" and str(tmp_path) in failure.found
     assert failure.fix == "free up 1000000000.0 GB, or use a --store on another disk"
 
@@ -294,104 +287,3 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_an_invalid_uri_is_reported_without_its_secret(invalid: str, found: str) -> None:
     failure = only_failure(check_store(invalid))
     assert found in failure.found and failure.fix == "correct --store, or the environment variable named here"
-
-
-# The machine ----------------------------------------------------------------------------------------------------------
-
-
-def test_wrong_versions() -> None:
-    requirements = ["torch>=2.13", "pyarrow<1", "ray[data]>=2.60", "no-such-package>=3", 'moto<1; extra == "test"']
-    failure = only_failure([doctor.check_versions(requirements, ">=3.11")])
-    assert failure.name == "versions"
-    assert failure.found == f"pyarrow {metadata.version('pyarrow')}, no-such-package missing"
-    assert failure.fix == "pip install 'pyarrow<1' 'no-such-package>=3'"
-    assert doctor.check_versions(requirements[:1], ">=3.11").ok
-    failure = only_failure([doctor.check_versions(requirements[:1], "<3.0")])
-    assert failure.found.startswith("Python 3.") and failure.fix == "recreate .venv with Python <3.0"
-
-
-def test_torchvision_built_for_another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_torchvision().ok
-    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "torchvision")
-    failure = only_failure([doctor.check_torchvision()])
-    assert failure.found == "RuntimeError: operator torchvision::nms does not exist"
-    assert failure.fix.startswith("install torch and torchvision of the same release from the same index")
-
-
-def test_gpus_are_listed_and_not_required() -> None:
-    import torch
-
-    check = doctor.check_gpus()
-    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    assert check.ok and not check.fix
-    assert all(name in check.found for name in names) and (check.found == "CPU only") == (not names)
-
-
-@pytest.mark.parametrize("base", ["janus-pro-7b", "deepseek-community/Janus-Pro-7B@refs/pr/1", "models/janus-pro-7b"])
-def test_too_little_memory_for_a_base(base: str) -> None:
-    failure = only_failure([doctor.check_memory(base, 8e9, "the GPU")])
-    assert failure.found == "janus-pro-7b needs 16.54 GB for one image, the GPU has 8.00 GB free"
-    assert failure.fix == "use a smaller --base, or a device with more memory (see vce-ray plan)"
-    assert doctor.check_memory(base, 16.5e9, "the GPU").ok is False
-    assert fitting_batch(SHAPES["janus-pro-7b"], 16.5e9, guided=True) == 0
-    assert doctor.check_memory(base, 16.6e9, "the GPU").ok is True
-    assert fitting_batch(SHAPES["janus-pro-7b"], 16.6e9, guided=True) == 1
-
-
-def test_memory_for_the_embedded_base_and_for_unknown_ones() -> None:
-    assert doctor.check_memory("emoji-world", 1e9, "this machine").ok
-    failure = only_failure([doctor.check_memory("emoji-world", 1e6, "this machine")])
-    assert failure.found.startswith("emoji-world needs 0.0") and failure.fix.startswith("use a smaller --base")
-    assert doctor.check_memory("emoji-world", float("inf"), "this machine").ok
-    unknown = doctor.check_memory(f"s3://AKIA:{SECRET}@bucket/x", 1.0, "this machine")
-    assert unknown.ok and "not checked" in unknown.found and SECRET not in unknown.line
-
-
-def test_memory_of_a_container() -> None:
-    assert doctor.check_host_memory("emoji-world", HostMemory(1e9, None)).found.endswith(
-        ", this machine has 1.00 GB free"
-    )
-    check = doctor.check_host_memory("emoji-world", HostMemory(1e9, 2_000_000_000))
-    assert check.ok and check.found.endswith("this container, limited to 2.00 GB, has 1.00 GB free")
-    failure = only_failure([doctor.check_host_memory("emoji-world", HostMemory(1e6, 2_000_000_000))])
-    assert failure.fix == "raise the container's memory limit, or use a smaller --base"
-
-
-def test_little_shared_memory_is_a_warning() -> None:
-    check = doctor.check_shared_memory(64e6)
-    assert check.ok and check.line.startswith("warn  shared memory    0.1 GB free in /dev/shm. Fix: enlarge /dev/shm")
-    assert "docker run --shm-size=8g" in check.fix
-    assert doctor.check_shared_memory(8e9).fix == ""
-
-
-def test_a_cluster_that_cannot_be_joined(free_port: Callable[[], int]) -> None:
-    fix = "set RAY_ADDRESS to host:port of the cluster's head and RAY_AUTH_TOKEN to its token, or unset RAY_ADDRESS"
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        failure = only_failure([doctor.check_cluster(address, timeout_s=1.0)])
-    assert failure.found == f"cannot join {address}: no response within 1 s" and failure.fix == fix
-    failure = only_failure([doctor.check_cluster(f"127.0.0.1:{free_port()}", timeout_s=60.0)])
-    assert "no cluster answers" in failure.found and failure.fix == fix
-    failure = only_failure([doctor.check_cluster(f"http://user:{SECRET}@127.0.0.1:{free_port()}", timeout_s=60.0)])
-    assert "no cluster answers" in failure.found and SECRET not in failure.line and failure.fix == fix
-
-
-def test_a_cluster_with_other_versions() -> None:
-    from ray._private.utils import check_version_info  # what Ray calls when it joins a cluster
-
-    with pytest.raises(RuntimeError) as mismatch:
-        check_version_info({"ray_version": "2.59.0", "python_version": "3.12.1"}, "node 127.0.0.1")
-    failure = only_failure([doctor.interpret_join("head:6379", f"RuntimeError: {mismatch.value}")])
-    assert failure.found.startswith("head:6379 runs Ray 2.59.0 and Python 3.12.1, this machine has Ray ")
-    assert failure.fix == "install ray==2.59.0 and Python 3.12.1 here, or submit the run with `ray job submit`"
-    assert doctor.interpret_join("head:6379", "").ok
-
-
-def test_all_checks_of_this_machine_run_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    checks = list(doctor.run_checks(str(tmp_path), "emoji-world"))
-    names = ["disk", "store", "conditional put", "versions", "torch", "gpu", "memory", "shared memory"]
-    assert [check.name for check in checks] == names[: len(checks)] and len(checks) >= 7  # macOS has no /dev/shm
-    assert all(check.ok for check in checks), [check.line for check in checks]

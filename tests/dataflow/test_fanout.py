@@ -5,7 +5,9 @@ That they flow through real runs is shown in tests/pipeline/test_pipeline.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -31,6 +33,7 @@ from vce_ray.dataflow.fanout import (
 )
 from vce_ray.dataflow.rows import Outcome, Row
 from vce_ray.dataflow.task import Task
+from vce_ray.errors import UserError
 from vce_ray.storage.errors import StoreError
 from vce_ray.storage.store import Store
 
@@ -41,8 +44,8 @@ def core() -> Core:
     return lambda rows: ([], [])
 
 
-def step(**more) -> Step:
-    return Step("made", "source", RESULTS, "source_id", "test_fanout:core", {}, **more)
+def step(core: str = "test_fanout:core", settings: Mapping[str, Any] | None = None, **more) -> Step:
+    return Step("made", "source", RESULTS, "source_id", core, settings or {}, **more)
 
 
 @pytest.fixture
@@ -153,3 +156,12 @@ def test_actors_with_gpus_take_batches_as_they_were_made(tmp_path: Path, fake_gp
     publish(task, draw)
     read = ray.data.read_parquet(drawn.store.root).take_all()
     assert sorted(row["sample_id"] for row in read) == drawn.read()["sample_id"].to_pylist()
+
+
+@pytest.mark.integration
+def test_an_actor_that_cannot_use_its_model_ends_the_flow_in_one_line(task: Task, fake_gpu: None) -> None:
+    unusable = step(core="vce_ray.pairs.captioner:open_captioner", settings={"name": "vllm:no/such"})
+    batches = list(batched(open_refs(task, unusable), 4))
+    pool = PoolConfig(min_actors=1, max_actors=1, gpus_per_actor=0.0)
+    with pytest.raises(UserError, match=r"^captioner 'vllm:no/such' runs in vLLM"):
+        list(flow(batches, [([unusable], pool)], {"run": task}, 4))

@@ -15,7 +15,7 @@ from tools.emoji_world.world import BACKGROUNDS, OBJECTS, STYLES
 from vce_ray.concepts.load import load_concept
 from vce_ray.evaluation.clip_model import ClipModel, label_text
 from vce_ray.evaluation.detectors.base import NOTHING
-from vce_ray.evaluation.detectors.clip import judge_folder
+from vce_ray.evaluation.judge import judge_folder
 
 OBJECT_TEXTS = [label_text(name, "object") for name in (*OBJECTS, NOTHING)]
 
@@ -117,7 +117,7 @@ def test_refuses_bad_input(random_judge: ClipModel, tmp_path: Path):
         random_judge.prompt_scores(seen, ["a", "b"])
     with pytest.raises(ValueError, match="at least two"):
         random_judge.best_labels(seen, ["deer"], "object")
-    with pytest.raises(ValueError, match=r"open_clip_config\.json is missing"):
+    with pytest.raises(ValueError, match=r"has no open_clip_config\.json"):
         judge_folder(judge=str(tmp_path))
 
 

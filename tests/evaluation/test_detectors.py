@@ -18,7 +18,7 @@ from vce_ray.dataflow.rows import Row
 from vce_ray.dataflow.task import Task
 from vce_ray.evaluation import detectors
 from vce_ray.evaluation.detectors.base import Detector
-from vce_ray.evaluation.detectors.clip import ClipDetector, judge_folder
+from vce_ray.evaluation.detectors.clip import ClipDetector
 from vce_ray.evaluation.draw_and_detect import DrawAndDetect
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -94,16 +94,8 @@ def test_two_detectors_may_not_have_the_same_name(monkeypatch: pytest.MonkeyPatc
 
 
 def test_drivers_load_no_model_library():
-    modules = ("detectors", "metrics", "report", "summary", "table", "prompts", "charts")
+    modules = ("detectors", "judge", "metrics", "report", "summary", "table", "prompts", "charts")
     code = f"import sys; {'; '.join(f'import vce_ray.evaluation.{name}' for name in modules)}; "
     code += "print(sorted({'torch', 'open_clip', 'transformers', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_judge_is_checked_before_a_run_starts(tmp_path: Path):
-    assert (judge_folder() / "open_clip_config.json").is_file()
-    with pytest.raises(ValueError, match="'owner/model' has no judge: give one with --judge"):
-        judge_folder("owner/model")
-    with pytest.raises(ValueError, match=r"is not a judge: open_clip_config\.json is missing"):
-        judge_folder("owner/model", str(tmp_path))

@@ -18,8 +18,8 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusProces
 
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.errors import UserError
-from vce_ray.models.families import check_base
-from vce_ray.models.folder import base_stamp, model_dtype, model_folder, resolve_base
+from vce_ray.models.check import check_base, resolve_base
+from vce_ray.models.folder import base_stamp, model_dtype, model_folder
 from vce_ray.models.load import load_model
 from vce_ray.pipeline.preflight import prepare
 from vce_ray.sampling import draw
@@ -159,15 +159,15 @@ BEFORE_A_RUN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no tokenizer": (without("tokenizer.json"), "has no tokenizer.json or tokenizer.model"),
     "no special tokens": (without("tokenizer_config.json"), "has no tokenizer_config.json"),
     "no processor": (without("processor_config.json"), "has no processor_config.json or preprocessor_config.json"),
-    "no weights": (without(WEIGHTS), "has no weights in *.safetensors: download"),
+    "no weights": (without(WEIGHTS), "has no weights in *.safetensors: copy or download"),
     "pickle": (as_file("pytorch_model.bin"), "only pytorch_model.bin: convert them with transformers"),
     "GGUF": (as_file("janus-Q4_K_M.gguf"), "only janus-Q4_K_M.gguf: GGUF files are quantized"),
     "cut off": (cut_off, f"{WEIGHTS} is cut off or damaged (Error while deserializing header: incomplete metadata"),
     "empty": (wrote(WEIGHTS, b""), "header too small): download"),
     "pointer": (wrote(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"), "git lfs pull"),
     "lost shard": (sharded("model-00002*"), "lacks model-00002-of-000"),
-    "lost index": (sharded("*.index.json"), "but no model.safetensors.index.json, which lists its other files"),
-    "bad index": (wrote(f"{WEIGHTS}.index.json", b"{}"), "index.json is damaged (KeyError: 'weight_map')"),
+    "lost index": (sharded("*.index.json"), "but no *.safetensors.index.json, which lists its other files"),
+    "bad index": (wrote(f"{WEIGHTS}.index.json", b"{}"), "has a damaged model.safetensors.index.json"),
 }  # fmt: skip
 """What can be told from config.json, the names of files and the headers of weights."""
 ON_LOADING: dict[str, tuple[Callable[[Path], None], str]] = {

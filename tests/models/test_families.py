@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 
-import httpx
-import huggingface_hub
 import pytest
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from hub_server import HubServer, Repo
 
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.models import folder
@@ -69,28 +67,13 @@ def test_a_local_config_is_not_cached(tmp_path: Path) -> None:
     assert family_of(checkpoint(tmp_path, "llamagen")).name == "llamagen"
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str | None]]:
-    """A hub that serves one config.json and no weights; returns the list of its downloads."""
-    downloads: list[tuple[str, str, str | None]] = []
-
-    def download(name: str, file: str, revision: str | None = None) -> str:
-        downloads.append((name, file, revision))
-        if name == "owner/empty":
-            response = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
-            raise RemoteEntryNotFoundError("no such file", response=response)
-        return str(Path(checkpoint(tmp_path, "llamagen"), file))
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: pytest.fail("weights"))
-    return downloads
-
-
-def test_a_hub_config_is_downloaded_alone_and_once(hub: list[tuple[str, str, str | None]]) -> None:
+def test_a_hub_config_is_downloaded_alone_and_once(hub: HubServer) -> None:
+    hub.repos["owner/model"] = Repo({"config.json": b'{"model_type": "llamagen"}', "model.safetensors": b"weights"})
+    hub.repos["owner/empty"] = Repo({"model.safetensors": b"weights"})
     for _ in range(2):
         assert family_of("owner/model@v1").name == "llamagen"
     assert family_of("owner/model").name == "llamagen"
-    assert hub == [("owner/model", "config.json", "v1"), ("owner/model", "config.json", None)]
+    assert hub.downloads() == ["config.json"]
     with pytest.raises(ValueError, match=r"'owner/empty' has no config\.json"):
         family_of("owner/empty")
 
@@ -107,7 +90,11 @@ def test_a_config_in_a_store_is_read_alone(s3_uri: Callable[[str], str], monkeyp
 
 @pytest.mark.parametrize(
     ("ref", "message"),
-    [("no-such-model", "unknown base model"), ("/tmp", "no config.json"), ("../nowhere", "unknown base model")],
+    [
+        ("no-such-model", "unknown base model"),
+        ("/tmp", "no config.json"),
+        ("../nowhere", "unknown base model .* no such folder"),
+    ],
 )
 def test_unknown_bases_are_rejected(ref: str, message: str) -> None:
     for find in (model_folder, base_config, family_of):
@@ -122,6 +109,7 @@ def test_a_folder_in_a_store_is_copied_once_and_again_when_it_changes(s3_uri, tm
     with pytest.raises(ValueError, match=r"no config\.json"):
         model_folder(ref)
     store.write_bytes("config.json", b'{"model_type": "janus"}')
+    assert (model_folder(ref) / "config.json").exists(), "a folder without subfolders"
     store.write_bytes("text_encoder/model.safetensors", b"weights")
     folder = model_folder(ref)
     assert (folder / "text_encoder/model.safetensors").read_bytes() == b"weights"
@@ -129,7 +117,7 @@ def test_a_folder_in_a_store_is_copied_once_and_again_when_it_changes(s3_uri, tm
     assert model_folder(ref) == folder and (folder / "config.json").stat().st_mtime_ns == stamp
     store.write_bytes("text_encoder/model.safetensors", b"other weights")
     assert (model_folder(ref) / "text_encoder/model.safetensors").read_bytes() == b"other weights"
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # and no partial copy
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # and no partial copy
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from vce_ray.config import EMBEDDED, EvalConfig, SamplingConfig
 from vce_ray.errors import UserError
-from vce_ray.evaluation.detectors.clip import FILES
+from vce_ray.evaluation.judge import judge_folder
 from vce_ray.models.adapter import add_lora
 from vce_ray.models.folder import model_dtype
 from vce_ray.models.llamagen import convert, gpt, vq
@@ -316,9 +316,7 @@ def test_an_erasure_needs_a_captioner_and_a_judge(folder, tmp_path):
     settings = {"concept": "violence", "base": str(folder), "store": str(tmp_path)}
     with pytest.raises(ValueError, match="has no judge"):
         open_run(settings)
-    for name in FILES:
-        (tmp_path / name).touch()
-    judged = EvalConfig(judge=str(tmp_path))
+    judged = EvalConfig(judge=str(judge_folder()))
     with pytest.raises(ValueError, match="cannot describe images: set a captioner"):
         open_run(settings | {"evaluation": judged})
     run = open_run(settings | {"evaluation": judged, "captioner": EMBEDDED})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer, Repo
 
 from vce_ray.config import EMBEDDED
 from vce_ray.pairs.captioner import (
@@ -61,11 +62,14 @@ def test_a_run_refuses_an_unusable_captioner_before_loading_a_model(
         open_captioner("vllm:Qwen/Qwen2.5-VL-7B-Instruct")
 
 
-def test_safe_images_are_checked_by_the_captioner_or_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_safe_images_are_checked_by_the_captioner_or_the_base(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert safe_image_captioner("https://host/v1#m", "base") == "https://host/v1#m"
     assert safe_image_captioner("vllm:a/b", "base") == "base"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    check_captioner("vllm:a/b", EMBEDDED)
+    hub.repos["a/b"] = Repo({"config.json": b"{}", "model.safetensors": b"weights"})
+    assert check_captioner("vllm:a/b", EMBEDDED) == "a/b in vLLM"
+    with pytest.raises(ValueError, match="a/c is neither a folder here nor a model on the hub"):
+        check_captioner("vllm:a/c", EMBEDDED)
     monkeypatch.setattr("vce_ray.pairs.captioner.reads_images", lambda ref: False)
     with pytest.raises(ValueError, match="cannot describe the safe ones: serve the model"):
         check_captioner("vllm:a/b", "llamagen")

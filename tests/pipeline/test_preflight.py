@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
+from hub_server import HubServer, Repo
 
 from vce_ray.concepts.load import load_concept
 from vce_ray.config import EMBEDDED, SamplingConfig, TrainConfig
@@ -27,22 +27,21 @@ EVERY_MISTAKE: list[tuple[str, dict[str, Any], str]] = [
     ("concept", {"concept": "dear"}, "unknown concept 'dear'"),
     ("prompts", {"prompts_file": "no/such/file"}, "cannot read the prompts file"),
     ("training settings", {"train": {"steps": 0}}, "train.steps: input should be greater than or equal to 1, not 0"),
-    ("judge", {"evaluation": {"judge": "no/such/judge"}}, "no/such/judge"),
+    ("no judge", {"evaluation": {"judge": None}}, "EMPTY' has no judge: give one with --judge"),
     ("store", {"store": "ftp://host/runs"}, "ftp"),
+    ("judge", {"evaluation": {"judge": "no/such/judge"}}, "no/such/judge"),
     ("base", {"base": "EMPTY"}, "has no config.json"),
     ("captioner", {"captioner": "no/such/captioner"}, "unknown base model 'no/such/captioner'"),
 ]
 """From the first check to the last, a setting that fails it."""
 
 
-JUDGE = ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json")
-
-
 def make_judge(folder: Path) -> str:
-    """A folder that looks like a judge, for bases that have none of their own."""
+    """A judge as far as its config and its list of files tell, for bases that have none of their own."""
     folder.mkdir()
-    for name in JUDGE:
-        (folder / name).touch()
+    model = {"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    (folder / "open_clip_model.safetensors").write_bytes(b"weights")
     return str(folder)
 
 
@@ -76,29 +75,19 @@ def test_a_run_is_written_when_it_starts_and_not_when_it_is_opened(tmp_path: Pat
     assert run.store.read_json(RUN_FILE)["status"] == "running"
 
 
-def test_of_a_hub_model_config_json_alone_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files: list[str] = []
-
-    def download(repo_id: str, filename: str, **_: Any) -> str:
-        files.append(f"{repo_id}/{filename}")
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps({"model_type": "janus"}))
-        return str(path)
-
-    def refuse(*_: Any, **__: Any) -> str:
-        raise AssertionError("the weights would be downloaded")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    judge = make_judge(tmp_path / "judge")
-    base = "preflight-test/janus-of-this-test"
-    settings = {"base": base, "store": str(tmp_path), "evaluation": {"judge": judge}}
+def test_of_models_on_the_hub_configs_alone_are_read(tmp_path: Path, hub: HubServer) -> None:
+    hub.repos["owner/janus"] = Repo(
+        {"config.json": b'{"model_type": "janus"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
+    )
+    hub.repos["owner/clip"] = Repo.of(Path(make_judge(tmp_path / "judge")))
+    settings = {"base": "owner/janus", "store": str(tmp_path), "evaluation": {"judge": "owner/clip"}}
     with pytest.raises(UserError, match="unknown concept 'dear'"):
         open_run(settings | {"concept": "dear"})
-    assert files == [], "a misspelt concept is found before the hub is asked"
+    assert hub.requests == [], "a misspelt concept is found before the hub is asked"
     run = open_run(settings | {"concept": "deer"})
-    assert set(files) == {f"{base}/config.json"}
+    assert sorted(hub.downloads()) == ["config.json", "open_clip_config.json"]
     assert run.config.sampling == SamplingConfig() and run.config.train.learning_rate == 1e-4
+    assert run.record["config"]["evaluation"]["judge"] == "owner/clip"
 
 
 def test_defaults_depend_on_kind_method_base_and_the_concepts_own_file(tmp_path: Path) -> None:
@@ -228,7 +217,7 @@ def test_a_password_in_a_bases_uri_is_not_repeated(concept: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"captioner": "a b/c"}, "'a b/c' cannot be fetched from the hub"),
+        ({"captioner": "a b/c"}, "'a b/c' is not a hub id"),
         ({"train": {"method": ["dpo"]}}, "unknown training method"),
         ({"train": 3}, "train"),
         (

@@ -177,12 +177,20 @@ app.command()(plan)
 
 
 @app.command()
-def doctor(store: StoreOption = "runs", base: BaseOption = EMBEDDED) -> None:
-    """Check that this machine and the store are ready for a run, and say how to fix what is not."""
-    from vce_ray.cli.doctor import run_checks
+def doctor(
+    store: StoreOption = "runs",
+    base: BaseOption = EMBEDDED,
+    judge: Annotated[str | None, typer.Option(help="Judge, as for `erase`.")] = None,
+    captioner: Annotated[str | None, typer.Option(help="Captioner, as for `erase`; an endpoint is asked.")] = None,
+    refiner: Annotated[str | None, typer.Option(help="Refiner, as for `erase`; it is asked.")] = None,
+) -> None:
+    """Check that this machine, the store and the models are ready for a run, and say how to fix what is not.
+
+    Takes the same settings as a run. Downloads no weights."""
+    from vce_ray.cli.doctor import Asked, run_checks
 
     ready = True
-    for check in run_checks(store, base):
+    for check in run_checks(Asked(store, base, judge, captioner, refiner)):
         typer.echo(check.line)
         ready = ready and check.ok
     if not ready:

@@ -33,8 +33,8 @@ Core = Callable[[list[Row]], Outcome]
 DONE, SKIPPED, REJECTED = "done", "skipped", "rejected"
 """Final values of `next`: the last step is done, no further step wants the row, a step rejected it."""
 ERROR = "error"
-"""Value of `next` for an error that no row is to blame for: `part` names one of ERRORS, `key` is its message. Raised in
-an actor, it would arrive wrapped in Ray's own errors and tracebacks."""
+"""Value of `next` for an error that no row is to blame for: `part` names one of ERRORS, or is empty if the actor itself
+is of no use, and `key` is its message. Raised in an actor, it would arrive wrapped in Ray's errors and tracebacks."""
 ERRORS: dict[str, type[Exception]] = {error.__name__: error for error in (StoreError, CaptionerError)}
 TOGETHER = "together"
 """Column that holds a list of row references to process together."""
@@ -81,12 +81,20 @@ class Worker:
     def __init__(self, steps: Sequence[Step], followers: Mapping[str, Step], tasks: Mapping[str, Task]):
         mark_warnings()
         self.steps, self.followers, self.tasks = steps, followers, tasks
-        self.cores: dict[str, Core] = {step.stage: resolve_name(step.core)(**step.settings) for step in steps}
+        self.cores: dict[str, Core] = {}
+        self.unusable = ""
+        """Why the cores could not be constructed, such as a model's folder that this node lacks."""
+        try:
+            self.cores = {step.stage: resolve_name(step.core)(**step.settings) for step in steps}
+        except (UserError, StoreError) as error:
+            self.unusable = str(error)
         self.cached: OrderedDict[tuple[str, ...], dict[str, Row]] = OrderedDict()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         grouped = TOGETHER in batch.schema.names
         refs = [ref for row in batch[TOGETHER].to_pylist() for ref in row] if grouped else batch.to_pylist()
+        if self.unusable:
+            return pa.Table.from_pylist([refs[0] | {"part": "", "key": self.unusable, "next": ERROR}], ROW_REF)
         for step in self.steps:
             due = [ref for ref in refs if ref["next"] == step.stage]
             if due:
@@ -211,7 +219,7 @@ def flow(
         later: steps outside these pools for which references may come out.
 
     Raises:
-        UserError: the cluster has no room for the pools within `wait_s`.
+        UserError: the cluster has no room for the pools within `wait_s`, or an actor cannot use a model.
         CaptionerError, StoreError: an actor cannot use its captioner or its store.
     """
     blocks = list(batches)
@@ -243,7 +251,7 @@ def results_of(refs: ray.data.Dataset) -> Iterator[Row]:
     for table in refs.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for ref in table.to_pylist():
             if ref["next"] == ERROR:
-                raise ERRORS[ref["part"]](ref["key"])
+                raise ERRORS.get(ref["part"], UserError)(ref["key"])
             yield ref
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vce_ray.concepts.concept import Concept
+from vce_ray.models.folder import absolute
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
@@ -18,3 +19,17 @@ class Task:
     concept: Concept
     store: Store
     """The run's own store: every path of the run is relative to it."""
+
+    def for_workers(self) -> Task:
+        """Return the task as processes with another working directory understand it: with absolute model folders.
+
+        The record of the run keeps them as they were given. Hub ids and URIs are left alone: each node fetches them.
+        """
+        config, judge = self.config, self.config.evaluation.judge
+        runner, colon, captioner = (config.captioner or "").rpartition("vllm:")
+        resolved = {
+            "base": absolute(config.base),
+            "captioner": f"{runner}{colon}{absolute(captioner)}" if captioner else None,
+            "evaluation": config.evaluation.model_copy(update={"judge": judge and absolute(judge)}),
+        }
+        return replace(self, config=config.model_copy(update=resolved))

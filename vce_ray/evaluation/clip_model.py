@@ -28,14 +28,14 @@ class ClipModel:
     """An open_clip model in float32: the same images and texts always give the same result."""
 
     def __init__(self, folder: Path, device: str = "cpu", batch_size: int = 256):
-        """Load the folder's safetensors weights. Nothing is downloaded.
+        """Load the folder's weights, from safetensors or, without running any code in it, from a pickle.
 
         Args:
-            folder: as `detectors.clip.judge_folder` returns it.
+            folder: as `judge.judge_folder` returns it.
             batch_size: images or texts per forward pass.
         """
         model, _, preprocess = open_clip.create_model_and_transforms(
-            f"local-dir:{folder}", precision="fp32", device=device
+            f"local-dir:{folder}", precision="fp32", device=device, weights_only=True
         )
         self.device = torch.device(device)
         self.batch_size = batch_size

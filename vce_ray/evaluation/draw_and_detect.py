@@ -12,6 +12,7 @@ from vce_ray.dataflow.rows import Outcome, Row
 from vce_ray.dataflow.task import Task
 from vce_ray.evaluation.detectors import detectors_for
 from vce_ray.evaluation.detectors.base import Detector
+from vce_ray.evaluation.judge import check_judge_of
 from vce_ray.models.adapter_location import run_adapter
 from vce_ray.models.load import base_model, load_model
 from vce_ray.models.png import to_png
@@ -35,9 +36,14 @@ class DrawAndDetect:
         Args:
             tasks: the runs by name; they have the same base, sampling and judge.
             arm: 'before' or 'after'.
+
+        Raises:
+            UserError: the judge on this machine is not the one that a run began with.
         """
         self.tasks, self.arm = tasks, arm
         config = next(iter(tasks.values())).config
+        for task in tasks.values():
+            check_judge_of(task)
         self.base, self.sampling = config.base, config.sampling
         used = {name: detectors_for(task.config, task.concept) for name, task in tasks.items()}
         loaded = {cls: cls(config) for cls in dict.fromkeys(cls for classes in used.values() for cls in classes)}

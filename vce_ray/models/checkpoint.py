@@ -1,13 +1,11 @@
-"""What a checkpoint must have before its weights are worth loading: a plain dtype, and complete safetensors.
+"""Dtypes of a checkpoint and the state of its weights.
 
-Reads config.json, file names and the headers of safetensors. Only `load_complete` loads weights, and nothing here
+Reads config.json and the headers of safetensors. Only `load_complete` loads weights, and nothing here
 imports torch.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -19,12 +17,9 @@ STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Dtypes that weights may have, by their names in safetensors."""
 AUTO = "auto"
 """Dtype that stands for the one in which the weights are stored."""
-INDEX = "model.safetensors.index.json"
 SHOWN = 3
 """Names of tensors or files that a message lists."""
 _AGAIN = "download the checkpoint again"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-_OTHER_FORMATS = ("*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
 
 def config_dtype(config: dict[str, Any]) -> str:
@@ -48,40 +43,16 @@ def check_config(config: dict[str, Any], ref: str) -> None:
         )
 
 
-def check_weights(folder: Path) -> None:
-    """Check that a checkpoint has safetensors, all shards, and that they are as long as their headers say.
-
-    Raises:
-        UserError: what is missing or damaged, and how to get it.
-    """
+def check_headers(folder: Path) -> None:
+    """Check that the safetensors of a checkpoint are as long as their headers say. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.rglob("*.safetensors"))
-    for index in folder.rglob("*.safetensors.index.json"):
-        shards = {index.parent / name for name in _weight_map(index).values()}
-        if absent := sorted(shard.name for shard in shards if not shard.exists()):
-            raise UserError(f"{folder} lacks {_first(absent)} of its {len(shards)} files of weights: {_AGAIN}")
-    if not files:
-        found = sorted(path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern))
-        if any(name.endswith(".gguf") for name in found):
-            fix = "GGUF files are quantized; give the checkpoint that they were made from"
-        elif found:
-            fix = "convert them with transformers, from_pretrained(folder) and save_pretrained(folder)"
-        else:
-            fix = _AGAIN
-        beside = f", only {_first(found)}" if found else ""
-        raise UserError(f"{folder} has no weights in *.safetensors{beside}: {fix}")
-    for path in files:
-        if _SHARD.search(path.name) and not any(path.parent.glob("*.safetensors.index.json")):
-            raise UserError(f"{folder} has {path.name}, but no {INDEX}, which lists its other files: {_AGAIN}")
+    for path in sorted(folder.rglob("*.safetensors")):
         try:
             with safe_open(path, "numpy"):
                 pass
         except (SafetensorError, OSError) as error:
-            with path.open("rb") as file:
-                pointer = file.read(24) == b"version https://git-lfs."
-            fix = "it is a pointer of Git LFS; run git lfs pull" if pointer else _AGAIN
-            raise UserError(f"{path} is cut off or damaged ({cut(str(error))}): {fix}") from error
+            raise UserError(f"{path} is cut off or damaged ({cut(str(error))})", _AGAIN) from error
 
 
 def stored_dtype(folder: Path) -> str:
@@ -123,17 +94,11 @@ def load_complete(model_class: Any, folder: Path, dtype: Any, **options: Any) ->
     )
     misshapen = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in info["mismatched_keys"]]
     faults = {"missing": sorted(info["missing_keys"]), "of another shape": sorted(misshapen)}
-    if parts := [f"{len(names)} {fault} ({_first(names)})" for fault, names in faults.items() if names]:
+    if parts := [f"{len(names)} {fault} ({first(names)})" for fault, names in faults.items() if names]:
         raise UserError(f"the weights in {folder} do not fit its config.json: {', '.join(parts)}: {_AGAIN}")
     return net
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(index.read_bytes())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index} is damaged ({type(error).__name__}: {cut(str(error))}): {_AGAIN}") from error
-
-
-def _first(names: list[str]) -> str:
+def first(names: list[str]) -> str:
+    """Return the first names of a list, for a message."""
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

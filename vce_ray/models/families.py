@@ -8,8 +8,8 @@ from typing import Any
 
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.errors import UserError, quote
-from vce_ray.models.checkpoint import check_config, check_weights
-from vce_ray.models.folder import CONFIG, base_config, local_folder
+from vce_ray.models.checkpoint import check_config
+from vce_ray.models.folder import CONFIG, base_config
 
 
 @dataclass(frozen=True)
@@ -82,25 +82,6 @@ def family_of(ref: str) -> Family:
         )
     check_config(config, ref)
     return FAMILIES[model_type]
-
-
-def check_base(ref: str) -> Family:
-    """Return the family of a base model after checking what can be without loading weights.
-
-    That is its config.json, and of a base on this machine also that all files are there and not cut off.
-
-    Raises:
-        UserError, StoreError: as `family_of` does, or a file is missing or damaged.
-    """
-    family, folder = family_of(ref), local_folder(ref)
-    if folder:
-        check_weights(folder)
-        for names in family.files:
-            if not any((folder / name).exists() for name in names):
-                raise UserError(
-                    f"{folder} has no {' or '.join(names)}: download the checkpoint again, with all its files"
-                )
-    return family
 
 
 def reads_images(ref: str) -> bool:

@@ -1,221 +1,231 @@
-"""Locate the checkpoint folder of a base model: the embedded one, a local folder, one in object storage, or a hub id.
+"""Locate the folder of a model: the embedded one, a local folder, one in a store (stored.py), or a hub id (hub.py).
 
 Nothing here imports torch, and object storage is imported on first use, so that the command line starts quickly.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from vce_ray.config import EMBEDDED
-from vce_ray.env import MODEL_CACHE
 from vce_ray.errors import UserError, quote
-from vce_ray.models.checkpoint import AUTO, check_weights, config_dtype, stored_dtype
+from vce_ray.models.checkpoint import AUTO, config_dtype, stored_dtype
+from vce_ray.models.hub import hub_folder, hub_text
+from vce_ray.models.stored import store_folder
 
 CONFIG = "config.json"
-_EMBEDDED_FOLDER = Path(__file__).parent / "emoji_world" / "janus"
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that git without LFS writes in place of a large one."""
+LFS_POINTER_BYTES = 1024
+"""No pointer is larger."""
+LARGE_SUFFIXES = (".safetensors", ".bin", ".model", "tokenizer.json")
+"""Ends of the names of files that repositories keep in LFS."""
 
 
-def model_folder(ref: str) -> Path:
-    """Return the local checkpoint folder of a base model, downloading it on first use.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model: what messages call it, and which files make up its folder."""
+
+    role: str
+    """What it is to a run: base model, judge."""
+    config: str
+    """File that every folder of this kind has."""
+    format: str
+    """The format of the folder, for messages."""
+    patterns: tuple[str, ...]
+    """Files to fetch from the hub."""
+    embedded: Path | None = None
+    """The one that ships with the package."""
+
+
+BASE = Kind(
+    "base model",
+    CONFIG,
+    "a checkpoint in transformers' format",
+    ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"),
+    Path(__file__).parent / "emoji_world" / "janus",
+)
+
+
+class NoConfig(UserError):
+    """A model lacks the config of its kind."""
+
+
+def model_folder(ref: str, kind: Kind = BASE) -> Path:
+    """Return the local folder of a model, downloading it on first use.
 
     Args:
         ref: `EMBEDDED`, a local folder, 's3://bucket/folder' or 'gs://bucket/folder', or a hub id: 'owner/name', or
             'owner/name@revision' to pin a commit, tag or branch.
+        kind: the kind of model; a base model by default.
 
     Raises:
-        UserError: the reference has none of these forms, or the folder has no config.json.
+        UserError: the reference has none of these forms, the model cannot be fetched, its config is missing, or its
+            files are Git LFS pointers.
         StoreError: the object store cannot be reached.
     """
-    source = source_of(ref)
+    source = source_of(ref, kind)
     if source == "embedded":
-        folder = _EMBEDDED_FOLDER
-    elif source == "store":
-        folder = _download_from_store(ref)
+        assert kind.embedded is not None, "source_of has looked for it"
+        return kind.embedded
+    if source == "store":
+        folder = store_folder(ref)
     elif source == "folder":
         folder = Path(ref)
     else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-
-        name, revision = _split_hub_id(ref)
-        try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
-        except (HFValidationError, OSError) as error:
-            raise _not_on_hub(ref, error) from error
-    if not (folder / CONFIG).exists():
-        raise _no_config(ref)
+        folder = hub_folder(ref, kind.patterns)
+    if not (folder / kind.config).exists():
+        raise _no_config(ref, kind)
+    if pointers := lfs_pointers(folder):
+        raise lfs_error(ref, pointers)
     return folder
 
 
-def local_folder(ref: str) -> Path | None:
-    """Return the folder of a base model that is on this machine; None for one in a store or on the hub.
+def local_folder(ref: str, kind: Kind = BASE) -> Path | None:
+    """Return the folder of a model that is on this machine; None for one in a store or on the hub.
 
     Raises:
         UserError: the reference has none of the accepted forms.
     """
-    source = source_of(ref)
+    source = source_of(ref, kind)
     if source in ("store", "hub"):
         return None
-    return _EMBEDDED_FOLDER if source == "embedded" else Path(ref)
+    return kind.embedded if source == "embedded" else Path(ref)
 
 
-def resolve_base(base: str) -> str:
-    """Return `base` as other processes can resolve it: relative folders become absolute.
-
-    Raises:
-        UserError: the base is unknown, or its weights are missing, incomplete or damaged.
-    """
-    folder = model_folder(base)
-    check_weights(folder)
-    return str(folder.absolute()) if Path(base).is_dir() else base
+def absolute(ref: str) -> str:
+    """Return a reference as processes with another working directory can resolve it."""
+    return str(Path(ref).absolute()) if ref != EMBEDDED and Path(ref).is_dir() else ref
 
 
 def base_config(ref: str) -> dict[str, Any]:
-    """Return the config.json of a base model without downloading its weights.
+    """Return the config.json of a base model without downloading its weights."""
+    return model_config(ref, BASE)
+
+
+def model_config(ref: str, kind: Kind) -> dict[str, Any]:
+    """Return the config of a model without downloading its weights.
 
     A config read from a hub or an object store is cached for the life of the process.
 
     Args:
         ref: as for `model_folder`.
+        kind: the kind of model, whose `config` is read.
 
     Raises:
-        UserError: the reference has none of the accepted forms, or there is no config.json.
+        UserError: the reference has none of the accepted forms, the config is missing or not a JSON object.
         StoreError: the object store cannot be reached.
     """
-    folder = local_folder(ref)
+    folder = local_folder(ref, kind)
     if folder is None:
-        return _parsed(ref, _remote_config(ref))
-    if not (folder / CONFIG).exists():
-        raise _no_config(ref)
-    return _parsed(ref, (folder / CONFIG).read_bytes())
-
-
-def _parsed(ref: str, content: bytes) -> dict[str, Any]:
+        content = _remote_config(ref, kind)
+    elif (folder / kind.config).exists():
+        content = (folder / kind.config).read_bytes()
+    else:
+        raise _no_config(ref, kind)
     try:
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{CONFIG} of {ref} is not JSON ({error}): download the checkpoint again") from error
+        raise UserError(f"{kind.config} of {ref} is not JSON ({error})", "download the model again") from error
     if not isinstance(config, dict):
-        raise UserError(f"{CONFIG} of {ref} holds no settings but {quote(config)}: download the checkpoint again")
+        raise UserError(f"{kind.config} of {ref} holds no settings but {quote(config)}", "download the model again")
     return config
 
 
 @cache
-def _remote_config(ref: str) -> bytes:
-    """Return the content of a config.json kept in an object store or on the hub."""
-    if source_of(ref) == "store":
-        from vce_ray.storage.store import Store
+def _remote_config(ref: str, kind: Kind) -> bytes:
+    """Return the content of a config kept in an object store or on the hub."""
+    if source_of(ref, kind) == "hub":
+        text = hub_text(ref, kind.config)
+        if text is None:
+            raise _no_config(ref, kind)
+        return text.encode()
+    from vce_ray.storage.store import Store
 
-        store = Store(ref)
-        if not store.exists(CONFIG):
-            raise _no_config(ref)
-        return store.read_bytes(CONFIG)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
-
-    name, revision = _split_hub_id(ref)
-    try:
-        return Path(hf_hub_download(name, CONFIG, revision=revision)).read_bytes()
-    except RemoteEntryNotFoundError as error:
-        raise _no_config(ref) from error
-    except (HFValidationError, OSError) as error:
-        raise _not_on_hub(ref, error) from error
+    store = Store(ref)
+    if not store.exists(kind.config):
+        raise _no_config(ref, kind)
+    return store.read_bytes(kind.config)
 
 
-def source_of(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
-    """Classify a base model's reference, without network access.
+def source_of(ref: str, kind: Kind = BASE) -> Literal["embedded", "store", "folder", "hub"]:
+    """Classify a model's reference, without network access.
 
     Raises:
         UserError: it has none of the accepted forms, or is a folder that does not exist.
     """
-    if ref == EMBEDDED:
+    if ref == EMBEDDED and kind.embedded is not None:
         return "embedded"
     if "://" in ref:
         from vce_ray.storage.files import parse_bucket_uri
 
         if parse_bucket_uri(ref) is None:  # which refuses credentials, before any message can repeat them
             raise UserError(
-                f"base model {ref.partition('://')[0]}://...: give s3://bucket/folder or gs://bucket/folder"
+                f"{kind.role} {ref.partition('://')[0]}://...", "give s3://bucket/folder or gs://bucket/folder"
             )
         return "store"
     if os.path.isdir(ref):  # unlike Path.is_dir, False for names that no file can have
         return "folder"
     if os.path.isfile(ref):
         gguf = "GGUF files are quantized and cannot be used; " if ref.endswith(".gguf") else ""
-        raise UserError(f"base model {quote(ref)} is a file: {gguf}give a folder with {CONFIG} and *.safetensors")
-    if ref.count("/") == 1 and not ref.startswith((".", "/")):
+        raise UserError(
+            f"{kind.role} {quote(ref)} is a file", f"{gguf}give a folder with {kind.config} and its weights"
+        )
+    if ref.startswith((".", "/", "~")):
+        raise UserError(
+            f"unknown {kind.role} {quote(ref)}: there is no such folder on {platform.node()}",
+            "give one that exists on every machine, s3://bucket/folder, or a hub id 'owner/name[@revision]'",
+        )
+    if ref.count("/") == 1:
         return "hub"
+    embedded = f"{EMBEDDED!r}, " if kind.embedded is not None else ""
     raise UserError(
-        f"unknown base model {quote(ref)}: give {EMBEDDED!r}, a checkpoint folder, s3://bucket/folder, "
-        "or a hub id 'owner/name[@revision]'"
+        f"unknown {kind.role} {quote(ref)}",
+        f"give {embedded}a folder, s3://bucket/folder, or a hub id 'owner/name[@revision]'",
     )
 
 
-def _split_hub_id(ref: str) -> tuple[str, str | None]:
-    """Split 'owner/name@revision' into the id and the revision; None if no revision is given."""
-    name, _, revision = ref.partition("@")
-    return name, revision or None
-
-
-def _not_on_hub(ref: str, error: Exception) -> UserError:
-    """Return the error for a hub id that cannot be fetched: misspelt, private, gated, or the hub is out of reach."""
-    reason = next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)
-    return UserError(
-        f"{ref!r} cannot be fetched from the hub ({reason}): check id and revision, set HF_TOKEN if it is private or "
-        "gated, or give a folder"
-    )
-
-
-def _no_config(ref: str) -> UserError:
+def _no_config(ref: str, kind: Kind) -> NoConfig:
     diffusers = os.path.isfile(os.path.join(ref, "model_index.json"))
     beside = ", but a model_index.json: it is a pipeline of diffusers, not an autoregressive model" if diffusers else ""
-    return UserError(f"model folder {ref!r} has no {CONFIG}{beside}: give a checkpoint in transformers' format")
+    return NoConfig(f"{kind.role} {ref!r} has no {kind.config}{beside}", f"give {kind.format}")
 
 
-def _download_from_store(ref: str) -> Path:
-    """Copy a folder from an object store to this machine's model cache and return the copy.
+def lfs_pointers(folder: Path) -> list[str]:
+    """Return the names of the files that are Git LFS pointers: what git writes where LFS is not installed."""
+    small = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.name.endswith(LARGE_SUFFIXES) and path.is_file() and path.stat().st_size <= LFS_POINTER_BYTES
+    )
+    return [path.relative_to(folder).as_posix() for path in small if path.read_bytes().startswith(LFS_POINTER)]
 
-    The cache key covers the path, size and modification time of every file, so a changed folder is copied again.
-    """
-    from pyarrow import fs
 
-    from vce_ray.storage.store import Store
-
-    store = Store(ref)
-    selector = fs.FileSelector(store.root, recursive=True, allow_not_found=True)
-    infos = store.attempt("listing", "", lambda: store.filesystem.get_file_info(selector))
-    files = sorted((info.path, info.size, str(info.mtime)) for info in infos if info.is_file)
-    key = hashlib.blake2b(repr([store.uri, files]).encode(), digest_size=8).hexdigest()
-    folder = Path(MODEL_CACHE.get()).expanduser() / key
-    if files and not folder.exists():
-        # Several processes of a machine may copy the same model at once: each copies into a folder of its own, and
-        # the rename, which is atomic, lets the first one win.
-        partial = folder.with_name(f"{key}.{uuid4().hex}")
-        try:
-            store.attempt("fetching", "", lambda: fs.copy_files(store.root, str(partial), store.filesystem))
-            partial.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # these two: another process finished first
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
+def lfs_error(ref: str, pointers: Sequence[str]) -> UserError:
+    """Return the error for a folder whose files were not fetched from Git LFS."""
+    return UserError(
+        f"{pointers[0]} of {ref} is a Git LFS pointer, not the file itself",
+        "run `git lfs install` and `git lfs pull` in the clone" + (", and upload it again" if "://" in ref else ""),
+    )
 
 
 def folder_revision(folder: Path) -> str:
     """Hash the weights, configs and tokenizer of a checkpoint folder: 16 hex digits."""
+    return files_revision(folder, [*folder.rglob("*.safetensors"), *folder.rglob("*.json")])
+
+
+def files_revision(folder: Path, files: Iterable[Path]) -> str:
+    """Hash the names and contents of files in a folder: 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
+    for path in sorted(files):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             while chunk := file.read(1 << 22):

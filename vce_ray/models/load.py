@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from vce_ray.config import EMBEDDED
-from vce_ray.models.families import check_base
+from vce_ray.models.check import check_folder
 from vce_ray.models.folder import model_dtype, model_folder
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def load_model(
     import torch
 
     folder = model_folder(ref)
-    model_class = resolve_name(check_base(str(folder)).model)
+    model_class = resolve_name(check_folder(folder, ref).model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model_class.from_folder(folder, device, getattr(torch, dtype or model_dtype(folder)))
     model.ref = ref

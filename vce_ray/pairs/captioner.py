@@ -12,19 +12,27 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from vce_ray.errors import UserError
-from vce_ray.models.families import check_base, reads_images
+import numpy as np
+
+from vce_ray.errors import CaptionerError, UserError
+from vce_ray.models.check import check_base, check_lfs, list_files
+from vce_ray.models.families import reads_images
+from vce_ray.models.folder import BASE, CONFIG, Kind, model_config
 from vce_ray.models.load import base_model
-from vce_ray.models.png import from_png
+from vce_ray.models.png import from_png, to_png
 from vce_ray.net import is_loopback
 from vce_ray.pairs.answers import Caption, clean
-from vce_ray.pairs.endpoint import EndpointCaptioner, EndpointRefiner
+from vce_ray.pairs.endpoint import REWRITE, Endpoint, EndpointCaptioner, EndpointRefiner
 
 CAPTION_BATCH = 32
 """Images that a base model captions in one batch."""
+RED_SQUARE = np.full((64, 64, 3), (220, 20, 20), np.uint8)
+"""What an endpoint is asked about as a test, [H, W, 3]. It is as large as an image of the embedded model."""
+_IN_VLLM = Kind("captioner", CONFIG, "a vision model in transformers' format", (*BASE.patterns, "*.bin"))
 _EXAMPLE = "vllm:Qwen/Qwen2.5-VL-7B-Instruct"
 
 
@@ -79,28 +87,77 @@ def parse_captioner(name: str, role: str = "captioner") -> CaptionerRef:
     return CaptionerRef("endpoint", url.fragment, f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}")
 
 
-def check_captioner(name: str, base: str) -> None:
-    """Check that a captioner can be used with a base model, without loading any model.
+def check_captioner(name: str, base: str) -> str:
+    """Check that a captioner can be used with a base model, without loading any model or asking any endpoint.
+
+    Returns:
+        In a few words, what the captioner is.
 
     Raises:
-        UserError: it is unknown, cannot describe images, or needs a package that is not installed.
+        UserError: it is unknown, incomplete, cannot describe images, or needs a package that is not installed.
+        StoreError: the object store cannot be reached.
     """
     ref = parse_captioner(name)
-    if ref.kind == "base" and not check_base(name).reads_images:
-        raise UserError(f"{name!r} cannot describe images: set a captioner, such as a Janus-Pro")
     if ref.kind == "endpoint":
-        open_captioner(name)
-    if ref.kind != "vllm":
-        return
+        return EndpointCaptioner(ref.url, ref.model).url
+    if ref.kind == "base":
+        if not reads_images(name):
+            raise UserError(f"{name!r} cannot describe images", "set a captioner, such as a Janus-Pro")
+        return "the base itself" if name == base else check_base(name)
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            f"captioner {name!r} needs vLLM, which is not installed: run pip install '.[vllm]' in a checkout"
+            f"captioner {name!r} needs vLLM, which is not installed", "run pip install '.[vllm]' in a checkout"
         )
     if not reads_images(base):
         raise UserError(
-            f"captioner {name!r} describes only the unsafe images, and {base!r} cannot describe the safe ones: "
-            "serve the model (vllm serve) and give its endpoint, http://localhost:8000/v1#model"
+            f"captioner {name!r} describes only the unsafe images, and {base!r} cannot describe the safe ones",
+            "serve the model (vllm serve) and give its endpoint, http://localhost:8000/v1#model",
         )
+    model_config(ref.model, _IN_VLLM)
+    files = list_files(ref.model, _IN_VLLM)  # the nodes of the engines download it, so its size is not compared
+    if not any(PurePath(file).suffix in (".safetensors", ".bin") for file in files.sizes):
+        raise files.fault("has no weights")
+    check_lfs(files)
+    return f"{ref.model} in vLLM"
+
+
+def try_captioner(name: str, deadline_s: float | None = None) -> str:
+    """Ask an endpoint to describe a red square, as a run asks about images, and return its answer.
+
+    Captioners that are no endpoints are not asked; for them the answer is ''.
+
+    Args:
+        deadline_s: seconds to retry temporary errors for. Default: as long as a run does.
+
+    Raises:
+        CaptionerError: it gives no answer, refuses the token, does not have the model, or cannot read images.
+    """
+    ref = parse_captioner(name)
+    if ref.kind != "endpoint":
+        return ""
+    captioner = EndpointCaptioner(ref.url, ref.model, deadline_s)
+    return _usable(captioner, captioner.caption([to_png(RED_SQUARE)])[0], "give a model that reads images")
+
+
+def try_refiner(name: str, deadline_s: float | None = None) -> str:
+    """Ask a refiner to rewrite a caption, and return its answer.
+
+    Args:
+        deadline_s: seconds to retry temporary errors for. Default: as long as a run does.
+
+    Raises:
+        CaptionerError: it gives no answer, refuses the token, or does not have the model.
+    """
+    refiner = open_refiner(name, deadline_s)
+    question = [{"type": "text", "text": REWRITE.format(terms="'square'", instead="", caption="A square on sand.")}]
+    return _usable(refiner, refiner.ask([question])[0], "give a chat model")
+
+
+def _usable(endpoint: Endpoint, answer: Caption, fix: str) -> str:
+    if answer.error:
+        detail = " ".join(answer.answer.split())[:200]
+        raise CaptionerError(f"{endpoint.role} {endpoint.url} is of no use: {answer.error} ({detail})", fix)
+    return answer.answer
 
 
 def safe_image_captioner(captioner: str, base: str) -> str:
@@ -122,12 +179,12 @@ def open_captioner(name: str) -> Captioner:
     return BaseCaptioner(name)
 
 
-def open_refiner(name: str) -> EndpointRefiner:
+def open_refiner(name: str, deadline_s: float | None = None) -> EndpointRefiner:
     """Create the refiner of this name. Raises UserError if it is not an endpoint."""
     ref = parse_captioner(name, "refiner")
     if ref.kind != "endpoint":
         raise UserError(f"refiner {name!r} is not an endpoint: give https://host/v1#model")
-    return EndpointRefiner(ref.url, ref.model)
+    return EndpointRefiner(ref.url, ref.model, deadline_s)
 
 
 class BaseCaptioner:

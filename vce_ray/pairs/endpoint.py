@@ -60,6 +60,9 @@ class _DeadlineExceeded(Exception):
 class Endpoint:
     """Sends questions to an endpoint concurrently and retries temporary errors.
 
+    Args:
+        deadline_s: seconds for which a question is retried. Default: env.CAPTIONER_DEADLINE_S.
+
     Raises:
         UserError: the token contains characters that cannot be sent in a header.
     """
@@ -69,9 +72,9 @@ class Endpoint:
     """What a question is about, for messages."""
     token_variable: Variable[str] = CAPTIONER_TOKEN
 
-    def __init__(self, url: str, model: str):
+    def __init__(self, url: str, model: str, deadline_s: float | None = None):
         self.url, self.model = f"{url}/chat/completions", model
-        self.token, self.deadline_s = self.token_variable.get(), CAPTIONER_DEADLINE_S.get()
+        self.token, self.deadline_s = self.token_variable.get(), deadline_s or CAPTIONER_DEADLINE_S.get()
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise UserError(
                 f"{self.token_variable.name} contains spaces or control or non-ASCII characters: set the bare token"
@@ -104,8 +107,9 @@ class Endpoint:
                     return Caption("", str(error), f"{self.role} gave no answer")
                 stop.set()  # the other questions would fail in the same way
                 raise CaptionerError(
-                    f"{self.role} {self.url} gave no answer within {self.deadline_s:g} s: {error}. Check that it is "
-                    f"running, or increase {CAPTIONER_DEADLINE_S.name}, then run the same command again"
+                    f"{self.role} {self.url} gave no answer within {self.deadline_s:g} s: {error}",
+                    f"check that it is running, or increase {CAPTIONER_DEADLINE_S.name}, then run the same command "
+                    "again",
                 ) from None
             except CaptionerError:
                 stop.set()
@@ -139,7 +143,7 @@ class Endpoint:
                 if status != 429 and status < 500:
                     fix = _FIXES.get(status, "correct its URL: https://host/v1#model")
                     fix = fix.format(token=self.token_variable.name)
-                    raise CaptionerError(f"{self.role} {self.url} answers {message}: {fix}") from None
+                    raise CaptionerError(f"{self.role} {self.url} answers {message}", fix) from None
                 delay = max(delay, _retry_after(error.headers.get("Retry-After", "")))
             except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and broken connections
                 message = f"{type(error).__name__}: {getattr(error, 'reason', error)}"

@@ -214,6 +214,7 @@ def _finish_all(runs: Mapping[str, Run], status: str, error: str) -> str | None:
 
 
 def _prompts(run: Run) -> None:
+    from vce_ray.evaluation.judge import judge_stamp
     from vce_ray.evaluation.prompts import evaluation_prompts
     from vce_ray.pairs.build import run_prompts
     from vce_ray.pipeline.pair_flow import publish_prompts
@@ -223,7 +224,8 @@ def _prompts(run: Run) -> None:
 
     run.start_stage("prompts")
     publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept, log))
-    publish_prompts(run.store.stage("evaluation/prompts"), lambda: evaluation_prompts(run.config, run.concept))
+    stamp = judge_stamp(run.config.base, run.config.evaluation.judge)
+    publish_prompts(run.store.stage("evaluation/prompts"), lambda: evaluation_prompts(run.config, run.concept), **stamp)
     kinds = run.store.stage("prompts").inventory(["kind"])["kind"].to_pylist()
     run.finish_stage("prompts", **run.row_counts("prompts"), erase=kinds.count("erase"))
 
@@ -246,7 +248,7 @@ def _pairs(runs: Mapping[str, Run], on_ready: Callable[[Run, BaseException | Non
         run.start_stage(*(stage for stage in PAIR_STAGES if not run.done(stage)))
         if run.config.pairs_of:
             reuse_pairs(run.task)
-    tasks = {run.name: run.task for run in runs.values()}
+    tasks = {run.name: run.task.for_workers() for run in runs.values()}
     make_pairs(tasks, evaluation_step("before", tasks), finish)
 
 
@@ -260,7 +262,7 @@ def _train(run: Run, trainings: Trainings) -> Future[None]:
             _finish_training(run)
         return trained
     facts = {"concept": run.concept.name, "run": run.name, "method": run.config.train.method}
-    return trainings.submit(run.name, run.config, run.store, facts)
+    return trainings.submit(run.name, run.task.for_workers().config, run.store, facts)
 
 
 def _finish_training(run: Run) -> None:
@@ -277,7 +279,7 @@ def _evaluate(runs: Mapping[str, Run], fail: Callable[[Run, BaseException], None
     for run in todo:
         run.start_stage("evaluation")
     if todo:
-        evaluate_after({run.name: run.task for run in todo})
+        evaluate_after({run.name: run.task.for_workers() for run in todo})
     for run in runs.values():
         try:
             _report(run)

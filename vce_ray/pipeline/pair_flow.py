@@ -32,14 +32,14 @@ IMAGE = ("prompt", "seed")
 """Columns that determine an image of the base."""
 
 
-def publish_prompts(target: Stage, prompts: Callable[[], Sequence[Prompt]]) -> None:
-    """Publish a stage of prompts, unless it is published already."""
+def publish_prompts(target: Stage, prompts: Callable[[], Sequence[Prompt]], **facts: Any) -> None:
+    """Publish a stage of prompts, with facts about it, unless it is published already."""
     if target.published():
         return
     rows = [asdict(prompt) for prompt in prompts()]
     starts = range(0, max(1, len(rows)), PROMPTS_PER_PART)
     tables = [pa.Table.from_pylist(rows[start : start + PROMPTS_PER_PART], schemas.PROMPTS) for start in starts]
-    target.publish([target.write_part(table) for table in tables], key="prompt_id")
+    target.publish([target.write_part(table) for table in tables], key="prompt_id", **facts)
 
 
 def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:

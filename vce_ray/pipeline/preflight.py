@@ -1,12 +1,11 @@
 """Checks everything that a run needs before anything is written or any model loads, cheap checks first:
 
-    settings -> concept, prompts -> training settings -> judge -> store -> base, captioner, refiner
+    settings -> concept, prompts -> training settings -> store -> judge, base, captioner (configs and lists of files)
+    -> endpoints of captioner and refiner, which are asked one question
 
-Of a base or captioner in a store or on the hub, config.json alone is read; of one on this machine also the names of its
-files and the headers of its weights.
-
-The cluster comes last and is checked when the first actors are placed (dataflow/fanout.py). Whatever has to be looked
-up for the settings, such as how a base is best sampled, is looked up here and nowhere else.
+`vce-ray doctor` calls the same functions. The cluster comes last and is checked when the first actors are placed
+(dataflow/fanout.py). Whatever has to be looked up for the settings, such as how a base is best sampled, is looked up
+here and nowhere else.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from vce_ray.config import Config, SamplingConfig, TrainConfig, describe
 from vce_ray.dataflow.task import Task
 from vce_ray.defaults import Settings, default_settings, merged
 from vce_ray.errors import UserError
-from vce_ray.evaluation.detectors.clip import judge_folder
-from vce_ray.models.families import check_base, default_sampling
+from vce_ray.evaluation.judge import check_judge, check_judge_of, judge_ref
+from vce_ray.models.check import check_base
+from vce_ray.models.families import default_sampling
 from vce_ray.models.folder import source_of
 from vce_ray.models.words import vocabulary_of
-from vce_ray.pairs.captioner import check_captioner, open_refiner
+from vce_ray.pairs.captioner import check_captioner, open_refiner, try_captioner, try_refiner
 from vce_ray.pairs.prompt_file import read_prompts
 from vce_ray.pipeline.run import RUN_FILE, Run
 from vce_ray.run_config import RunConfig
@@ -46,7 +46,14 @@ def open_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) ->
             this name with other settings.
         StoreError: the store cannot be reached.
     """
-    return Run(prepare(settings), log)
+    run = Run(prepare(settings), log)
+    if not run.done("pairs") and not run.config.pairs_of:
+        try_captioner(run.config.captioning_model)
+        if run.config.refiner is not None:
+            try_refiner(run.config.refiner)
+    if not run.done("evaluation"):
+        check_judge_of(run.task)
+    return run
 
 
 def prepare(given: Mapping[str, Any]) -> Task:
@@ -67,10 +74,11 @@ def prepare(given: Mapping[str, Any]) -> Task:
     method = _method(settings["train"], concept)
     defaults = default_settings(concept, base, method)
     _validated(merged(defaults, settings))
-    judge_folder(base, asked.evaluation.judge)
+    judge_ref(base, asked.evaluation.judge)
     name = asked.name or f"{concept.name}-{method.replace('_', '-')}-{asked.seed}"
     store = Store(asked.store).child(name)
     store.exists(RUN_FILE)  # fails here, with a message, if the store cannot be reached
+    check_judge(base, asked.evaluation.judge)
     check_base(base)
     sampling = default_sampling(base)
     check_captioner(asked.captioning_model, base)

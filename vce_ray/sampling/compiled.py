@@ -125,20 +125,34 @@ def _compile_once() -> StepKernels | None:
     return compile_kernels()
 
 
-def find_compiler() -> str | None:
-    """Return the path of the C++ compiler that `compile_kernels` uses, or None if there is none on PATH."""
-    return shutil.which("c++") or shutil.which("g++")
-
-
 def compile_kernels(flags: Sequence[str] = FLAGS) -> StepKernels | None:
     """Compile and load step.cpp for this machine.
 
     Returns None, with a warning in the log, if there is no compiler, if it fails, or if its output cannot be loaded.
     """
-    compiler = find_compiler()
-    if compiler is None:
+    if find_compiler() is None:
         log.warning(SLOWER, "there is no C++ compiler on PATH; install one (apt-get install g++) and start again")
         return None
+    try:
+        return build_kernels(flags)
+    except CompileError as error:
+        log.warning(SLOWER, error)
+        return None
+
+
+class CompileError(Exception):
+    """The compiler failed, or its output cannot be loaded. The message is the compiler's."""
+
+
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler, or None if there is none."""
+    return shutil.which("c++") or shutil.which("g++")
+
+
+def build_kernels(flags: Sequence[str] = FLAGS) -> StepKernels:
+    """Compile and load step.cpp for this machine, which has a compiler. Raises CompileError if that fails."""
+    compiler = find_compiler()
+    assert compiler is not None, "callers ask find_compiler first"
     with TemporaryDirectory() as folder:
         compiled, library = str(Path(folder, "step.o")), Path(folder, "step.so")
         try:
@@ -149,8 +163,6 @@ def compile_kernels(flags: Sequence[str] = FLAGS) -> StepKernels | None:
                 subprocess.run([compiler, *arguments], check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
             return StepKernels(library)
         except subprocess.CalledProcessError as error:
-            reason = error.stderr.strip()
+            raise CompileError(error.stderr.strip()) from error
         except (OSError, subprocess.TimeoutExpired) as error:
-            reason = str(error)
-    log.warning(SLOWER, reason)
-    return None
+            raise CompileError(str(error)) from error

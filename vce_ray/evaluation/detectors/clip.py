@@ -6,25 +6,19 @@ Its CLIP is not part of the model under test and is never used to make training 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.config import EMBEDDED
 from vce_ray.dataflow.rows import Row
-from vce_ray.errors import UserError
 from vce_ray.evaluation.detectors.base import NOTHING, Detector
-from vce_ray.models.folder import model_folder
+from vce_ray.evaluation.judge import judge_folder
 from vce_ray.run_config import RunConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FILES = ("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json")
-"""Files of a CLIP folder in open_clip's format."""
 
 
 class ClipDetector(Detector):
@@ -68,19 +62,3 @@ class ClipDetector(Detector):
             }
             for index, label, object_label in zip(indices, labels, object_labels, strict=True)
         ]
-
-
-def judge_folder(base: str = EMBEDDED, judge: str | None = None) -> Path:
-    """Return the folder of the CLIP that judges: `judge`, or the one that ships with the embedded model.
-
-    Reads no weights, so it can be called before a run starts.
-
-    Raises:
-        UserError: the base is not the embedded one and no judge is given, or a file of the folder is missing.
-    """
-    if judge is None and base != EMBEDDED:
-        raise UserError(f"base model {base!r} has no judge: give one with --judge, a CLIP folder in open_clip's format")
-    folder = model_folder(EMBEDDED).with_name("judge") if judge is None else Path(judge)
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise UserError(f"{folder} is not a judge: {missing[0]} is missing; give a CLIP folder in open_clip's format")
-    return folder
