@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,15 @@ def needs_tokenizer(config: Mapping[str, Any]) -> bool:
 def judge_stamp(base: str, judge: str | None) -> dict[str, str]:
     """Return the fact that a run records of its judge: a hash of its config, weights and tokenizer."""
     folder = judge_folder(base, judge)
-    weights = weights_file({path.name for path in folder.iterdir()})
-    return {STAMP: files_revision(folder, [path for path in folder.iterdir() if path.name in (*_SMALL, weights)])}
+    names = {path.name for path in folder.iterdir()}
+    used = [folder / name for name in sorted(names.intersection((*_SMALL, weights_file(names) or "")))]
+    return {STAMP: _revision(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in used))}
+
+
+@cache
+def _revision(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash files once, as long as their sizes and times are the same: the runs of a fleet have one judge."""
+    return files_revision(folder, [path for path, _, _ in files])
 
 
 def check_judge_of(task: Task) -> None:

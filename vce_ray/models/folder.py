@@ -87,18 +87,6 @@ def model_folder(ref: str, kind: Kind = BASE) -> Path:
     return folder
 
 
-def resolve_base(base: str) -> str:
-    """Return `base` as other processes can resolve it: relative folders become absolute.
-
-    Raises:
-        UserError: the base is unknown or has no weights.
-    """
-    folder = model_folder(base)
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"base model {base!r} has no weights in {folder}: give a folder with *.safetensors")
-    return absolute(base)
-
-
 def absolute(ref: str) -> str:
     """Return a reference as processes with another working directory can resolve it."""
     return str(Path(ref).absolute()) if ref != EMBEDDED and Path(ref).is_dir() else ref
