@@ -19,8 +19,8 @@ from vce_ray import env
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.errors import UserError
 from vce_ray.models.adapter_location import check_adapter, resolve_adapter
-from vce_ray.models.families import default_sampling
 from vce_ray.models.check import check_base
+from vce_ray.models.families import default_sampling
 from vce_ray.models.folder import absolute
 from vce_ray.serving.app import Api
 from vce_ray.serving.auth import check_host, check_token, token_digest
