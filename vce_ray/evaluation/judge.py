@@ -21,12 +21,14 @@ from vce_ray.models.folder import BASE, CONFIG, Kind, NoConfig, files_revision, 
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """Files of which a judge needs one: its weights, in the order in which open_clip looks for them."""
-_SMALL = ("open_clip_config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZERS)
+_TOKENIZER = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "merges.txt", CONFIG)
+_SMALL = ("open_clip_config.json", *_TOKENIZER)
+"""Files of a judge besides its weights. Some tokenizers' class is found by the config.json of transformers' format."""
 _EMBEDDED_FOLDER = Path(__file__).parents[1] / "models" / "emoji_world" / "judge"
 _FORMAT = "a CLIP in open_clip's format, such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 JUDGE = Kind("judge", _SMALL[0], _FORMAT, (*_SMALL, *WEIGHTS[:2]), _EMBEDDED_FOLDER)
 _PICKLED = replace(JUDGE, patterns=(*_SMALL, WEIGHTS[2]))
-_ANY = replace(JUDGE, patterns=(*_SMALL, *WEIGHTS, CONFIG))
+_ANY = replace(JUDGE, patterns=(*_SMALL, *WEIGHTS))
 STAMP = "judge_revision"
 """Fact of an evaluation: the revision of its judge."""
 
