@@ -118,7 +118,7 @@ def test_an_incomplete_model_on_the_hub(hub: HubServer, janus: Repo, clip: Repo)
     fix = f"give {BASE.format}"
     for name, found in (
         ("o/readme", "has no config.json"),
-        ("o/weights", "has no weights (*.safetensors)"),
+        ("o/weights", "has no weights in *.safetensors"),
         ("o/tokenizer", "has no tokenizer (tokenizer.json, tokenizer.model, ...)"),
         ("o/shard", "lacks model-2.safetensors of the files that its index lists"),
     ):
@@ -146,7 +146,7 @@ def test_offline_a_model_is_taken_from_the_cache_or_has_to_be_downloaded(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert base("o/janus").found.startswith("o/janus: janus, in ") and judge("o/clip").ok
     failure = only_failure([base("o/config")])
-    assert failure.found == "base model 'o/config' has no weights (*.safetensors)"
+    assert failure.found == "base model 'o/config' has no weights in *.safetensors"
     assert failure.fix.startswith("unset HF_HUB_OFFLINE and run `hf download o/config`")
     for check in (base("o/never@v1"), judge("o/never@v1")):
         failure = only_failure([check])
@@ -200,7 +200,7 @@ def test_a_folder_without_or_with_incomplete_weights(tmp_path: Path, janus: Repo
     assert failure.found == f"model.safetensors of {folder} is a Git LFS pointer, not the file itself"
     assert failure.fix == "run `git lfs install` and `git lfs pull` in the clone"
     (folder / "model.safetensors").unlink()
-    assert only_failure([base(str(folder))]).found.endswith("has no weights (*.safetensors)")
+    assert only_failure([base(str(folder))]).found.endswith("has no weights in *.safetensors")
 
 
 def test_a_judge_that_is_none(tmp_path: Path, hub: HubServer, janus: Repo) -> None:

@@ -18,7 +18,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusProces
 
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.errors import UserError
-from vce_ray.models.check import check_base, resolve_base
+from vce_ray.models.check import check_base
 from vce_ray.models.folder import base_stamp, model_dtype, model_folder
 from vce_ray.models.load import load_model
 from vce_ray.pipeline.preflight import prepare
@@ -210,9 +210,9 @@ def test_shards_are_loaded(folder: Path) -> None:
     sharded("chat_template.jinja")(folder)
     parts = load_model(str(folder))
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), parts.parameters(), strict=True))
-    resolve_base(str(folder))
+    check_base(str(folder))
     next(folder.glob("model-00001*")).unlink()
-    refused(lambda: resolve_base(str(folder)), "lacks model-00001-of-000")
+    refused(lambda: check_base(str(folder)), "lacks model-00001-of-000")
 
 
 def test_files_and_pipelines_are_no_checkpoints(tmp_path: Path) -> None:

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import ray
+from chat_server import ChatServer
 from hub_server import HubServer, Repo
 
 from vce_ray import api
 from vce_ray.cli.app import main
-from vce_ray.errors import UserError
+from vce_ray.errors import CaptionerError, UserError
 from vce_ray.evaluation.draw_and_detect import DrawAndDetect
 from vce_ray.evaluation.judge import JUDGE, STAMP, judge_stamp
 from vce_ray.models.folder import BASE
+from vce_ray.pairs.build import run_prompts
+from vce_ray.pipeline.fleet import open_fleet
+from vce_ray.pipeline.pair_flow import publish_prompts
 from vce_ray.pipeline.preflight import open_run
 from vce_ray.pipeline.run import RUN_FILE, recorded_task
 from vce_ray.storage.store import Store
@@ -65,9 +69,27 @@ def test_relative_folders_and_a_judge_that_changes(local_ray: None) -> None:
         DrawAndDetect({task.name: task}, "after")
 
 
-def test_a_new_run_records_its_judge_when_it_starts_and_not_before(tmp_path: Path) -> None:
-    run = open_run({"concept": "deer", "store": str(tmp_path)})
-    assert run.store.stage("evaluation/prompts").manifest() is None
+def test_endpoints_are_asked_before_a_run_starts_once_for_a_fleet_and_not_when_its_pairs_are_made(
+    tmp_path: Path,
+) -> None:
+    server = ChatServer()
+    settings: dict[str, Any] = {"store": str(tmp_path), "captioner": server.name, "refiner": server.name}
+    members = open_fleet([settings | {"concept": name} for name in ("deer", "cat")], lambda name, line: None)
+    assert [member.error for member in members] == [None, None] and len(server.requests) == 2
+    server.respond = lambda *_: (401, {}, b"")
+    with pytest.raises(CaptionerError, match="VCE_RAY_CAPTIONER_TOKEN"):
+        open_run(settings | {"concept": "deer"})
+    with pytest.raises(CaptionerError, match="VCE_RAY_REFINER_TOKEN"):
+        open_run(settings | {"concept": "deer", "captioner": None})
+    assert not list(tmp_path.iterdir())
+    run = members[0].run
+    assert run is not None
+    run.start()
+    publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept))
+    run.start_stage("pairs")
+    run.finish_stage("pairs")
+    open_run(settings | {"concept": "deer"})
+    server.close()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from vce_ray.models.folder import BASE, CONFIG, Kind, NoConfig, files_revision, 
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """Files of which a judge needs one: its weights, in the order in which open_clip looks for them."""
-_SMALL = ("open_clip_config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZERS)
+_TOKENIZER = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "merges.txt", CONFIG)
+_SMALL = ("open_clip_config.json", *_TOKENIZER)
+"""Files of a judge besides its weights. Some tokenizers' class is found by the config.json of transformers' format."""
 _EMBEDDED_FOLDER = Path(__file__).parents[1] / "models" / "emoji_world" / "judge"
 _FORMAT = "a CLIP in open_clip's format, such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 JUDGE = Kind("judge", _SMALL[0], _FORMAT, (*_SMALL, *WEIGHTS[:2]), _EMBEDDED_FOLDER)
 _PICKLED = replace(JUDGE, patterns=(*_SMALL, WEIGHTS[2]))
-_ANY = replace(JUDGE, patterns=(*_SMALL, *WEIGHTS, CONFIG))
+_ANY = replace(JUDGE, patterns=(*_SMALL, *WEIGHTS))
 STAMP = "judge_revision"
 """Fact of an evaluation: the revision of its judge."""
 
@@ -107,8 +110,15 @@ def needs_tokenizer(config: Mapping[str, Any]) -> bool:
 def judge_stamp(base: str, judge: str | None) -> dict[str, str]:
     """Return the fact that a run records of its judge: a hash of its config, weights and tokenizer."""
     folder = judge_folder(base, judge)
-    weights = weights_file({path.name for path in folder.iterdir()})
-    return {STAMP: files_revision(folder, [path for path in folder.iterdir() if path.name in (*_SMALL, weights)])}
+    names = {path.name for path in folder.iterdir()}
+    used = [folder / name for name in sorted(names.intersection((*_SMALL, weights_file(names) or "")))]
+    return {STAMP: _revision(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in used))}
+
+
+@cache
+def _revision(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash files once, as long as their sizes and times are the same: the runs of a fleet have one judge."""
+    return files_revision(folder, [path for path, _, _ in files])
 
 
 def check_judge_of(task: Task) -> None:

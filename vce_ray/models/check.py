@@ -21,7 +21,6 @@ from vce_ray.models.folder import (
     LFS_POINTER,
     LFS_POINTER_BYTES,
     Kind,
-    absolute,
     lfs_error,
     local_folder,
     model_folder,
@@ -119,17 +118,6 @@ def check_folder(folder: Path, ref: str) -> Family:
     check_files(list_folder(folder, ref), family)
     check_headers(folder)
     return family
-
-
-def resolve_base(ref: str) -> str:
-    """Return a base model as other processes can resolve it: relative folders become absolute.
-
-    Raises:
-        UserError: the base is unknown, or its weights are missing, incomplete or damaged.
-        StoreError: the object store cannot be reached.
-    """
-    check_folder(model_folder(ref), ref)
-    return absolute(ref)
 
 
 def check_files(files: Listing, family: Family) -> None:

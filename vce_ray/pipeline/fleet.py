@@ -27,7 +27,7 @@ from vce_ray.defaults import Settings, merged
 from vce_ray.errors import UserError, format_error, quote
 from vce_ray.evaluation.summary import write_summary
 from vce_ray.pipeline.erase import erase
-from vce_ray.pipeline.preflight import open_run
+from vce_ray.pipeline.preflight import ask_endpoints, check_run
 from vce_ray.pipeline.run import Run
 from vce_ray.pipeline.session import session
 from vce_ray.storage.store import Store
@@ -87,16 +87,20 @@ def open_fleet(settings: Sequence[Settings], log: Callable[[str, str], None]) ->
 
     Args:
         log: takes a run's name and a line about it.
+
+    Raises:
+        CaptionerError: an endpoint that the runs share gives no usable answer.
     """
     members = []
     for entry in settings:
         member = Member(Path(entry["concept"]).stem)
         members.append(member)
         try:
-            member.run = open_run(entry, log=lambda line, name=member.concept: log(name, line))
+            member.run = check_run(entry, log=lambda line, name=member.concept: log(name, line))
         except UserError as error:
             member.error = " ".join(str(error).split())
             log(member.concept, f"skipped: {member.error}")
+    ask_endpoints([member.run for member in members if member.run is not None])
     return members
 
 

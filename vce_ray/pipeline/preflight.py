@@ -10,7 +10,7 @@ here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -35,7 +35,7 @@ from vce_ray.training.objectives import DEFAULT_METHOD, objective_type
 
 
 def open_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) -> Run:
-    """Check the settings of a run and open it. Nothing is written until the run starts.
+    """Check everything that a run needs and open it. Nothing is written until the run starts.
 
     Args:
         settings: keys of RunConfig, with sections as dicts; what is left out gets its default (defaults.py).
@@ -43,21 +43,37 @@ def open_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) ->
 
     Raises:
         UserError: a setting, the concept, the judge, the base or the captioner is unusable, or the store has a run of
-            this name with other settings.
+            this name with other settings, or one that began with another judge.
         StoreError: the store cannot be reached.
     """
+    run = check_run(settings, log)
+    ask_endpoints([run])
+    return run
+
+
+def check_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) -> Run:
+    """Open a run as `open_run` does, but ask its endpoints nothing: the runs of a fleet share them."""
     run = Run(prepare(settings), log)
-    if not run.done("pairs") and not run.config.pairs_of:
-        try_captioner(run.config.captioning_model)
-        if run.config.refiner is not None:
-            try_refiner(run.config.refiner)
     if not run.done("evaluation"):
         check_judge_of(run.task)
     return run
 
 
+def ask_endpoints(runs: Iterable[Run]) -> None:
+    """Ask each captioner and refiner that the runs have work for one question, if it is an endpoint.
+
+    Raises:
+        CaptionerError: one gives no usable answer.
+    """
+    configs = [run.config for run in runs if not run.done("pairs") and not run.config.pairs_of]
+    for captioner in {config.captioning_model for config in configs}:
+        try_captioner(captioner)
+    for refiner in {config.refiner for config in configs if config.refiner is not None}:
+        try_refiner(refiner)
+
+
 def prepare(given: Mapping[str, Any]) -> Task:
-    """Check the settings of a run and complete them. Raises as `open_run` does."""
+    """Check the settings and the models of a run and complete the settings. Raises as `open_run` does."""
     settings: Settings = {"sampling": {}, "train": {}} | _plain(given)
     asked = _validated(settings | {"train": {}})
     base = asked.base

@@ -19,8 +19,9 @@ from vce_ray import env
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.errors import UserError
 from vce_ray.models.adapter_location import check_adapter, resolve_adapter
+from vce_ray.models.check import check_base
 from vce_ray.models.families import default_sampling
-from vce_ray.models.check import resolve_base
+from vce_ray.models.folder import absolute
 from vce_ray.serving.app import Api
 from vce_ray.serving.auth import check_host, check_token, token_digest
 from vce_ray.serving.engine import Engine
@@ -55,13 +56,15 @@ def build_app(
         token: the token that callers must send, '' for none; by default taken from the environment (env.API_TOKEN).
 
     Raises:
-        UserError: the base is unknown, the adapter was made for another revision of it, or the token is weak.
+        UserError: the base is unknown or incomplete, the adapter was made for another revision of it, or the token is
+            weak.
         StoreError: the adapter cannot be read.
     """
     if max_waiting < MAX_IMAGES:
         raise UserError(f"max_waiting {max_waiting} is less than one request may ask for: give {MAX_IMAGES} or more")
     token = check_token(env.API_TOKEN.get() if token is None else token)
-    base = resolve_base(base)
+    check_base(base)
+    base = absolute(base)
     concept = None
     if adapter is not None:
         adapter = resolve_adapter(adapter)
