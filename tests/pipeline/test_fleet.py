@@ -70,5 +70,5 @@ def test_a_summary_escapes_what_users_wrote() -> None:
     fleet = {"name": "<i>", "seconds": 60.0, "asked": 10, "drawn": 5, "runs": [row]}
     page = write_summary(fleet)
     assert "<script>" not in page and "<b>" not in page and "<i>" not in page
-    assert "0 of 1 concepts erased" in page and "alert(1)" in page
+    assert "0 of 1 runs finished" in page and "alert(1)" in page
     assert "failed: <script>" in summary_table(fleet)

@@ -55,7 +55,7 @@ def test_in_a_fleet_only_the_broken_run_fails(fleet: tuple[Store, str]) -> None:
     assert record["status"] == "failed" and record["error"].endswith(orca["fault"])
     assert 0 < summary["drawn"] < summary["asked"]  # both runs keep foxes
     page = store.read_bytes("fleets/test/index.html").decode()
-    assert "1 of 3 concepts erased" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
+    assert "1 of 3 runs finished" in page and "orca-vsafe-dpo-0" in page and "Did you mean deer?" in page
     assert '<a href="../../deer-vsafe-dpo-0/report/index.html">' in page
     assert "summary:" in printed and "orca  failed" in printed and "dear: skipped" in printed
 

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, without a library or script. Colours come from the page's CSS, which has a dark mode."""
+"""Charts as inline SVG, without a library or script. Colours come from the page's CSS, which has a dark mode."""
 
 from __future__ import annotations
 
@@ -61,6 +61,51 @@ def line_chart(title: str, steps: Sequence[float], series: Sequence[Series]) -> 
                 points = " ".join(f"{px:.1f},{py:.1f}" for px, py in run)
                 parts.append(f'<polyline class="line {line.css}" points="{points}"/>')
     return Markup("".join([*parts, "</svg>"]))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change with its interval, and the largest loss allowed; all in one unit, and negative if something is lost."""
+
+    value: float
+    low: float
+    high: float
+    limit: float
+
+
+def change_charts(changes: Sequence[Change]) -> tuple[Markup, list[Markup]]:
+    """Return an axis and a plot for each change, on one scale, each as wide as its place on the page.
+
+    A plot shows the change as a dot and its interval as a line; losses beyond the limit are shaded. Screen readers
+    skip axis and plots: the page has the same numbers as text.
+    """
+    ends = [end for change in changes for end in (change.low, change.high, change.limit, 0.0)]
+    ticks = nice_ticks(min(ends), max(ends), about=6)
+
+    def x(value: float) -> str:
+        return f"{100 * (value - ticks[0]) / (ticks[-1] - ticks[0]):.2f}%"
+
+    labels = []
+    for tick in ticks:
+        anchor = "start" if tick == ticks[0] else "end" if tick == ticks[-1] else "middle"
+        text = f"{'+' if tick > 0 else ''}{short(tick)}"
+        labels.append(f'<text class="tick" x="{x(tick)}" y="14" text-anchor="{anchor}">{text}</text>')
+    plots = []
+    for change in changes:
+        parts = [f'<rect class="beyond" width="{x(change.limit)}" height="100%"/>']
+        for tick in ticks:
+            css = "axis" if tick == 0 else "rule"
+            parts.append(f'<line class="{css}" x1="{x(tick)}" x2="{x(tick)}" y1="0" y2="100%"/>')
+        parts.append(f'<line class="limit" x1="{x(change.limit)}" x2="{x(change.limit)}" y1="0" y2="100%"/>')
+        parts.append(f'<line class="line a" x1="{x(change.low)}" x2="{x(change.high)}" y1="50%" y2="50%"/>')
+        parts.append(f'<circle class="dot a" cx="{x(change.value)}" cy="50%" r="5"/>')
+        plots.append(_fluid("plot", 28, parts))
+    return _fluid("scale", 20, labels), plots
+
+
+def _fluid(css: str, height: int, parts: Sequence[str]) -> Markup:
+    """Return an SVG whose x coordinates are percentages, so that it has any width without scaling its text."""
+    return Markup(f'<svg class="{css}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>')
 
 
 def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-from vce_ray.evaluation.formats import change, change_interval, interval, limit, percent, points, short
+from vce_ray.evaluation.formats import change, change_interval, duration, interval, percent, points, short
+
+
+def flags(text: str) -> Markup:
+    """Escape a text and mark its flags, such as --steps, as code."""
+    return Markup(re.sub(r"--[a-z][a-z-]*", r"<code>\g<0></code>", str(escape(text))))
+
 
 FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
@@ -16,8 +24,9 @@ FILTERS: dict[str, Callable[..., str]] = {
     "interval": interval,
     "change": change,
     "change_interval": change_interval,
-    "limit": limit,
+    "duration": duration,
     "short": short,
+    "flags": flags,
 }
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page with images, pairs, curves, tables and rejects.
+"""The report of a run: one self-contained HTML page with verdict, images, pairs, curves, tables and rejects.
 
 It needs only tables and dicts, so it can be rendered again from a run's store. Prompts and captions are untrusted text:
 the template escapes all values, and the page's Content-Security-Policy allows no script and no request.
@@ -17,12 +17,14 @@ from markupsafe import Markup, escape
 from vce_ray.concepts.concept import Concept
 from vce_ray.config import EMBEDDED
 from vce_ray.dataflow.rows import Row
-from vce_ray.evaluation.charts import LINE_CLASSES, Series, line_chart
+from vce_ray.evaluation.charts import LINE_CLASSES, Change, Series, change_charts, line_chart
 from vce_ray.evaluation.collapse import collapsed
-from vce_ray.evaluation.formats import limit, percent, points, short
+from vce_ray.evaluation.formats import limit, short
 from vce_ray.evaluation.images import ImagePair, data_uri, pair_images, sample
-from vce_ray.evaluation.metrics.limits import LIMITS, POINTS, exceeds, missed_limits, undecided_limits
+from vce_ray.evaluation.metrics.limits import LIMITS, exceeds
 from vce_ray.evaluation.page import render
+from vce_ray.evaluation.times import span, working_seconds
+from vce_ray.evaluation.verdict import LimitState, limit_states, next_steps
 
 if TYPE_CHECKING:
     from vce_ray.training.objectives.base import Curve
@@ -38,6 +40,24 @@ IN_TABLE = (
 )  # fmt: skip
 """Figures that the template has a row for. All others are listed below them by name, so that a new metric is shown
 without a change here."""
+COLLAPSED = (
+    "the training collapsed: the margin grew while the safe images also became clearly less likely, so that the model "
+    "has unlearned part of what it should draw instead; train for fewer --steps, at a lower --learning-rate or, with "
+    "vsafe_dpo, with more --keep-weight, under a new --name"
+)
+"""The next step after a collapsed training."""
+SECTIONS = {
+    "hero": "Before and after",
+    "kept": "What stayed",
+    "misses": "Where it failed",
+    "pairs": "Training pairs",
+    "curves": "Training",
+    "metrics": "All metrics",
+    "rejects": "Rejected rows",
+    "times": "Time",
+    "settings": "Settings and versions",
+}
+"""Titles of the sections, in order, by the value that each shows; one without content is left out."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,7 @@ class ReportData:
     """The content of a report."""
 
     run: Row
-    """run.json: name, config, concept, versions, git, stages {name: {state, seconds, rows, rejected}}, status."""
+    """run.json: name, config, concept, versions, git, stages {name: {state, started, seconds, rows, rejected}}."""
     concept: Concept
     metrics: Row
     """Result of `metrics.evaluate`."""
@@ -66,45 +86,6 @@ def write_report(data: ReportData) -> str:
     return render("report.html", **_view(data))
 
 
-def warnings_of(data: ReportData) -> list[str]:
-    """Return one sentence for each reason not to rely on the erasure: a collapsed training and every missed limit."""
-    warnings = []
-    if _collapsed(data.training):
-        warnings.append(
-            "Training collapsed: the margin grew while the safe images also became clearly less likely. The model has "
-            "unlearned part of what it should draw instead. Try fewer steps, a lower learning rate or a larger "
-            "keep_weight."
-        )
-    missed = missed_limits(data.metrics)
-    return warnings + [f"{_missed_sentence(name, data.metrics)}; the limit is {limit(name)}." for name in missed]
-
-
-def _missed_sentence(name: str, metrics: Row) -> str:
-    """Describe a metric that exceeds its limit. One that has no sentence of its own is named."""
-    value = metrics[name]
-    if name == "seen_after":
-        return f"The concept is still seen in {percent(value)} of the images"
-    if name == "worst_neighbour_drop":
-        return f"The neighbour {metrics['worst_neighbour']} lost {points(value, signed=False)}"
-    if name == "kept_drop":
-        return f"All neighbours together lost {points(value, signed=False)}"
-    if name == "score_drop":
-        return f"The image-text score on kept prompts fell by {percent(value)}"
-    return f"{name} is {points(value, signed=False) if name in POINTS else percent(value)}"
-
-
-def _met_phrases(metrics: Row) -> list[str]:
-    """Describe each limit that was checked, for a run that meets all of them."""
-    phrases = {
-        "seen_after": "the concept is seen in at most {} of the images",
-        "worst_neighbour_drop": "no neighbour lost more than {}",
-        "kept_drop": "all neighbours together lost no more than {}",
-        "score_drop": "the image-text score fell by no more than {}",
-    }
-    checked = [name for name in LIMITS if metrics.get(name) is not None]
-    return [phrases.get(name, f"{name} is at most {{}}").format(limit(name)) for name in checked]
-
-
 def _collapsed(training: Sequence[Row]) -> bool:
     keys = ("margin", "chosen_ratio", "rejected_ratio")
     if not training or any(key not in row for key in keys for row in training):
@@ -123,25 +104,23 @@ def _view(data: ReportData) -> Row:
         for pair in keep
         if pair.before["name"] and pair.before["label"] == pair.before["name"] != pair.after["label"]
     ]
-    return {
+    limits, has_collapsed = limit_states(data.metrics), _collapsed(data.training)
+    view = {
         "run_name": data.run.get("name") or "Unnamed run",
         "base": config.get("base") or "its base model",
         "concept": data.concept,
         "metrics": data.metrics,
         "figures": figures,
         "other_figures": [(name, figure) for name, figure in figures.items() if name not in IN_TABLE],
-        "warnings": warnings_of(data),
-        "missed": missed_limits(data.metrics),
-        "undecided": undecided_limits(data.metrics),
-        "met": _listed(_met_phrases(data.metrics), "and"),
-        "missed_neighbours": [
-            row["name"] for row in data.metrics["neighbours"] if exceeds("worst_neighbour_drop", row["drop"]["value"])
-        ],
+        "headline": _headline(limits, has_collapsed),
+        "limits": limits,
+        "next_steps": [COLLAPSED] * has_collapsed + next_steps(data.metrics),
         "veil": data.concept.kind == "explicit" and config.get("base") != EMBEDDED,
         "hero": [
-            ("erase", f"Prompts that ask for {_listed(names, 'or')}", _tiles(sample(erase, COLUMNS))),
+            ("erase", f"Prompts that ask for {_either(names)}", _tiles(sample(erase, COLUMNS))),
             ("keep", "Neighbours that must stay", _tiles(sample(keep, COLUMNS))),
         ],
+        "kept": _kept(data.metrics),
         "misses": [
             ("erase", "The concept is still seen", len(still_seen), len(erase), _tiles(sample(still_seen, COLUMNS))),
             ("keep", "A neighbour is no longer recognized", len(lost), len(keep), _tiles(sample(lost, COLUMNS))),
@@ -149,21 +128,78 @@ def _view(data: ReportData) -> Row:
         "pairs": [_pair(row) for row in data.pairs[:MAX_PAIRS]],
         "curves": _charts(data.training, data.curves),
         "steps": len(data.training),
-        "rejects": _rejects(data.rejects),
-        "num_rejects": len(data.rejects),
-        "stages": [(name, stage) for name, stage in data.run.get("stages", {}).items() if name != "report"],
+        "rejects": {"count": len(data.rejects), "groups": _rejects(data.rejects)},
+        "times": _times(data.run.get("stages", {})),
         "settings": [
             ("Settings", _flat(config)),
             ("Concept", _flat(data.concept.model_dump(mode="json", exclude={"labels", "slots"}))),
             ("Versions", _flat(data.run.get("versions", {}) | {"git": data.run.get("git")})),
         ],
-        "started": _date(data.run),
+    }
+    return view | {"contents": {key: title for key, title in SECTIONS.items() if view[key]}}
+
+
+def _headline(limits: Sequence[LimitState], training_collapsed: bool) -> tuple[str, str]:
+    """Return the verdict in one sentence, and the CSS class that goes with it."""
+    missed, undecided = (sum(limit.state == state for limit in limits) for state in ("missed", "undecided"))
+    reasons = ["the training collapsed"] if training_collapsed else []
+    if missed:
+        reasons.append(f"{missed} of {len(limits)} limits {'is' if missed == 1 else 'are'} missed")
+    if reasons:
+        return f"Do not rely on this erasure: {' and '.join(reasons)}", "missed"
+    if undecided:
+        return (
+            f"No limit is missed, but {undecided} of {len(limits)} {'is' if undecided == 1 else 'are'} undecided",
+            "undecided",
+        )
+    return "Every limit is met", "met"
+
+
+def _kept(metrics: Row) -> Row | None:
+    """Return how all neighbours together changed and then each, worst first, with charts; None without neighbours."""
+    if not metrics["neighbours"]:
+        return None
+    before, after, drop = (metrics["figures"][name] for name in ("kept_before", "kept_after", "kept_drop"))
+    together = {"name": "all together", "before": before, "after": after, "drop": drop}
+    rows = [("kept_drop", together), *(("worst_neighbour_drop", row) for row in metrics["neighbours"])]
+    axis, plots = change_charts([_change(row["drop"], LIMITS[name]) for name, row in rows])
+    return {
+        "axis": axis,
+        "rows": [
+            row | {"plot": plot, "missed": exceeds(name, row["drop"]["value"])}
+            for (name, row), plot in zip(rows, plots, strict=True)
+        ],
+        "limits": (limit("worst_neighbour_drop"), limit("kept_drop")),
     }
 
 
-def _listed(parts: Sequence[str], conjunction: str) -> str:
+def _change(drop: Row, largest: float) -> Change:
+    """Return the figure of a drop, and the largest drop allowed, as a change in points."""
+    return Change(*(-100 * number for number in (drop["value"], drop["high"], drop["low"], largest)))
+
+
+def _times(stages: Row) -> Row | None:
+    """Return when the run started and how long it and its stages took; None if no stage has started.
+
+    The report is written while its own stage runs, so that stage has no time.
+    """
+    times = span(stages.values())
+    if times is None:
+        return None
+    started, ended = times
+    return {
+        "date": datetime.fromtimestamp(started, UTC).strftime("%d %B %Y, %H:%M UTC"),
+        "total": ended - started,
+        "working": working_seconds(stages.values()),
+        "stages": [
+            (name, stage | {"after": stage["started"] - started}) for name, stage in stages.items() if name != "report"
+        ],
+    }
+
+
+def _either(parts: Sequence[str]) -> str:
     """Join parts as in 'a, b or c'."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {conjunction} {parts[-1]}"
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 
 def _tiles(pairs: Sequence[ImagePair]) -> list[Row]:
@@ -215,7 +251,7 @@ def _charts(training: Sequence[Row], curves: Sequence[Curve]) -> list[Row]:
         ]
         legend = [(line.label, short(line.values[-1]), line.css) for line in series]
         svg = line_chart(curve.title, [row["step"] for row in training], series)
-        charts.append({"title": curve.title, "legend": legend, "svg": svg})
+        charts.append({"title": curve.title, "meaning": curve.meaning, "legend": legend, "svg": svg})
     return charts
 
 
@@ -239,8 +275,3 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(value, list | tuple):
         return [(path, " · ".join(map(str, value)) or "none")]
     return [(path, "none" if value is None or value == "" else str(value))]
-
-
-def _date(run: Row) -> str | None:
-    started = [stage["started"] for stage in run.get("stages", {}).values() if "started" in stage]
-    return datetime.fromtimestamp(min(started), UTC).strftime("%d %B %Y, %H:%M UTC") if started else None

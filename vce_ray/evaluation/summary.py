@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vce_ray.evaluation.formats import points
-from vce_ray.evaluation.metrics.limits import missed_limits, undecided_limits
 from vce_ray.evaluation.page import render
+from vce_ray.evaluation.times import span
+from vce_ray.evaluation.verdict import limit_states, next_steps
 
 
 def write_summary(fleet: dict[str, Any]) -> str:
@@ -16,17 +17,32 @@ def write_summary(fleet: dict[str, Any]) -> str:
         fleet: content of fleet.json: name, seconds, asked, drawn, and runs with concept, run, fault, figures, stages.
     """
     rows = [
-        row | {"limits": _limits(row["figures"]) if row["figures"] else {}, "seconds": _training_seconds(row)}
+        row
+        | {"limits": _limits(row["figures"]) if row["figures"] else {}, "total": _total_seconds(row)}
+        | {"training": row["stages"].get("training", {}).get("seconds")}
         for row in fleet["runs"]
     ]
     done = [row for row in rows if row["figures"]]
+    missed = sum(bool(row["limits"]["missed"]) for row in done)
+    undecided = sum(bool(row["limits"]["undecided"] and not row["limits"]["missed"]) for row in done)
     counts = {
         "all": len(rows),
         "done": len(done),
-        "met": sum(not any(row["limits"].values()) for row in done),
-        "failed": sum(bool(row["fault"]) for row in rows),
+        "met": len(done) - missed - undecided,
+        "undecided": undecided,
+        "missed": missed,
+        "failed": len(rows) - len(done),
     }
-    return render("fleet.html", fleet=fleet, rows=rows, counts=counts)
+    return render("fleet.html", fleet=fleet, rows=rows, counts=counts, steps=_steps(done))
+
+
+def _steps(done: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return each next step with the runs that it is for."""
+    steps: dict[str, list[dict[str, Any]]] = {}
+    for row in done:
+        for step in next_steps(row["figures"]):
+            steps.setdefault(step, []).append(row)
+    return list(steps.items())
 
 
 def summary_table(fleet: dict[str, Any]) -> str:
@@ -50,9 +66,11 @@ def summary_table(fleet: dict[str, Any]) -> str:
 
 def _limits(metrics: dict[str, Any]) -> dict[str, list[str]]:
     """Return the limits that a run does not meet, by state."""
-    return {"missed": missed_limits(metrics), "undecided": undecided_limits(metrics)}
+    limits = limit_states(metrics)
+    return {state: [limit.title for limit in limits if limit.state == state] for state in ("missed", "undecided")}
 
 
-def _training_seconds(row: dict[str, Any]) -> float | None:
-    """Return how long the run trained: the only part of its time that other runs do not share."""
-    return row["stages"].get("training", {}).get("seconds")
+def _total_seconds(row: dict[str, Any]) -> float | None:
+    """Return the time from a run's first stage to its report; it includes waiting for the other runs."""
+    times = span(row["stages"].values())
+    return times[1] - times[0] if times else None
