@@ -184,6 +184,11 @@ def without_neighbours() -> ReportData:
     return replace(data, evaluation=rows, metrics=evaluate(rows, DEER))
 
 
+def test_tables_scroll_by_keyboard():
+    html = write_report(report_data())
+    assert html.count("<table>") == html.count('<div class="scroll" tabindex="0" role="region" aria-label=') == 3
+
+
 def test_settings_are_collapsed():
     details = Page(write_report(report_data())).all("details")
     assert len(details) == 3 and not any("open" in attrs for attrs in details)
