@@ -25,7 +25,7 @@ class Family:
     """The authors' sampling settings, where they differ from the defaults of SamplingConfig."""
     reads_images: bool
     """Whether it implements `caption`."""
-    files: tuple[tuple[str, ...], ...]
+    files: tuple[tuple[str, ...], ...] = ()
     """What its folder has besides config.json and *.safetensors: of each group, at least one."""
 
 
