@@ -115,7 +115,10 @@ def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: Store, tmp_p
     from vce_ray.models.load import load_model
 
     folder = finished.fetch("adapter", tmp_path / "adapter")
-    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == "emoji-world"
+    assert config["auto_mapping"]["base_model_class"] == "JanusForConditionalGeneration"
+    assert b"# emoji-world without deer" in finished.read_bytes("adapter/README.md"), "fetched or not, it is written"
     load_model(adapter=folder)
     card = read_card(folder)
     (folder / CARD).write_text(json.dumps(card | {"base_revision": "0123456789abcdef"}))

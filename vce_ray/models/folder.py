@@ -161,6 +161,24 @@ def source_of(ref: str) -> Literal["embedded", "store", "folder", "hub"]:
     )
 
 
+def published_name(ref: str) -> tuple[str, str | None]:
+    """Return a base's name and revision as an adapter that is shared names them.
+
+    That of a hub id is the id. Of any other reference it is the last part alone: paths and buckets concern nobody else.
+    The revision is that of a hub id, None if none was given.
+
+    Raises:
+        UserError: as `source_of` does.
+    """
+    source = source_of(ref)
+    if source == "hub":
+        return _split_hub_id(ref)
+    if source == "embedded":
+        return ref, None
+    path = os.path.abspath(ref) if source == "folder" else ref.partition("?")[0]
+    return Path(path).name, None
+
+
 def _split_hub_id(ref: str) -> tuple[str, str | None]:
     """Split 'owner/name@revision' into the id and the revision; None if no revision is given."""
     name, _, revision = ref.partition("@")

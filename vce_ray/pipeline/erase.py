@@ -288,6 +288,7 @@ def _evaluate(runs: Mapping[str, Run], fail: Callable[[Run, BaseException], None
 def _report(run: Run) -> None:
     from vce_ray.evaluation.detectors import evaluation_schema
     from vce_ray.evaluation.metrics import columns_to_read, evaluate
+    from vce_ray.evaluation.model_card import write_model_card
     from vce_ray.evaluation.report import write_report
     from vce_ray.pipeline.before_after import read_before_after
 
@@ -299,7 +300,9 @@ def _report(run: Run) -> None:
         run.finish_stage("evaluation", **{key: round(metrics[key], 4) for key in shown if metrics[key] is not None})
     if not run.done("report"):
         run.start_stage("report")
-        run.store.write_bytes(REPORT_FILE, write_report(report_data(run)).encode())
+        data = report_data(run)
+        write_model_card(run.task, data)
+        run.store.write_bytes(REPORT_FILE, write_report(data).encode())
         run.finish_stage("report", page=run.store.where(REPORT_FILE))
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from vce_ray.config import PROMPT_MODES
 from vce_ray.dataflow import schemas
+from vce_ray.models.adapter_location import MODEL_CARD
 from vce_ray.storage.files import MANIFESTS
 from vce_ray.training import HISTORY_FILE
 
@@ -67,7 +68,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation/before", "evaluation/after"),
         invalidated=(METRICS_FILE, "evaluation/after"),  # images of the base stay: they depend on no training
     ),
-    StageSpec("report", ("pairs", "training", "evaluation"), "driver", invalidated=("report",)),
+    StageSpec("report", ("pairs", "training", "evaluation"), "driver", invalidated=("report", MODEL_CARD)),
 )
 """All stages of a run, in order."""
 NAMES = tuple(spec.name for spec in STAGES)

@@ -150,7 +150,7 @@ def train_run(
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state = get_model_state_dict(model.net, options=whole)
     if rank == 0:
-        _upload(store, state, model.revision, run, facts)
+        _upload(store, state, model, run, facts)
         store.write_json(HISTORY_FILE, history)
         store.delete_prefix(checkpoints.FOLDER)
     if sharded or not lora:
@@ -173,12 +173,12 @@ def _mean_over_workers(metrics: dict[str, float], workers: int, device: torch.de
     return dict(zip(metrics, (values / workers).tolist(), strict=True))
 
 
-def _upload(store: Store, state: dict, revision: str, run: RunConfig, facts: dict) -> None:
+def _upload(store: Store, state: dict, model: ImageModel, run: RunConfig, facts: dict) -> None:
     """Write the adapter folder to the run's store."""
     config = run.train
     lora = {"rank": config.lora_rank, "alpha": config.lora_alpha} if config.weights == "lora" else None
     if lora:
         state = {name.replace(".default.", "."): tensor for name, tensor in state.items() if "lora_" in name}
     with tempfile.TemporaryDirectory() as folder:
-        save_adapter(Path(folder), state, revision, lora, facts)
+        save_adapter(Path(folder), state, model, lora, facts)
         store.upload(folder, "adapter")
