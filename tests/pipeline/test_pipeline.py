@@ -126,6 +126,19 @@ def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: Store, tmp_p
         load_model(adapter=folder)
 
 
+def test_a_tracker_shows_a_run_from_its_first_step_to_its_figures(finished: Store) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(f"{finished.root}/tensorboard").Reload()
+    for name in ("loss", "margin", "gradient_norm"):
+        points = [(event.step, event.value) for event in shown.Scalars(f"training/{name}")]
+        assert points == [(row["step"], pytest.approx(row[name])) for row in finished.read_json("training.json")]
+    (figure,) = shown.Scalars("evaluation/seen_after")
+    assert figure.value == pytest.approx(finished.read_json("evaluation/metrics.json")["seen_after"])
+    assert shown.Tags()["images"] == ["before_after"]
+    assert "track" not in finished.read_json("run.json")["config"], "results do not depend on it"
+
+
 def test_the_same_command_again_does_no_work_twice(finished: Store) -> None:
     run = finished
     manifest = run.stage("pairs").manifest()

@@ -134,6 +134,7 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
         return
     _check_stores(runs)
     for run in runs.values():
+        run.tracking.open(run.record)
         if not run.done("prompts"):
             _prompts(run)
 
@@ -189,7 +190,7 @@ def _trainings(runs: Mapping[str, Run]) -> Trainings:
         configs,
         min(_concurrent_trainings(configs[0]), len(runs)),
         on_start=lambda name: runs[name].start_stage("training"),
-        on_step=lambda name, row: setattr(runs[name], "trained", row),
+        on_step=lambda name, row: runs[name].take_step(row),
         on_finish=lambda name: _finish_training(runs[name]),
     )
 
@@ -301,6 +302,7 @@ def _report(run: Run) -> None:
     if not run.done("report"):
         run.start_stage("report")
         data = report_data(run)
+        run.tracking.log_evaluation(data)
         write_model_card(run.task, data)
         run.store.write_bytes(REPORT_FILE, write_report(data).encode())
         run.finish_stage("report", page=run.store.where(REPORT_FILE))

@@ -21,6 +21,8 @@ from vce_ray.training import HISTORY_FILE
 
 METRICS_FILE = "evaluation/metrics.json"
 REPORT_FILE = "report/index.html"
+TRACKING_FILE = "tracking.json"
+"""Key of the run for its trackers. A training that is made anew is shown as another run."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,12 @@ STAGES: tuple[StageSpec, ...] = (
     _actors("safe", "captions", schemas.SAFE),
     StageSpec("pairs", ("unsafe", "captions", "safe"), "driver", ("pairs", "keep"), invalidated=("pairs", "keep")),
     _actors("reference", "safe", schemas.reference(PROMPT_MODES)),
-    StageSpec("training", ("pairs", "reference"), "trainer", invalidated=("adapter", "checkpoints", HISTORY_FILE)),
+    StageSpec(
+        "training",
+        ("pairs", "reference"),
+        "trainer",
+        invalidated=("adapter", "checkpoints", HISTORY_FILE, TRACKING_FILE),
+    ),
     StageSpec(
         "evaluation",
         ("prompts", "training"),

@@ -103,7 +103,7 @@ def train_run(
     Args:
         model: the base, if it is still loaded.
         facts: what the adapter's card says besides its base.
-        on_step: called by rank 0 with each step's row of the history.
+        on_step: called by rank 0 with each step's row of the history, those before a checkpoint included.
 
     Returns:
         The unchanged base for the next run, or None if it has to be loaded again.
@@ -127,6 +127,9 @@ def train_run(
     trained = [p for p in model.net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     history = checkpoints.load(store, model.net, optimizer)
+    if rank == 0:
+        for row in history:  # the driver that heard of them may be gone
+            on_step(row)
     for step in range(len(history), config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
