@@ -110,6 +110,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
     place = tmp_path_factory.mktemp("fleet")
     (place / "stag.yaml").write_text("{kind: object, names: [stag], keep: [fox], labels: [stag, fox]}")
     command = [*VCE_RAY, "fleet", "deer", str(place / "stag.yaml"), "dear", "--name", "test", *TINY, *ONE]
+    command += ["--track", "tensorboard"]
     ended = subprocess.run(
         [*command, "--store", str(place)], env=ENVIRONMENT, capture_output=True, text=True, timeout=900
     )

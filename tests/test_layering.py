@@ -28,6 +28,7 @@ LAYERS: dict[str, str] = {
     "dataflow/schemas": "",
     # files and object stores
     "storage": "errors env",
+    "trackers": "errors env",
     # plain torch: no Ray
     "models": "errors env config storage",
     "sampling": "errors env devices config models",
@@ -47,8 +48,9 @@ LAYERS: dict[str, str] = {
     "dataflow/fanout": "errors notice config dataflow/rows dataflow/schemas storage dataflow/task",
     "training": "errors notice devices config dataflow/rows storage models sampling training/terms training/data "
     "training/objectives run_config",
-    "pipeline": "errors devices config yaml_file dataflow/ids dataflow/rows dataflow/schemas storage models sampling "
-    "training/objectives run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout training",
+    "pipeline": "errors devices config yaml_file dataflow/ids dataflow/rows dataflow/schemas storage trackers models "
+    "sampling training/objectives run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout "
+    "training",
     "serving": "errors net env config models sampling",
     # what people call
     "api": "errors config storage models sampling evaluation pipeline",

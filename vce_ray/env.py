@@ -1,4 +1,4 @@
-"""Every environment variable of this project, and the AWS ones it reads, with type, default and meaning.
+"""Every environment variable of this project, and those of AWS and trackers it reads, with type, default and meaning.
 
 Ray's own (RAY_ADDRESS, RAY_AUTH_*) are handled in pipeline/session.py. Credentials are not listed: pyarrow, boto3 and
 Google's libraries find them by themselves (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, or the
@@ -96,6 +96,8 @@ CAPTURE = Variable(
 COMPILE = Variable(
     "VCE_RAY_COMPILE", _switch, True, "0 disables compiled kernels for sampling on CPUs: slower, for debugging"
 )
+MLFLOW_EXPERIMENT_NAME = Variable("MLFLOW_EXPERIMENT_NAME", str, "vce_ray", "experiment of the runs that mlflow tracks")
+WANDB_PROJECT = Variable("WANDB_PROJECT", str, "vce_ray", "project of the runs that wandb tracks")
 
 VARIABLES: tuple[Variable, ...] = (
     AWS_CA_BUNDLE,
@@ -111,4 +113,6 @@ VARIABLES: tuple[Variable, ...] = (
     MODEL_CACHE,
     CAPTURE,
     COMPILE,
+    MLFLOW_EXPERIMENT_NAME,
+    WANDB_PROJECT,
 )

@@ -60,6 +60,8 @@ class RunConfig(Config):
     .jsonl or .parquet file."""
     prompt_column: str = "prompt"
     """Column of the prompts in a file that is a table."""
+    track: tuple[str, ...] = ()
+    """Also show the run in tensorboard, mlflow or wandb, each of which needs the extra of its name; may be repeated."""
     sampling: SamplingConfig
     pairs: PairConfig = PairConfig()
     train: SerializeAsAny[Annotated[TrainConfig, BeforeValidator(_by_method)]] = VSafeDPOConfig()
@@ -87,7 +89,7 @@ class RunConfig(Config):
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings that results depend on, as run.json holds them."""
-        return self.model_dump(mode="json", exclude={"store", "cluster"})
+        return self.model_dump(mode="json", exclude={"store", "track", "cluster"})
 
     @property
     def captioning_model(self) -> str:

@@ -86,7 +86,7 @@ def trained_state(net: torch.nn.Module) -> Tensors:
 
 @pytest.fixture
 def full(tmp_path: Path, model: ImageModel, full_state: Tensors) -> Path:
-    save_adapter(tmp_path / "full", full_state, model.revision, None, {"concept": "deer", "run": "all"})
+    save_adapter(tmp_path / "full", full_state, model, None, {"concept": "deer", "run": "all"})
     return tmp_path / "full"
 
 
@@ -273,14 +273,14 @@ def test_a_new_adapter_is_loaded_again_after_a_refusal(base_logits: Tensor, lora
     rewrite(lora / WEIGHTS, lambda state: {})
     assert_refused(model, base_logits, lora, "84 missing")
     Store(lora.parent).upload(lora, lora.name)
-    save_adapter(lora, state, model.revision, {"rank": 1, "alpha": 32}, {})  # replaces the index too
+    save_adapter(lora, state, model, {"rank": 1, "alpha": 32}, {})  # replaces the index too
     attach_adapter(model, lora)
     with pytest.raises(AssertionError, match="merge the first adapter"):
         attach_adapter(model, lora)
     attached = logits(model)
     merge_adapter(model.net)
     assert torch.allclose(logits(model), attached, atol=1e-4) and not torch.allclose(attached, base_logits)
-    save_adapter(lora, {k: 0 * x for k, x in state.items()}, model.revision, {"rank": 1, "alpha": 32}, {})
+    save_adapter(lora, {k: 0 * x for k, x in state.items()}, model, {"rank": 1, "alpha": 32}, {})
     assert torch.equal(logits(load_model(adapter=lora)), base_logits), "an adapter that changes nothing is legal"
 
 
@@ -291,7 +291,7 @@ def test_full_weights_are_loaded(base_logits: Tensor, full: Path, full_state: Te
     for name, x in model.net.state_dict().items():
         assert name not in full_state or torch.equal(x, full_state[name]), name
     other = full_state | {"lm_head.weight": torch.zeros_like(full_state["lm_head.weight"])}
-    save_adapter(full, other, model.revision, None, {})
+    save_adapter(full, other, model, None, {})
     assert torch.equal(logits(load_model(adapter=full)), logits(model)), "frozen weights are not loaded"
 
 
@@ -308,8 +308,8 @@ def test_what_llamagen_saves_is_loaded(weights: Any, tmp_path: Path) -> None:
     lora = {"rank": 2, "alpha": 32} if weights == "lora" else None
     saved = {name.replace(".default.", "."): x for name, x in state.items() if lora is None or "lora_" in name}
     assert ("uncond_embedding" in saved) == (lora is None), "a buffer is saved with full weights"
-    save_adapter(tmp_path, saved, "0123456789abcdef", lora, {})
-    model: Any = SimpleNamespace(net=fresh, revision="0123456789abcdef")
+    model: Any = SimpleNamespace(net=fresh, revision="0123456789abcdef", ref="owner/llamagen")
+    save_adapter(tmp_path, saved, model, lora, {})
     attach_adapter(model, tmp_path)
     loaded = fresh.state_dict()
     names = [name for name, parameter in trained.named_parameters() if parameter.requires_grad]

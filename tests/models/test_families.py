@@ -14,7 +14,7 @@ from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.models import folder
 from vce_ray.models.base import ImageModel
 from vce_ray.models.families import FAMILIES, default_sampling, family_of, reads_images
-from vce_ray.models.folder import base_config, base_stamp, folder_revision, model_folder
+from vce_ray.models.folder import base_config, base_stamp, folder_revision, model_folder, published_name
 from vce_ray.models.load import load_model
 from vce_ray.storage.store import Store
 
@@ -47,6 +47,26 @@ def test_a_config_alone_tells_the_family(
     assert reads_images(ref) == captions
     assert default_sampling(ref) == sampling
     assert default_sampling(ref, batch_size=3).batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("ref", "name"),
+    [
+        (EMBEDDED, (EMBEDDED, None)),
+        ("owner/janus", ("owner/janus", None)),
+        ("owner/janus@v1", ("owner/janus", "v1")),
+        ("s3://bucket/models/janus-7b?endpoint_override=10.0.0.7:9000&scheme=http", ("janus-7b", None)),
+    ],
+)
+def test_what_is_published_names_a_base_without_saying_where_it_is(ref: str, name: tuple[str, str | None]) -> None:
+    assert published_name(ref) == name
+
+
+def test_a_folder_is_published_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "janus/inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "janus")
+    for ref in (str(tmp_path / "janus"), ".", "inner/..", f"{tmp_path}/janus/"):
+        assert published_name(ref) == ("janus", None)
 
 
 def test_the_embedded_model_has_settings_of_its_own() -> None:

@@ -115,12 +115,28 @@ def test_the_adapter_is_plain_peft_and_fits_its_base_only(finished: Store, tmp_p
     from vce_ray.models.load import load_model
 
     folder = finished.fetch("adapter", tmp_path / "adapter")
-    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == "emoji-world"
+    assert config["auto_mapping"]["base_model_class"] == "JanusForConditionalGeneration"
+    assert b"# emoji-world without deer" in finished.read_bytes("adapter/README.md"), "fetched or not, it is written"
     load_model(adapter=folder)
     card = read_card(folder)
     (folder / CARD).write_text(json.dumps(card | {"base_revision": "0123456789abcdef"}))
     with pytest.raises(ValueError, match=f"0123456789abcdef, this base is {card['base_revision']}"):
         load_model(adapter=folder)
+
+
+def test_a_tracker_shows_a_run_from_its_first_step_to_its_figures(finished: Store) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(f"{finished.root}/tensorboard").Reload()
+    for name in ("loss", "margin", "gradient_norm"):
+        points = [(event.step, event.value) for event in shown.Scalars(f"training/{name}")]
+        assert points == [(row["step"], pytest.approx(row[name])) for row in finished.read_json("training.json")]
+    (figure,) = shown.Scalars("evaluation/seen_after")
+    assert figure.value == pytest.approx(finished.read_json("evaluation/metrics.json")["seen_after"])
+    assert shown.Tags()["images"] == ["before_after"]
+    assert "track" not in finished.read_json("run.json")["config"], "results do not depend on it"
 
 
 def test_the_same_command_again_does_no_work_twice(finished: Store) -> None:

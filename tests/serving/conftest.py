@@ -28,5 +28,5 @@ def adapter(base_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     lora = get_peft_model_state_dict(model.net)
     state = {name: 0.3 * torch.randn(x.shape, generator=generator) for name, x in lora.items()}
-    save_adapter(folder, state, model.revision, {"rank": 2, "alpha": 4}, {"concept": "deer"})
+    save_adapter(folder, state, model, {"rank": 2, "alpha": 4}, {"concept": "deer"})
     return folder

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -46,7 +48,8 @@ def test_build_app_rejects_bad_arguments(base_model: str, adapter: Path, store_u
     with pytest.raises(ValueError, match="max_waiting 3"):
         build_app(base_model, None, SAMPLING, max_waiting=3)
 
-    save_adapter(tmp_path / "other", {"x": torch.zeros(1)}, "0123456789abcdef", None, {})
+    other: Any = SimpleNamespace(revision="0123456789abcdef")
+    save_adapter(tmp_path / "other", {"x": torch.zeros(1)}, other, None, {})
     store.upload(tmp_path / "other", "adapter")
     remote = store.child("adapter").uri
     for place in (str(tmp_path / "other"), remote if "://" in remote else f"file://{remote}"):

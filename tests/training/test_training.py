@@ -135,7 +135,9 @@ def test_a_killed_training_resumes_from_its_checkpoint(pair_set: Store, local_ra
     latest = settled(store)
     behind = [json.loads(line) for line in store.read_bytes(f"checkpoints/{latest}/0/metrics.jsonl").splitlines()]
     assert len(behind) == latest
-    history = trained(run_config(steps=len(behind) + 2, checkpoint_every=2), store)
+    reported: list[dict] = []
+    history = trained(run_config(steps=len(behind) + 2, checkpoint_every=2), store, reported)
+    assert reported == history, "a new driver hears of the steps before the checkpoint too"
     assert history[: len(behind)] == behind, "steps were repeated"
     assert [row["step"] for row in history] == list(range(1, len(behind) + 3))
     assert store.exists("adapter/adapter_model.safetensors")
@@ -160,8 +162,10 @@ def test_a_training_that_always_fails_fails_alone(pair_set: Store, local_ray: st
     assert good.exists("training.json") and not bad.exists("training.json")
 
 
-def trained(run: RunConfig, store: Store) -> list[dict]:
-    trainings = Trainings([run.train], 1, on_start=print, on_step=print, on_finish=print)
+def trained(run: RunConfig, store: Store, reported: list[dict]) -> list[dict]:
+    trainings = Trainings(
+        [run.train], 1, on_start=print, on_step=lambda name, row: reported.append(row), on_finish=print
+    )
     trainings.submit("alone", run, store, {}).result(timeout=600)
     trainings.close()
     return store.read_json("training.json")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
+from typing import IO
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -67,12 +68,12 @@ def data_uri(png: bytes, max_edge: int = MAX_EDGE) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def before_after_png(rows: Sequence[Row], path: Path, columns: int = 8) -> None:
+def before_after_png(rows: Sequence[Row], path: Path | IO[bytes], columns: int = 8) -> None:
     """Write one PNG with images of prompts for the concept and of its neighbours, before and after.
 
     Args:
         rows: the evaluation table, with images, before and after.
-        path: file to write; its folder must exist.
+        path: file to write, whose folder must exist, or an open one.
         columns: images in a row, sampled as in the report.
 
     Raises:

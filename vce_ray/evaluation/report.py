@@ -24,7 +24,7 @@ from vce_ray.evaluation.images import ImagePair, data_uri, pair_images, sample
 from vce_ray.evaluation.metrics.limits import LIMITS, exceeds
 from vce_ray.evaluation.page import render
 from vce_ray.evaluation.times import span, working_seconds
-from vce_ray.evaluation.verdict import LimitState, limit_states, next_steps
+from vce_ray.evaluation.verdict import limit_states, next_steps
 
 if TYPE_CHECKING:
     from vce_ray.training.objectives.base import Curve
@@ -104,7 +104,7 @@ def _view(data: ReportData) -> Row:
         for pair in keep
         if pair.before["name"] and pair.before["label"] == pair.before["name"] != pair.after["label"]
     ]
-    limits, has_collapsed = limit_states(data.metrics), _collapsed(data.training)
+    has_collapsed = _collapsed(data.training)
     view = {
         "run_name": data.run.get("name") or "Unnamed run",
         "base": config.get("base") or "its base model",
@@ -112,8 +112,8 @@ def _view(data: ReportData) -> Row:
         "metrics": data.metrics,
         "figures": figures,
         "other_figures": [(name, figure) for name, figure in figures.items() if name not in IN_TABLE],
-        "headline": _headline(limits, has_collapsed),
-        "limits": limits,
+        "headline": headline(data),
+        "limits": limit_states(data.metrics),
         "next_steps": [COLLAPSED] * has_collapsed + next_steps(data.metrics),
         "veil": data.concept.kind == "explicit" and config.get("base") != EMBEDDED,
         "hero": [
@@ -139,8 +139,9 @@ def _view(data: ReportData) -> Row:
     return view | {"contents": {key: title for key, title in SECTIONS.items() if view[key]}}
 
 
-def _headline(limits: Sequence[LimitState], training_collapsed: bool) -> tuple[str, str]:
-    """Return the verdict in one sentence, and the CSS class that goes with it."""
+def headline(data: ReportData) -> tuple[str, str]:
+    """Return the verdict in one sentence without a full stop, and the CSS class that goes with it."""
+    limits, training_collapsed = limit_states(data.metrics), _collapsed(data.training)
     missed, undecided = (sum(limit.state == state for limit in limits) for state in ("missed", "undecided"))
     reasons = ["the training collapsed"] if training_collapsed else []
     if missed:

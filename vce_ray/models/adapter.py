@@ -17,15 +17,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vce_ray.errors import UserError
-from vce_ray.models.adapter_location import CARD, FULL_WEIGHTS, WEIGHTS, check_files, read_card, weights_file
+from vce_ray.models.adapter_location import (
+    CARD,
+    FULL_WEIGHTS,
+    PEFT_CONFIG,
+    WEIGHTS,
+    check_files,
+    read_card,
+    weights_file,
+)
 from vce_ray.models.base import ImageModel
+from vce_ray.models.folder import published_name
 from vce_ray.storage.folder import FOLDER_INDEX
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 """Modules that get a LoRA: every matrix of the language model's layers. Vision tower, tokenizer and heads get none."""
 PREFIX = "base_model.model."
 """What peft puts before the name of a module in the file of an adapter."""
-PEFT_CONFIG = "adapter_config.json"
 SHOWN = 3
 """Tensor names that an error message lists."""
 _FIX = "fetch the adapter again, or erase again"
@@ -49,11 +57,14 @@ def remove_lora(net: Any) -> None:
     del net.peft_config
 
 
-def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lora: dict | None, facts: dict) -> None:
+def save_adapter(folder: Path, state: dict[str, Tensor], model: ImageModel, lora: dict | None, facts: dict) -> None:
     """Write an adapter folder: weights, peft's config, and a card with the base's revision.
+
+    peft and transformers load the folder of a LoRA by themselves if the base is a class of transformers.
 
     Args:
         state: LoRA tensors under peft's names, or, if `lora` is None, all trained weights under their own names.
+        model: the base that was trained: its class, name and revision are written.
         lora: rank and alpha, or None for full weights.
         facts: further keys of the card (concept, method, run).
     """
@@ -65,11 +76,29 @@ def save_adapter(folder: Path, state: dict[str, Tensor], base_revision: str, lor
     else:
         state = {PREFIX + name: tensor for name, tensor in state.items()}
         save_file(state, folder / WEIGHTS)
-        config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=TARGETS, bias="none")
-        config.base_model_name_or_path = base_revision
-        config.save_pretrained(str(folder))
-    card = {"base_revision": base_revision, "lora": lora} | facts
+        _peft_config(model, lora).save_pretrained(str(folder))
+    card = {"base_revision": model.revision, "lora": lora} | facts
     (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+
+def _peft_config(model: ImageModel, lora: dict[str, int]) -> LoraConfig:
+    """Return the config with which peft's AutoPeftModel loads base and adapter.
+
+    It has no task type: peft's tasks are those of language models, and none of their Auto classes knows Janus.
+    """
+    name, revision = published_name(model.ref)
+    base = type(model.net)
+    known = base.__module__.startswith("transformers.")  # peft would import no class of ours
+    return LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        target_modules=TARGETS,
+        bias="none",
+        base_model_name_or_path=name,
+        revision=revision,
+        auto_mapping={"base_model_class": base.__name__, "parent_library": base.__module__} if known else None,
+        inference_mode=True,
+    )
 
 
 def attach_adapter(model: ImageModel, folder: Path) -> None:

@@ -20,6 +20,10 @@ CARD = "vce_ray.json"
 """File of an adapter folder that names the base it belongs to."""
 WEIGHTS = "adapter_model.safetensors"
 FULL_WEIGHTS = "weights.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+MODEL_CARD = "adapter/README.md"
+"""The adapter's model card in the store of a run. It is written after the evaluation, and the folder index never lists
+it, so that the adapter is complete before, and people may edit the card."""
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from vce_ray.config import EMBEDDED
 from vce_ray.errors import UserError, quote
 from vce_ray.models.checkpoint import AUTO, config_dtype, stored_dtype
-from vce_ray.models.hub import hub_folder, hub_text
+from vce_ray.models.hub import hub_folder, hub_text, split_id
 from vce_ray.models.stored import store_folder
 
 CONFIG = "config.json"
@@ -191,6 +191,24 @@ def source_of(ref: str, kind: Kind = BASE) -> Literal["embedded", "store", "fold
         f"unknown {kind.role} {quote(ref)}",
         f"give {embedded}a folder, s3://bucket/folder, or a hub id 'owner/name[@revision]'",
     )
+
+
+def published_name(ref: str) -> tuple[str, str | None]:
+    """Return a base's name and revision as an adapter that is shared names them.
+
+    That of a hub id is the id. Of any other reference it is the last part alone: paths and buckets concern nobody else.
+    The revision is that of a hub id, None if none was given.
+
+    Raises:
+        UserError: as `source_of` does.
+    """
+    source = source_of(ref)
+    if source == "hub":
+        return split_id(ref)
+    if source == "embedded":
+        return ref, None
+    path = os.path.abspath(ref) if source == "folder" else ref.partition("?")[0]
+    return Path(path).name, None
 
 
 def _no_config(ref: str, kind: Kind) -> NoConfig:

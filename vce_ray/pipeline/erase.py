@@ -134,6 +134,7 @@ def _erase(runs: dict[str, Run], failures: Failures, pairs_only: bool) -> None:
         return
     _check_stores(runs)
     for run in runs.values():
+        run.tracking.open(run.record)
         if not run.done("prompts"):
             _prompts(run)
 
@@ -189,7 +190,7 @@ def _trainings(runs: Mapping[str, Run]) -> Trainings:
         configs,
         min(_concurrent_trainings(configs[0]), len(runs)),
         on_start=lambda name: runs[name].start_stage("training"),
-        on_step=lambda name, row: setattr(runs[name], "trained", row),
+        on_step=lambda name, row: runs[name].take_step(row),
         on_finish=lambda name: _finish_training(runs[name]),
     )
 
@@ -290,6 +291,7 @@ def _evaluate(runs: Mapping[str, Run], fail: Callable[[Run, BaseException], None
 def _report(run: Run) -> None:
     from vce_ray.evaluation.detectors import evaluation_schema
     from vce_ray.evaluation.metrics import columns_to_read, evaluate
+    from vce_ray.evaluation.model_card import write_model_card
     from vce_ray.evaluation.report import write_report
     from vce_ray.pipeline.before_after import read_before_after
 
@@ -301,7 +303,10 @@ def _report(run: Run) -> None:
         run.finish_stage("evaluation", **{key: round(metrics[key], 4) for key in shown if metrics[key] is not None})
     if not run.done("report"):
         run.start_stage("report")
-        run.store.write_bytes(REPORT_FILE, write_report(report_data(run)).encode())
+        data = report_data(run)
+        run.tracking.log_evaluation(data)
+        write_model_card(run.task, data)
+        run.store.write_bytes(REPORT_FILE, write_report(data).encode())
         run.finish_stage("report", page=run.store.where(REPORT_FILE))
 
 

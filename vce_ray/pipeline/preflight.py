@@ -31,6 +31,7 @@ from vce_ray.pairs.prompt_file import read_prompts
 from vce_ray.pipeline.run import RUN_FILE, Run
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
+from vce_ray.trackers import check_trackers
 from vce_ray.training.objectives import DEFAULT_METHOD, objective_type
 
 
@@ -76,6 +77,7 @@ def prepare(given: Mapping[str, Any]) -> Task:
     """Check the settings and the models of a run and complete the settings. Raises as `open_run` does."""
     settings: Settings = {"sampling": {}, "train": {}} | _plain(given)
     asked = _validated(settings | {"train": {}})
+    check_trackers(asked.track)
     base = asked.base
     source_of(base)
     concept = load_concept(asked.concept, base)

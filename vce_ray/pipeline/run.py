@@ -22,6 +22,7 @@ from vce_ray.pipeline import stages
 from vce_ray.pipeline.lease import Lease
 from vce_ray.pipeline.progress import RowCounts, StageProgress, count_reasons, describe_metrics, describe_stage
 from vce_ray.pipeline.stages import NAMES
+from vce_ray.pipeline.tracking import Tracking
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
@@ -45,6 +46,7 @@ class Run:
         self.task, self.log = task, log
         self.name, self.config, self.concept, self.store = task.name, task.config, task.concept, task.store
         self.lease = Lease(self.store, log)
+        self.tracking = Tracking(task, log)
         self.trained: Mapping[str, Any] | None = None
         """The last step of a training under way: its row of the training history."""
         self._counts = RowCounts(self.store)
@@ -98,6 +100,7 @@ class Run:
         self.record |= {"status": status, "error": error}
         self._write()
         self.lease.release()
+        self.tracking.close(status)
 
     def _mention_versions(self) -> None:
         """Say what has changed since the run was begun: its parts may not fit together."""
@@ -120,6 +123,11 @@ class Run:
         for stage in stages:
             self.record["stages"][stage] = {"state": "running", "started": time.time()}
         self._write()
+
+    def take_step(self, row: dict[str, Any]) -> None:
+        """Show a training step, given as its row of the training history."""
+        self.trained = row
+        self.tracking.log_step(row)
 
     def finish_stage(self, stage: str, **facts: Any) -> None:
         """Record that a stage is done, with facts about it, and log what it has made."""

@@ -15,11 +15,14 @@ import pyarrow as pa
 
 from vce_ray.config import PROMPT_MODES
 from vce_ray.dataflow import schemas
+from vce_ray.models.adapter_location import MODEL_CARD
 from vce_ray.storage.files import MANIFESTS
 from vce_ray.training import HISTORY_FILE
 
 METRICS_FILE = "evaluation/metrics.json"
 REPORT_FILE = "report/index.html"
+TRACKING_FILE = "tracking.json"
+"""Key of the run for its trackers. A training that is made anew is shown as another run."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,12 @@ STAGES: tuple[StageSpec, ...] = (
     _actors("safe", "captions", schemas.SAFE),
     StageSpec("pairs", ("unsafe", "captions", "safe"), "driver", ("pairs", "keep"), invalidated=("pairs", "keep")),
     _actors("reference", "safe", schemas.reference(PROMPT_MODES)),
-    StageSpec("training", ("pairs", "reference"), "trainer", invalidated=("adapter", "checkpoints", HISTORY_FILE)),
+    StageSpec(
+        "training",
+        ("pairs", "reference"),
+        "trainer",
+        invalidated=("adapter", "checkpoints", HISTORY_FILE, TRACKING_FILE),
+    ),
     StageSpec(
         "evaluation",
         ("prompts", "training"),
@@ -67,7 +75,7 @@ STAGES: tuple[StageSpec, ...] = (
         ("evaluation/before", "evaluation/after"),
         invalidated=(METRICS_FILE, "evaluation/after"),  # images of the base stay: they depend on no training
     ),
-    StageSpec("report", ("pairs", "training", "evaluation"), "driver", invalidated=("report",)),
+    StageSpec("report", ("pairs", "training", "evaluation"), "driver", invalidated=("report", MODEL_CARD)),
 )
 """All stages of a run, in order."""
 NAMES = tuple(spec.name for spec in STAGES)

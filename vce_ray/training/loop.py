@@ -103,7 +103,7 @@ def train_run(
     Args:
         model: the base, if it is still loaded.
         facts: what the adapter's card says besides its base.
-        on_step: called by rank 0 with each step's row of the history.
+        on_step: called by rank 0 with each step's row of the history, those before a checkpoint included.
 
     Returns:
         The unchanged base for the next run, or None if it has to be loaded again.
@@ -127,6 +127,9 @@ def train_run(
     trained = [p for p in model.net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     history = checkpoints.load(store, model.net, optimizer)
+    if rank == 0:
+        for row in history:  # the driver that heard of them may be gone
+            on_step(row)
     for step in range(len(history), config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
@@ -150,7 +153,7 @@ def train_run(
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state = get_model_state_dict(model.net, options=whole)
     if rank == 0:
-        _upload(store, state, model.revision, run, facts)
+        _upload(store, state, model, run, facts)
         store.write_json(HISTORY_FILE, history)
         store.delete_prefix(checkpoints.FOLDER)
     if sharded or not lora:
@@ -173,12 +176,12 @@ def _mean_over_workers(metrics: dict[str, float], workers: int, device: torch.de
     return dict(zip(metrics, (values / workers).tolist(), strict=True))
 
 
-def _upload(store: Store, state: dict, revision: str, run: RunConfig, facts: dict) -> None:
+def _upload(store: Store, state: dict, model: ImageModel, run: RunConfig, facts: dict) -> None:
     """Write the adapter folder to the run's store."""
     config = run.train
     lora = {"rank": config.lora_rank, "alpha": config.lora_alpha} if config.weights == "lora" else None
     if lora:
         state = {name.replace(".default.", "."): tensor for name, tensor in state.items() if "lora_" in name}
     with tempfile.TemporaryDirectory() as folder:
-        save_adapter(Path(folder), state, revision, lora, facts)
+        save_adapter(Path(folder), state, model, lora, facts)
         store.upload(folder, "adapter")
