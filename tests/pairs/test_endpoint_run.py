@@ -32,22 +32,25 @@ def erase(store: Path, captioner: str, token: str, *pools: str) -> subprocess.Co
 
 
 def test_a_run_with_an_endpoint(server: ChatServer, tmp_path: Path) -> None:
-    """The run fails with a wrong token and resumes with the right one. The endpoint answers with the embedded model."""
+    """A wrong token is refused before the run starts. A token that is revoked fails the run, and the right one resumes
+    it. The endpoint answers with the embedded model."""
     model = base_model(EMBEDDED)
     lock = threading.Lock()
 
     def respond(number: int, image: str) -> Response:
-        if server.tokens[number] != f"Bearer {TOKEN}":
+        if number != accepted and server.tokens[number] != f"Bearer {TOKEN}":
             return 401, {}, b"wrong token"
         if number % 3 == 2 and len(server.requests) < 5:
             return 503, {}, b"loading"
         with lock:
             return completion(model.caption(from_png([base64.b64decode(image)]))[0])
 
-    server.respond = respond
-    refused = erase(tmp_path, server.name, "another-token", "--actors", "1")
-    assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert "401" in refused.stderr and "VCE_RAY_CAPTIONER_TOKEN" in refused.stderr
+    server.respond, accepted = respond, -1
+    for accepted in (-1, 1):  # the second command's first question is accepted, and nothing after it
+        refused = erase(tmp_path, server.name, "another-token", "--actors", "1")
+        assert refused.returncode == 2, refused.stdout + refused.stderr
+        assert "401" in refused.stderr and "VCE_RAY_CAPTIONER_TOKEN" in refused.stderr
+        assert list(tmp_path.iterdir()) == ([] if accepted < 0 else [tmp_path / "a"])
     run = Store(tmp_path).child("a")
     assert run.read_json("run.json")["status"] == "failed" and not run.stage("rejects/captions").parts()
     done = erase(tmp_path, server.name, TOKEN, "--caption-actors", "1")
