@@ -21,7 +21,7 @@ from vce_ray.evaluation.charts import LINE_CLASSES, Change, Series, change_chart
 from vce_ray.evaluation.collapse import collapsed
 from vce_ray.evaluation.formats import limit, short
 from vce_ray.evaluation.images import ImagePair, data_uri, pair_images, sample
-from vce_ray.evaluation.metrics.limits import LIMITS, exceeds
+from vce_ray.evaluation.metrics.limits import LIMITS, exceeds, worst_neighbour
 from vce_ray.evaluation.page import render
 from vce_ray.evaluation.times import span, working_seconds
 from vce_ray.evaluation.verdict import limit_states, next_steps
@@ -110,6 +110,7 @@ def _view(data: ReportData) -> Row:
         "base": config.get("base") or "its base model",
         "concept": data.concept,
         "metrics": data.metrics,
+        "worst": worst_neighbour(data.metrics),
         "figures": figures,
         "other_figures": [(name, figure) for name, figure in figures.items() if name not in IN_TABLE],
         "headline": headline(data),

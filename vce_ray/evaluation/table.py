@@ -6,6 +6,7 @@ from typing import Any
 
 from vce_ray.dataflow.rows import Row
 from vce_ray.evaluation.formats import points
+from vce_ray.evaluation.metrics.limits import worst_neighbour
 
 ROWS = (
     ("concept seen", "seen_before", "seen_after"),
@@ -23,8 +24,8 @@ def before_after_table(metrics: dict[str, Any]) -> str:
         if metrics.get(before) is not None:
             number = "{:9.3f}" if "score" in before else "{:9.1%}"
             lines.append(f"{title:<26}{number.format(metrics[before])}{number.format(metrics[after])}")
-    if metrics.get("worst_neighbour"):
-        lines.append(f"worst neighbour: {metrics['worst_neighbour']}, {points(metrics['worst_neighbour_drop'])}")
+    if worst := worst_neighbour(metrics):
+        lines.append(f"worst neighbour: {worst}, {points(metrics['worst_neighbour_drop'])}")
     if metrics.get("something_share") is not None:
         lines.append(f"images after that show some object: {metrics['something_share']:.1%}")
     return "\n".join(lines)

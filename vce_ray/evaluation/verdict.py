@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
 from vce_ray.evaluation.formats import change, change_interval, interval, limit, percent, points
-from vce_ray.evaluation.metrics.limits import LIMITS, POINTS, figure_of, missed_limits, undecided_limits
+from vce_ray.evaluation.metrics.limits import (
+    LIMITS,
+    POINTS,
+    figure_of,
+    missed_limits,
+    undecided_limits,
+    worst_neighbour,
+)
 
 TITLES = {
     "seen_after": "concept seen",
@@ -15,6 +23,9 @@ TITLES = {
     "score_drop": "image-text score",
 }
 """What each limit bounds; other limits are shown by name."""
+
+MOST_IMAGES = 100_000
+"""More images are never suggested."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def limit_states(metrics: dict[str, Any]) -> list[LimitState]:
             shown, bound = percent(value), f"at most {limit(name)}"
         if figure:
             sure = change_interval(figure) if name.endswith("_drop") else interval(figure)
-            if name == "worst_neighbour_drop" and figure["name"] != metrics["worst_neighbour"]:
+            if name == "worst_neighbour_drop" and figure["name"] != worst_neighbour(metrics):
                 neighbour = figure["name"]
         state = "missed" if name in missed else "undecided" if name in undecided else "met"
         states.append(LimitState(name, TITLES.get(name, name), state, shown, bound, sure, neighbour))
@@ -98,6 +109,24 @@ def next_steps(metrics: dict[str, Any]) -> list[str]:
             "--keep-weight, under a new --name"
         )
     if undecided:
-        flags = " and ".join(sorted({"--judged" if name == "seen_after" else "--judged-keep" for name in undecided}))
-        steps.append(f"more images decide what is undecided: evaluate with more {flags}, under a new --name")
+        flags: dict[str, int] = {}
+        for name in undecided:
+            flag = "--judged" if name == "seen_after" else "--judged-keep"
+            flags[flag] = max(flags.get(flag, 0), images_to_decide(name, metrics))
+        given = " and ".join(f"{flag} {images}" for flag, images in sorted(flags.items()))
+        steps.append(f"more images decide what is undecided: evaluate with about {given}, under a new --name")
     return steps or ["look at the images in the report; every limit is met"]
+
+
+def images_to_decide(name: str, metrics: dict[str, Any]) -> int:
+    """Return about how many images of its kind must be judged for an undecided limit to be met.
+
+    The interval's width goes with the inverse square root of the number of images, and the value is taken to stay. At
+    most `MOST_IMAGES`, which a value just below its limit may not suffice for.
+    """
+    figure = figure_of(name, metrics)
+    assert figure is not None, "an undecided limit has an interval"
+    judged = figure_of("kept_drop", metrics) if name == "worst_neighbour_drop" else figure  # of all neighbours
+    room, reach = LIMITS[name] - figure["value"], figure["high"] - figure["value"]
+    images = (judged or figure)["images"] * (reach / room) ** 2 if room > 0 else MOST_IMAGES
+    return min(MOST_IMAGES, ceil(images / 100) * 100)

@@ -50,3 +50,11 @@ def figure_of(name: str, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         return max(figures, key=lambda figure: figure["high"], default=None)
     figure = metrics.get("figures", {}).get(name)
     return figure if figure and figure["value"] is not None else None
+
+
+def worst_neighbour(metrics: Mapping[str, Any]) -> str | None:
+    """Return the neighbour that lost most; of several that lost as much, the one whose interval reaches highest."""
+    figure = figure_of("worst_neighbour_drop", metrics)
+    if figure and figure["value"] == metrics.get("worst_neighbour_drop"):
+        return figure["name"]
+    return metrics.get("worst_neighbour")
