@@ -93,19 +93,19 @@ def test_the_dtype_of_most_weights_counts(folder: Path) -> None:
         model_dtype(folder)
 
 
-def without(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / name).unlink() for name in names] and None
+def without(*names: str) -> Callable[[Path], object]:
+    return lambda folder: [(folder / name).unlink() for name in names]
 
 
-def config(**changes: Any) -> Callable[[Path], None]:
+def config(**changes: Any) -> Callable[[Path], object]:
     return lambda folder: set_config(folder, **changes)
 
 
-def wrote(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+def wrote(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def as_file(name: str) -> Callable[[Path], None]:
+def as_file(name: str) -> Callable[[Path], object]:
     """The weights in another format."""
 
     def change(folder: Path) -> None:
@@ -120,7 +120,7 @@ def cut_off(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
 
 
-def sharded(lost: str) -> Callable[[Path], None]:
+def sharded(lost: str) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         net: Any = JanusForConditionalGeneration.from_pretrained(folder)
         (folder / WEIGHTS).unlink()
@@ -131,7 +131,7 @@ def sharded(lost: str) -> Callable[[Path], None]:
     return change
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
     def apply(folder: Path) -> None:
         state = load_file(folder / WEIGHTS)
         change(state)
@@ -140,7 +140,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return apply
 
 
-BEFORE_A_RUN: dict[str, tuple[Callable[[Path], None], str]] = {
+BEFORE_A_RUN: dict[str, tuple[Callable[[Path], object], str]] = {
     "bitsandbytes": (config(quantization_config={"quant_method": "bitsandbytes"}), "are quantized (bitsandbytes, "),
     "gptq": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "are quantized (gptq, "),
     "awq": (config(quantization_config={"quant_method": "awq"}), "are quantized (awq, "),
@@ -170,7 +170,7 @@ BEFORE_A_RUN: dict[str, tuple[Callable[[Path], None], str]] = {
     "bad index": (wrote(f"{WEIGHTS}.index.json", b"{}"), "has a damaged model.safetensors.index.json"),
 }  # fmt: skip
 """What can be told from config.json, the names of files and the headers of weights."""
-ON_LOADING: dict[str, tuple[Callable[[Path], None], str]] = {
+ON_LOADING: dict[str, tuple[Callable[[Path], object], str]] = {
     "bad tokenizer": (wrote("tokenizer.json", b"{"), "tokenizer or image processor of"),
     "other tokenizer": (wrote("tokenizer.json", b'{"version": "1.0"}'), "tokenizer or image processor of"),
     "bad config": (config(text_config="llama"), "config, tokenizer or image processor of"),
