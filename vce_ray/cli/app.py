@@ -18,7 +18,7 @@ import typer
 
 from vce_ray.cli.options import TITLES, with_settings
 from vce_ray.config import EMBEDDED, SEED_LIMIT
-from vce_ray.errors import UserError
+from vce_ray.errors import UserError, file_problems
 
 HELP = """Erase concepts from autoregressive image generators.
 
@@ -152,14 +152,16 @@ def generate(
     """Draw images with a base model, with or without an adapter."""
     from vce_ray import api
     from vce_ray.pipeline.preflight import validated_sampling
+    from vce_ray.storage.local_folder import writable_folder
 
-    validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
+    validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded, as is the next line
+    writable_folder(out, "--out")
     model = api.load_model(base, adapter)
-    out.mkdir(parents=True, exist_ok=True)
     images = api.draw(model, prompts, seed, **settings.get("sampling", {}))
     for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         path = out / f"{number:03d}.png"
-        image.save(path)
+        with file_problems("set --out to another folder", path):
+            image.save(path)
         typer.echo(f"{path}  {prompt}")
 
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 from vce_ray.config import EMBEDDED
 from vce_ray.env import MODEL_CACHE
 from vce_ray.errors import UserError
+from vce_ray.storage.local_folder import local_path, writable_folder
 
 CONFIG = "config.json"
 _EMBEDDED_FOLDER = Path(__file__).parent / "emoji_world" / "janus"
@@ -31,7 +32,8 @@ def model_folder(ref: str) -> Path:
             'owner/name@revision' to pin a commit, tag or branch.
 
     Raises:
-        UserError: the reference has none of these forms, or the folder has no config.json.
+        UserError: the reference has none of these forms, the folder has no config.json, or the model cache cannot be
+            written or has no room.
         StoreError: the object store cannot be reached.
     """
     source = source_of(ref)
@@ -176,11 +178,12 @@ def _download_from_store(ref: str) -> Path:
     infos = store.attempt("listing", "", lambda: store.filesystem.get_file_info(selector))
     files = sorted((info.path, info.size, str(info.mtime)) for info in infos if info.is_file)
     key = hashlib.blake2b(repr([store.uri, files]).encode(), digest_size=8).hexdigest()
-    folder = Path(MODEL_CACHE.get()).expanduser() / key
+    folder = local_path(MODEL_CACHE.get()) / key
     if files and not folder.exists():
+        cache = writable_folder(folder.parent, MODEL_CACHE.name, needed=sum(size for _, size, _ in files))
         # Several processes of a machine may copy the same model at once: each copies into a folder of its own, and
         # the rename, which is atomic, lets the first one win.
-        partial = folder.with_name(f"{key}.{uuid4().hex}")
+        partial = cache / f"{key}.{uuid4().hex}"
         try:
             store.attempt("fetching", "", lambda: fs.copy_files(store.root, str(partial), store.filesystem))
             partial.rename(folder)

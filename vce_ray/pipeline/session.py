@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vce_ray.errors import file_problems
+
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",
@@ -43,7 +45,8 @@ def ray_session() -> Iterator[None]:
     import ray
     import ray.data
 
-    ray.init(**options)
+    with file_problems("set RAY_TMPDIR to a folder with a short path that you may write to"):
+        ray.init(**options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False

@@ -125,24 +125,24 @@ def _compile_once() -> StepKernels | None:
 def compile_kernels(flags: Sequence[str] = FLAGS) -> StepKernels | None:
     """Compile and load step.cpp for this machine.
 
-    Returns None if there is no compiler, and also, with a warning in the log, if the compiler fails or its output
-    cannot be loaded.
+    Returns None if there is no compiler, and also, with a warning in the log, if the compiler fails, its output cannot
+    be loaded, or there is no temporary folder for it.
     """
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         return None
-    with TemporaryDirectory() as folder:
-        compiled, library = str(Path(folder, "step.o")), Path(folder, "step.so")
-        try:
+    try:
+        with TemporaryDirectory() as folder:
+            compiled, library = str(Path(folder, "step.o")), Path(folder, "step.so")
             # Linked in a step of its own, without -fopenmp and -ffast-math. The OpenMP symbols then resolve to the
             # runtime that torch has loaded, so both share one thread pool, and the library does not switch the whole
             # process to flushing denormal numbers to zero, as linking with -ffast-math does.
             for arguments in ([*flags, "-c", str(SOURCE), "-o", compiled], ["-shared", compiled, "-o", str(library)]):
                 subprocess.run([compiler, *arguments], check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
             return StepKernels(library)
-        except subprocess.CalledProcessError as error:
-            reason = error.stderr.strip()
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reason = str(error)
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
     log.warning("sampling on this CPU runs without compiled kernels, at about half the speed: %s", reason)
     return None

@@ -6,8 +6,6 @@ number of workers changes the speed and not the result.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +20,7 @@ from vce_ray.models.base import ImageModel
 from vce_ray.models.folder import base_stamp, check_stamp
 from vce_ray.models.load import load_model
 from vce_ray.run_config import RunConfig
+from vce_ray.storage.local_folder import temporary_folder
 from vce_ray.storage.store import Store
 from vce_ray.training import HISTORY_FILE, checkpoints
 from vce_ray.training.data import Share, TrainingData
@@ -168,6 +167,6 @@ def _upload(store: Store, state: dict, revision: str, run: RunConfig, facts: dic
     lora = {"rank": config.lora_rank, "alpha": config.lora_alpha} if config.weights == "lora" else None
     if lora:
         state = {name.replace(".default.", "."): tensor for name, tensor in state.items() if "lora_" in name}
-    with tempfile.TemporaryDirectory() as folder:
-        save_adapter(Path(folder), state, revision, lora, facts)
+    with temporary_folder() as folder:
+        save_adapter(folder, state, revision, lora, facts)
         store.upload(folder, "adapter")
