@@ -7,10 +7,8 @@ Settings are RunConfig's, as keywords; a section is a dict or its config model:
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vce_ray.config import EMBEDDED, SEED_LIMIT
@@ -61,11 +59,11 @@ def load_model(base: str = EMBEDDED, adapter: str | None = None, device: str | N
         UserError: the base is unknown, or the adapter is damaged or was trained on another revision of the base.
         StoreError: the store cannot be reached or does not have the folder.
     """
-    from vce_ray.models.adapter_location import fetch_adapter
+    from vce_ray.models.adapter_location import local_adapter
     from vce_ray.models.load import load_model as load
 
-    with tempfile.TemporaryDirectory() as folder:
-        return load(base, device, fetch_adapter(adapter, Path(folder)) if adapter else None)
+    with local_adapter(adapter) as folder:
+        return load(base, device, folder)
 
 
 def draw(model: ImageModel, prompts: Sequence[str] | str, seed: int = 0, **sampling: Any) -> list[Image]:

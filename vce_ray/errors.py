@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 MAX_QUOTED = 200
@@ -26,6 +30,22 @@ class UserError(ValueError):
 
 class CaptionerError(UserError):
     """A captioner or refiner is unusable (bad address or token, no answer in time), so no row is to blame."""
+
+
+@contextmanager
+def file_problems(fix: str, path: Path | None = None) -> Iterator[None]:
+    """Raise what the operating system refuses (no permission, disk full, a file in place of a folder) as UserError.
+
+    Args:
+        fix: what to do.
+        path: the path to name in the message; by default the one that the error names.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
+            raise
+        raise UserError(f"cannot write {path or error.filename} ({os.strerror(error.errno)}): {fix}") from error
 
 
 def format_error(error: BaseException) -> str:

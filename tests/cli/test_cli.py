@@ -54,6 +54,19 @@ def test_evaluate_prints_the_metrics_of_a_run(capsys: pytest.CaptureFixture[str]
     assert re.search(r"^concept seen +75.0% +100.0%$", printed, re.MULTILINE) and "neighbours recognized" in printed
 
 
+def test_a_folder_for_images_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for out, message in (
+        ("file", f"cannot write {tmp_path}/file (File exists): set --out to a folder that you may write to"),
+        ("file/below", f"cannot write {tmp_path}/file/below (Not a directory): set --out to a folder"),
+    ):
+        assert main(["generate", "a fox", "--out", str(tmp_path / out)]) == 2
+        printed = capsys.readouterr().err
+        assert message in printed and "Traceback" not in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -250,7 +250,7 @@ def test_an_unwritable_local_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     failure = only_failure(check_store(str(tmp_path / "file")))
     assert failure.name == "store" and failure.found.startswith(f"writing {tmp_path}/file/doctor-")
-    assert failure.fix.startswith("check the path, its owner and its permissions")
+    assert failure.fix.startswith("check the path: there is a file in place of a folder")
     assert (tmp_path / "file").read_text() == "no folder"
 
 

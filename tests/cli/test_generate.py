@@ -39,4 +39,4 @@ def test_a_folder_that_cannot_be_made_is_named_before_a_model_loads(
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setattr("vce_ray.api.load_model", lambda *_: pytest.fail("a model was loaded"))
     assert main(["generate", "a fox", "--out", str(tmp_path / out)]) == 2
-    assert f"cannot write images to {tmp_path / out}" in capsys.readouterr().err
+    assert f"cannot write {tmp_path / out}" in capsys.readouterr().err

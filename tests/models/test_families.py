@@ -11,6 +11,7 @@ import pytest
 from hub_server import HubServer, Repo
 
 from vce_ray.config import EMBEDDED, SamplingConfig
+from vce_ray.errors import UserError
 from vce_ray.models import folder
 from vce_ray.models.base import ImageModel
 from vce_ray.models.families import FAMILIES, default_sampling, family_of, reads_images
@@ -138,6 +139,20 @@ def test_a_folder_in_a_store_is_copied_once_and_again_when_it_changes(s3_uri, tm
     store.write_bytes("text_encoder/model.safetensors", b"other weights")
     assert (model_folder(ref) / "text_encoder/model.safetensors").read_bytes() == b"other weights"
     assert len(list((tmp_path / "cache").iterdir())) == 3  # and no partial copy
+
+
+def test_a_model_cache_that_cannot_be_used_is_named(s3_uri, tmp_path: Path, monkeypatch) -> None:
+    ref = s3_uri("bases/cached")
+    Store(ref).write_bytes("config.json", b'{"model_type": "janus"}')
+    (tmp_path / "file").write_text("no folder")
+    for cache, reason in (
+        (f"{tmp_path}/file", r"file \(File exists\): set VCE_RAY_MODEL_CACHE to a folder"),
+        ("/proc/cache", r"/proc/cache \(No such file or directory\): set VCE_RAY_MODEL_CACHE"),
+        ("~nobody-of-this-name/cache", r"'~nobody-of-this-name/cache' cannot be resolved \(no such home folder\)"),
+    ):
+        monkeypatch.setenv("VCE_RAY_MODEL_CACHE", cache)
+        with pytest.raises(UserError, match=reason):
+            model_folder(ref)
 
 
 @pytest.mark.parametrize(

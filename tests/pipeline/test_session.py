@@ -38,5 +38,19 @@ def test_a_started_ray_requires_its_token() -> None:
     assert last_line(SCRIPT) == "True 0 True"
 
 
+def test_a_folder_that_ray_cannot_use_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    script = """
+from vce_ray.errors import UserError
+from vce_ray.pipeline.session import ray_session
+try:
+    with ray_session(): pass
+except UserError as error:
+    print(error)
+"""
+    message = last_line(script, RAY_TMPDIR=str(tmp_path / "file"))
+    assert message.startswith(f"cannot write {tmp_path}/file/ray (Not a directory): set RAY_TMPDIR to a folder with a ")
+
+
 def test_a_session_that_starts_after_ray_was_imported_requires_a_token_too(tmp_path: Path) -> None:
     assert last_line("import ray\n" + SCRIPT, HOME=str(tmp_path)) == "True"

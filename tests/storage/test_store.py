@@ -486,12 +486,6 @@ def test_a_folder_is_fetched_concurrently(store: Store, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "cache") == ["adapter"]
 
 
-def test_an_unwritable_local_path_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StoreError, match=r"writing .*/file/a failed after 1 attempt: .*Check the path, its owner"):
-        Store(tmp_path / "file").write_bytes("a", b"1")
-
-
 def test_an_incomplete_folder_is_refused(store: Store, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "fetched" / "target"
     source.mkdir()

@@ -156,12 +156,13 @@ def generate(
     from transformers.utils import logging
 
     from vce_ray import api
-    from vce_ray.cli.pictures import make_folder, save_new
+    from vce_ray.cli.pictures import save_new
     from vce_ray.notice import mark_warnings
     from vce_ray.pipeline.preflight import validated_sampling
+    from vce_ray.storage.local_folder import writable_folder
 
     sampling = validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
-    make_folder(out)
+    writable_folder(out, "--out")
     logging.disable_progress_bar()
     mark_warnings()
     model = api.load_model(base, adapter)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from vce_ray.notice import find_warning, mark_warnings
 from vce_ray.storage.errors import StoreError
+from vce_ray.storage.local_folder import temporary_folder
 
 if TYPE_CHECKING:
     from vce_ray.pipeline.run import Run
@@ -97,8 +97,8 @@ def quiet_session(store: Store, runs: Sequence[Run], warn: Callable[[str], None]
     from vce_ray.pipeline.session import session
 
     name = f"{FOLDER}/{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.log"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "log") if "://" in store.uri else Path(store.root, name)
+    with temporary_folder() as folder:
+        file = folder / "log" if "://" in store.uri else Path(store.root, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         for run in runs:
             run.record["log"] = store.where(name)

@@ -7,18 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vce_ray.errors import UserError
+from vce_ray.errors import file_problems
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for images. Raises UserError if that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write images to {folder}: {error.strerror}; give another folder with --out") from error
 
 
 def save_new(image: Image, folder: Path, facts: Mapping[str, Any]) -> Path:
@@ -35,15 +27,15 @@ def save_new(image: Image, folder: Path, facts: Mapping[str, Any]) -> Path:
     info = PngInfo()
     for key, value in facts.items():
         info.add_itxt(key, str(value))
-    for path in _next_paths(folder):
-        try:
-            with path.open("xb") as file:  # another process may have taken the number
+    with file_problems("set --out to another folder", folder):
+        for path in _next_paths(folder):
+            try:
+                file = path.open("xb")
+            except FileExistsError:  # another process has taken the number
+                continue
+            with file:
                 image.save(file, format="PNG", pnginfo=info)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; give another folder with --out") from error
-        return path
+            return path
     raise AssertionError("numbers do not end")
 
 

@@ -18,11 +18,12 @@ from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.models.check import TOKENIZERS, check_lfs, check_space, check_tokenizer, list_files
 from vce_ray.models.folder import BASE, CONFIG, Kind, NoConfig, files_revision, model_config, model_folder
+from vce_ray.models.words import WORDS
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """Files of which a judge needs one: its weights, in the order in which open_clip looks for them."""
 _TOKENIZER = (*TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "merges.txt", CONFIG)
-_SMALL = ("open_clip_config.json", *_TOKENIZER)
+_SMALL = ("open_clip_config.json", *_TOKENIZER, WORDS)
 """Files of a judge besides its weights. Some tokenizers' class is found by the config.json of transformers' format."""
 _EMBEDDED_FOLDER = Path(__file__).parents[1] / "models" / "emoji_world" / "judge"
 _FORMAT = "a CLIP in open_clip's format, such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K"

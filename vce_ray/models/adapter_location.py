@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vce_ray.errors import UserError
 from vce_ray.models.folder import folder_revision, model_folder
 from vce_ray.storage.folder import FOLDER_INDEX, file_digest, relative_path
+from vce_ray.storage.local_folder import local_path, temporary_folder
 
 if TYPE_CHECKING:
     from vce_ray.storage.store import Store
@@ -64,7 +64,7 @@ def check_files(folder: Path, card: dict[str, Any]) -> None:
 def resolve_adapter(adapter: str) -> str:
     """Return `adapter` as other processes can resolve it: an absolute path, or a store URI with its endpoint."""
     if "://" not in adapter:
-        return str(Path(adapter).expanduser().absolute())
+        return str(local_path(adapter))
     store, name = _split(adapter)
     return store.child(name).uri
 
@@ -97,12 +97,19 @@ def check_adapter(base: str, adapter: str) -> dict[str, Any]:
     return card
 
 
-def fetch_adapter(adapter: str, into: Path) -> Path:
-    """Return a local folder with the adapter: the adapter itself if it is local, else a download below `into`."""
-    if "://" not in adapter:
-        return Path(adapter)
+@contextmanager
+def local_adapter(adapter: str | None) -> Iterator[Path | None]:
+    """Yield a local folder with the adapter: the adapter itself if it is local, else a temporary copy. None for None.
+
+    Raises:
+        StoreError: the adapter is missing or corrupt, or there is no room for the copy.
+    """
+    if adapter is None or "://" not in adapter:
+        yield Path(adapter) if adapter else None
+        return
     store, name = _split(adapter)
-    return store.fetch(name, into / "adapter")
+    with temporary_folder() as folder:
+        yield store.fetch(name, folder / "adapter")
 
 
 @contextmanager
@@ -115,8 +122,8 @@ def run_adapter(store: Store) -> Iterator[Path]:
     """
     from vce_ray.storage.errors import StoreError
 
-    with tempfile.TemporaryDirectory() as folder:
-        local = store.fetch("adapter", Path(folder) / "adapter")
+    with temporary_folder() as folder:
+        local = store.fetch("adapter", folder / "adapter")
         try:
             yield local
         except UserError as error:

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from vce_ray.env import MODEL_CACHE
 from vce_ray.errors import UserError
+from vce_ray.storage.local_folder import local_path, writable_folder
 
 if TYPE_CHECKING:
     from vce_ray.storage.store import Store
@@ -32,6 +33,7 @@ def store_folder(ref: str) -> Path:
 
     store, sizes, folder = stored_files(ref)
     if sizes and not folder.exists():
+        writable_folder(folder.parent, MODEL_CACHE.name)
         # Several processes of a machine may copy the same model at once: each copies into a folder of its own, and
         # the rename, which is atomic, lets the first one win.
         partial = folder.with_name(f"{folder.name}.{uuid4().hex}")
@@ -73,7 +75,7 @@ def stored_files(ref: str) -> tuple[Store, dict[str, int], Path]:
     files = sorted((info.path, info.size, str(info.mtime)) for info in infos if info.is_file)
     key = hashlib.blake2b(repr([store.uri, files]).encode(), digest_size=8).hexdigest()
     sizes = {path.removeprefix(f"{store.root.rstrip('/')}/"): size for path, size, _ in files}
-    return store, sizes, Path(MODEL_CACHE.get()).expanduser() / key
+    return store, sizes, local_path(MODEL_CACHE.get()) / key
 
 
 def free_space(folder: Path) -> int:

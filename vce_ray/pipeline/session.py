@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from vce_ray.errors import UserError
+from vce_ray.errors import UserError, file_problems
 
 CONNECT_S = 5.0
 """Seconds in which a cluster must accept a connection."""
@@ -60,7 +60,8 @@ def ray_session() -> Iterator[None]:
 
     on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
-        ray.init(**options)
+        with file_problems("set RAY_TMPDIR to a folder with a short path that you may write to"):
+            ray.init(**options)
     except (ConnectionError, RuntimeError) as error:  # RuntimeError: other versions of Ray or Python, a wrong token
         if not address:
             raise

@@ -153,16 +153,16 @@ def build_kernels(flags: Sequence[str] = FLAGS) -> StepKernels:
     """Compile and load step.cpp for this machine, which has a compiler. Raises CompileError if that fails."""
     compiler = find_compiler()
     assert compiler is not None, "callers ask find_compiler first"
-    with TemporaryDirectory() as folder:
-        compiled, library = str(Path(folder, "step.o")), Path(folder, "step.so")
-        try:
+    try:
+        with TemporaryDirectory() as folder:
+            compiled, library = str(Path(folder, "step.o")), Path(folder, "step.so")
             # Linked in a step of its own, without -fopenmp and -ffast-math. The OpenMP symbols then resolve to the
             # runtime that torch has loaded, so both share one thread pool, and the library does not switch the whole
             # process to flushing denormal numbers to zero, as linking with -ffast-math does.
             for arguments in ([*flags, "-c", str(SOURCE), "-o", compiled], ["-shared", compiled, "-o", str(library)]):
                 subprocess.run([compiler, *arguments], check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
             return StepKernels(library)
-        except subprocess.CalledProcessError as error:
-            raise CompileError(error.stderr.strip()) from error
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise CompileError(str(error)) from error
+    except subprocess.CalledProcessError as error:
+        raise CompileError(error.stderr.strip()) from error
+    except (OSError, subprocess.TimeoutExpired) as error:  # OSError: also no temporary folder
+        raise CompileError(str(error)) from error

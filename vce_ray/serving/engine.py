@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from ray import serve
 
 from vce_ray.config import SamplingConfig
 from vce_ray.errors import UserError
-from vce_ray.models.adapter_location import fetch_adapter
+from vce_ray.models.adapter_location import local_adapter
 from vce_ray.models.png import to_png
 from vce_ray.serving.batcher import Batcher, Busy
 from vce_ray.serving.schema import ApiError, check_prompt
@@ -73,9 +71,8 @@ class Engine:
     def __init__(self, base: str, adapter: str | None, sampling: SamplingConfig, device: str, max_waiting: int):
         from vce_ray.models.load import load_model
 
-        with tempfile.TemporaryDirectory() as folder:
-            local = fetch_adapter(adapter, Path(folder)) if adapter else None
-            self._model = load_model(base, device, local)
+        with local_adapter(adapter) as folder:
+            self._model = load_model(base, device, folder)
         work = ImageWork(self._model, sampling)
         self._batcher: Batcher[tuple[str, int], np.ndarray] = Batcher(work, sampling.batch_size, max_waiting)
         self._encoder = ThreadPoolExecutor(2, thread_name_prefix="encoder")

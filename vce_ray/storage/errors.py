@@ -1,5 +1,6 @@
 """Store failures: whether a retry can help, and if not, which setting to check."""
 
+import errno
 import os
 import re
 import shutil
@@ -68,6 +69,19 @@ _GOOGLE_FAULTS = (  # codes of google::cloud::Status; first match wins
 )
 
 
+def _local_check(number: int) -> str:
+    """Return what to check on this machine after an error of the operating system."""
+    if number in (errno.EACCES, errno.EPERM):
+        return f"the path, its owner and its permissions (user {os.getuid()}), or use another folder"
+    if number in (errno.ENOTDIR, errno.EISDIR):
+        return "the path: there is a file in place of a folder, or a folder in place of a file"
+    if number == errno.EROFS:
+        return "how its disk is mounted, or use a folder on another disk"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "the free space and the quota of its disk, or use a folder on another disk"
+    return f"the path, its disk, and its permissions (user {os.getuid()})"
+
+
 def is_unexplained(error: OSError) -> bool:
     """Whether pyarrow's error may hide the cause of a refusal.
 
@@ -96,7 +110,7 @@ def diagnose(error: OSError) -> Fault | None:
         return Fault(False, " ".join(text.split()), _AWS_DENIED)
     if error.errno is not None:
         reason = f"{os.strerror(error.errno)} {error.filename or ''}".rstrip()
-        return Fault(False, reason, f"the path, its owner and its permissions (user {os.getuid()})")
+        return Fault(False, reason, _local_check(error.errno))
     return None
 
 
@@ -106,6 +120,6 @@ def disk_full(path: Path, needed: int) -> StoreError:
     free = shutil.disk_usage(folder).free
     return StoreError(
         f"not enough space to write {path}: {needed:,} bytes needed, {free:,} free on its disk. Free some space, raise "
-        "the quota or file-size limit, or use a store on another disk; published data is intact, and the same command "
-        "resumes from it."
+        "the quota or file-size limit, or use another disk (--store, or TMPDIR for temporary files); published data is "
+        "intact, and the same command resumes from it."
     )

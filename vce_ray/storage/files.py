@@ -27,6 +27,7 @@ from vce_ray.storage.errors import Fault, StoreError, diagnose, is_unexplained
 from vce_ray.storage.folder import FOLDER_INDEX, relative_path
 from vce_ray.storage.gcs import GcsLocation
 from vce_ray.storage.local import CHUNK_BYTES, TEMPORARY, write_local
+from vce_ray.storage.local_folder import local_path
 from vce_ray.storage.s3 import S3Location
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class FileStore:
                 raise UserError(
                     f"{scheme!r} is not a supported store: use a local path, s3://bucket/prefix or gs://bucket/prefix"
                 )
-            self.uri = self.root = str(Path(path).expanduser().absolute())
+            self.uri = self.root = str(local_path(path))
             self.filesystem = fs.LocalFileSystem()
 
     def __repr__(self) -> str:

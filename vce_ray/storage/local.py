@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from vce_ray.storage.errors import disk_full
+from vce_ray.storage.errors import StoreError, disk_full
+from vce_ray.storage.local_folder import FULL
 
 CHUNK_BYTES = 8 << 20
 TEMPORARY = ".tmp-"
 """Prefix of the names of unfinished files and folders."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_local(target: Path, source: BinaryIO, size: int, exclusive: bool = False) -> None:
@@ -25,11 +25,11 @@ def write_local(target: Path, source: BinaryIO, size: int, exclusive: bool = Fal
 
     Raises:
         FileExistsError: `exclusive` is set and `target` exists.
-        StoreError: the disk cannot hold `size` bytes.
+        StoreError: the disk cannot hold `size` bytes, or the folder of `target` cannot be made.
     """
+    _make_folder(target.parent)
     temporary = target.with_name(f"{TEMPORARY}{uuid4().hex}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as sink:
             shutil.copyfileobj(source, sink, CHUNK_BYTES)
             sink.flush()
@@ -45,11 +45,23 @@ def write_local(target: Path, source: BinaryIO, size: int, exclusive: bool = Fal
         finally:
             os.close(folder)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise disk_full(target, size) from error
+        if error.filename == str(temporary):
+            error.filename = str(target)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError) as error:  # callers would take these two as news of the target itself
+        raise StoreError(
+            f"folder {folder} cannot be made ({error.strerror}): a part of its path is a file, or a link to a folder "
+            "that does not exist. Use another folder."
+        ) from error
 
 
 def replace_folder(new: Path, target: Path) -> None:

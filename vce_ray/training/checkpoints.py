@@ -6,13 +6,12 @@ They are kept with the run and not where Ray Train would put them, because one g
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from vce_ray.storage.local_folder import temporary_folder
 from vce_ray.storage.store import Store
 
 FOLDER = "checkpoints"
@@ -27,11 +26,11 @@ def save(
     """Write weights, optimizer state and the metrics of all steps so far. Every worker calls it for its own shard."""
     step = history[-1]["step"]
     weights, moments = get_state_dict(net, optimizer, options=TRAINED)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         dcp.save({"weights": weights, "moments": moments}, checkpoint_id=folder)
         if rank == 0:
-            Path(folder, METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))
-        if any(Path(folder).iterdir()):  # unsharded weights are written by the first worker only
+            (folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))
+        if any(folder.iterdir()):  # unsharded weights are written by the first worker only
             store.upload(folder, f"{FOLDER}/{step}/{rank}")
     if workers > 1:
         torch.distributed.barrier()  # `last.json` must not name a step before all shards of it are there
@@ -51,10 +50,10 @@ def load(store: Store, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -
         return []
     last = f"{FOLDER}/{store.read_json(LAST)['step']}"
     ranks = {file.removeprefix(f"{last}/").split("/")[0] for file in store.list(last)}
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for rank in ranks:
-            for file in store.fetch(f"{last}/{rank}", Path(folder, rank)).iterdir():
-                file.rename(Path(folder, file.name))  # dcp expects all shards in one folder
+            for file in store.fetch(f"{last}/{rank}", folder / rank).iterdir():
+                file.rename(folder / file.name)  # dcp expects all shards in one folder
         weights, moments = get_state_dict(net, optimizer, options=TRAINED)
         state = {"weights": weights, "moments": moments}
         dcp.load(state, checkpoint_id=folder)
@@ -65,4 +64,4 @@ def load(store: Store, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -
             optim_state_dict=state["moments"],
             options=StateDictOptions(ignore_frozen_params=True, strict=False),
         )
-        return [json.loads(line) for line in Path(folder, METRICS_FILE).read_text().splitlines()]
+        return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]

@@ -6,9 +6,7 @@ number of workers changes the speed and not the result.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +22,7 @@ from vce_ray.models.folder import base_stamp, check_stamp
 from vce_ray.models.load import load_model
 from vce_ray.notice import mark_warnings
 from vce_ray.run_config import RunConfig
+from vce_ray.storage.local_folder import temporary_folder
 from vce_ray.storage.store import Store
 from vce_ray.training import HISTORY_FILE, checkpoints
 from vce_ray.training.data import Share, TrainingData
@@ -182,6 +181,6 @@ def _upload(store: Store, state: dict, model: ImageModel, run: RunConfig, facts:
     lora = {"rank": config.lora_rank, "alpha": config.lora_alpha} if config.weights == "lora" else None
     if lora:
         state = {name.replace(".default.", "."): tensor for name, tensor in state.items() if "lora_" in name}
-    with tempfile.TemporaryDirectory() as folder:
-        save_adapter(Path(folder), state, model, lora, facts)
+    with temporary_folder() as folder:
+        save_adapter(folder, state, model, lora, facts)
         store.upload(folder, "adapter")

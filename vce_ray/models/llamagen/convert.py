@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from vce_ray.errors import UserError
 from vce_ray.models.llamagen import gpt, vq
+from vce_ray.storage.local_folder import writable_folder
 
 CONFIG, GPT_WEIGHTS, VQ_WEIGHTS, TEXT_ENCODER = "config.json", "gpt.safetensors", "vq.safetensors", "text_encoder"
 FLAN_T5 = "google/flan-t5-xl"
@@ -290,6 +291,7 @@ def main() -> None:
     if image_size is None:
         parser.error(f"{args.gpt.name} does not end in _256.pt or _512.pt: give --image-size")
     try:
+        writable_folder(args.out, "--out")
         convert(args.gpt, args.vq, args.out, image_size, args.text_encoder)
     except UserError as error:
         parser.error(str(error))
