@@ -73,14 +73,14 @@ class Terminal(io.StringIO):
 def show(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
     """Watch a run whose stages get further, and return what is shown."""
     monkeypatch.setattr(display, "LOOK_S", 0.02)
-    monkeypatch.setattr(display, "LOOKS_PER_LINE", 5)
+    monkeypatch.setattr(display, "LINE_S", 0.1)
     started = time.monotonic()
 
     def progress() -> dict[str, StageProgress]:
         done = int((time.monotonic() - started) * 100)
         return {"unsafe": StageProgress(done, 512), "captions": StageProgress(done // 4, 192, "1 rejected")}
 
-    run: Any = SimpleNamespace(progress=progress)
+    run: Any = SimpleNamespace(progress=progress, store=SimpleNamespace(uri="runs"))
     shown = RunDisplay(stream)
     with shown.watching(run):
         time.sleep(0.5)

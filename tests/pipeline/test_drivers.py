@@ -75,6 +75,18 @@ def test_a_driver_that_is_told_to_end_records_that_its_run_stopped(number: signa
     assert {stage["state"] for stage in record["stages"].values()} == {"done", "stopped"}
 
 
+def test_a_driver_that_is_told_to_end_while_it_trains_does_so(tmp_path: Path) -> None:
+    run = Store(tmp_path).child(NAME)
+    command = [*COMMAND, "--steps", "500", "--store", str(tmp_path)]
+    driver = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: "training" in (run.read_json("run.json")["stages"] if run.exists("run.json") else {}), driver)
+    time.sleep(10)  # its workers have started
+    driver.terminate()
+    _, message = driver.communicate(timeout=60)
+    assert driver.returncode == 143 and "Traceback" not in message
+    assert run.read_json("run.json")["stages"]["training"]["state"] == "stopped"
+
+
 def test_a_cluster_that_does_not_answer_is_named_and_the_run_has_failed(uri: str) -> None:
     nowhere = ENVIRONMENT | os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
     ended = subprocess.run([*COMMAND, "--store", uri], env=nowhere, capture_output=True, text=True, timeout=60)

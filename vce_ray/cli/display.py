@@ -7,6 +7,7 @@ respected, and nothing but text goes to a pipe.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
@@ -32,9 +33,11 @@ MARKS = {
 }
 """Text and colour of each state of a stage."""
 LOOK_S = 1.0
-"""Seconds between looks at how far a run is."""
-LOOKS_PER_LINE = 30
-"""Looks for which a pipe gets one line for each stage that has got further."""
+"""Seconds between looks at how far a run in a folder is."""
+BUCKET_LOOK_S = 10.0
+"""The same for a run in a bucket, where each look is a request that costs money."""
+LINE_S = 30.0
+"""Seconds after which a pipe gets one line for each stage that has got further."""
 SPEED_S = 120.0
 """Seconds over which a rate is the average."""
 
@@ -97,12 +100,12 @@ class RunDisplay:
                     self._bars.remove_task(task)
 
     def _watch(self, run: Run, ended: threading.Event) -> None:
-        looks = 0
-        while not ended.wait(LOOK_S):
+        printed = time.monotonic()
+        while not ended.wait(BUCKET_LOOK_S if "://" in run.store.uri else LOOK_S):
             with suppress(StoreError):  # the run itself reports a store that fails
                 self._look(run)
-            looks += 1
-            if looks % LOOKS_PER_LINE == 0 and not self.console.is_terminal:
+            if not self.console.is_terminal and time.monotonic() - printed >= LINE_S:
+                printed = time.monotonic()
                 self._print_tasks()
 
     def _look(self, run: Run) -> None:

@@ -22,15 +22,31 @@ class StageProgress:
 
 
 class RowCounts:
-    """Counts the rows that actors have made of a run's stages. Each part is opened once, as parts never change."""
+    """Counts the rows that actors have made of a run's stages.
+
+    Costs one listing for each `look`, and opens each part once, as parts never change.
+    """
 
     def __init__(self, store: Store):
         self.store = store
+        self._parts: dict[str, list[str]] = {}
         self._rows: dict[str, int] = {}
         self._to_erase: int | None = None
 
+    def look(self) -> None:
+        """List the run's parts. Raises StoreError if the store fails."""
+        self._parts = {}
+        for file in self.store.list():
+            folder, _, name = file.rpartition("/")
+            if name.endswith(".parquet"):
+                self._parts.setdefault(folder, []).append(name)
+
     def progress(self, stage: str) -> StageProgress | None:
-        """Return how far a stage of actors is, or None for other stages. Raises StoreError if the store fails."""
+        """Return how far a stage of actors was at the last look, or None for other stages.
+
+        Raises:
+            StoreError: the store fails.
+        """
         if stage == "unsafe":
             return StageProgress(self._count("unsafe"), self._count("prompts"))
         if stage in ("captions", "safe"):
@@ -52,14 +68,13 @@ class RowCounts:
             self._to_erase = kinds.count("erase")
         return self._to_erase
 
-    def _count(self, name: str) -> int:
-        stage = self.store.stage(name)
-        return sum(self._part(stage, name, part) for part in stage.parts())
+    def _count(self, folder: str) -> int:
+        return sum(self._count_part(folder, part) for part in self._parts.get(folder, ()))
 
-    def _part(self, stage: Stage, name: str, part: str) -> int:
-        path = f"{name}/{part}"
+    def _count_part(self, folder: str, part: str) -> int:
+        path = f"{folder}/{part}"
         if path not in self._rows:
-            self._rows[path] = stage.count_rows(part)
+            self._rows[path] = self.store.stage(folder).count_rows(part)
         return self._rows[path]
 
 

@@ -155,6 +155,7 @@ class Run:
     def progress(self) -> dict[str, StageProgress]:
         """Return how far the stages are that are under way. Raises StoreError if the store fails."""
         found = {}
+        self._counts.look()
         for stage, record in self.record["stages"].items():
             if record["state"] == "running":
                 if stage == "training":

@@ -52,6 +52,7 @@ def _run_lines(store: Store) -> Iterator[str]:
     record = read_record(store)
     yield _headline(store, record)
     concept, counts = record["concept"].get("name", "the concept"), RowCounts(store)
+    counts.look()
     for name, state in record["stages"].items():
         if state["state"] == "done":
             text = f"{state['seconds']:6.1f} s  {describe_stage(name, state, concept)}"

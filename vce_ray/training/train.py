@@ -6,7 +6,8 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
+from threading import Event, Thread
 from typing import Any
 
 import ray
@@ -54,8 +55,14 @@ class Trainings:
         queue: Any = ray.remote(TrainingQueue)
         self._queue = queue.options(num_cpus=0, scheduling_strategy=here).remote(concurrency)
         self._futures: dict[str, Future[None]] = {}
-        self._threads = ThreadPoolExecutor(concurrency + 1)
-        self._threads.submit(self._listen)
+        self._closed = Event()
+        self._threads: list[Thread] = []
+        self._start(self._listen)
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        # A daemon, unlike the threads of an executor: a driver that is told to end does not wait for a training.
+        self._threads.append(Thread(target=target, args=arguments, daemon=True))
+        self._threads[-1].start()
 
     def submit(self, name: str, run: RunConfig, store: Store, facts: dict[str, Any]) -> Future[None]:
         """Queue a run whose pairs are published.
@@ -70,13 +77,16 @@ class Trainings:
         settings = {"run": run.model_dump(mode="json"), "store": store.uri, "facts": facts}
         group: Any = ray.get(self._queue.add.remote(name, settings))
         if group is not None:
-            self._threads.submit(self._keep_open, group, store)
+            self._start(self._keep_open, group, store)
         return future
 
     def close(self) -> None:
         """Wait for groups that have nothing left to train. Trainings still under way end with Ray's session."""
         self._queue.close.remote()
-        self._threads.shutdown(wait=all(future.done() for future in self._futures.values()), cancel_futures=True)
+        if all(future.done() for future in self._futures.values()):
+            for thread in self._threads:
+                thread.join()
+        self._closed.set()
 
     def _listen(self) -> None:
         try:
@@ -109,6 +119,8 @@ class Trainings:
             try:
                 self._fit(group, store)
             except Exception as error:
+                if self._closed.is_set():  # Ray's session has ended, and with it the queue
+                    return
                 name: Any = ray.get(self._queue.fail.remote(group))
                 if name is not None:
                     self._fail(name, error)
