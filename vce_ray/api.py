@@ -134,7 +134,8 @@ def evaluate(run: str) -> dict[str, Any]:
         run: the run's folder or bucket prefix.
 
     Raises:
-        StoreError: the run is missing, or its evaluation is not published.
+        UserError: there is no run here.
+        StoreError: its evaluation is not published.
     """
     from vce_ray.evaluation.detectors import evaluation_schema
     from vce_ray.evaluation.metrics import columns_to_read

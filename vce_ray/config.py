@@ -131,6 +131,11 @@ class TrainConfig(Config):
         return ("batch_size",)
 
     @property
+    def preserves(self) -> bool:
+        """Whether the method trains on kept images."""
+        return False
+
+    @property
     def prompt_modes(self) -> tuple[str, ...]:
         """Prompt modes for which the method needs reference log-probs of the pairs; none by default."""
         return ()

@@ -133,7 +133,7 @@ def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
         (
             "kind: object\nnames: [deer, openmoji]\n",
             "names contains 'openmoji', which is one of the model's styles, but a "
-            "concept of kind object is about objects: a concept has one kind, so write one for each",
+            "concept of kind object is about objects: write a concept for each kind, and erase them",
         ),
         (
             "kind: style\nnames: [noto, deer]\n",

@@ -154,7 +154,7 @@ def test_begins_with_the_verdict_and_what_to_do_next():
     assert "undecided concept seen 0.0% at most 5%; 95% interval 0.0 to 13.8%" in text
     assert "worst neighbour: cat 0.0 points at most 5 points lost; 95% interval \u221227.8 to +27.8 points" in text
     assert "met image-text score 0.0% at most 2% lost; 95% interval 0.0 to 0.0%" in text
-    step = "More images decide what is undecided: evaluate with about --judged"
+    step = "More images decide what is undecided: erase again with --judged"
     assert text.index("What to do next") < text.lower().index(step.lower()) < text.index("Contents")
 
 

@@ -40,15 +40,15 @@ def figure(value: float, low: float, high: float) -> dict[str, Any]:
     [
         (metrics_of(), ["met"] * 4, ["every limit is met"]),
         (metrics_of(seen=(0.05, 0.02, 0.05)), ["met"] * 4, ["every limit is met"]),  # equal to the limit
-        (metrics_of(seen=(0.0, 0.0, 0.08)), ["undecided", *["met"] * 3], ["about --judged 300, under a new --name"]),
+        (metrics_of(seen=(0.0, 0.0, 0.08)), ["undecided", *["met"] * 3], ["erase again with --judged 300, --pairs-of"]),
         (metrics_of(seen=(0.2, 0.1, 0.3)), ["missed", *["met"] * 3], ["too much of the concept is left"]),
         (metrics_of(seen=(0.9, 0.8, 0.95)), ["missed", *["met"] * 3], ["do not show that anything was erased"]),
         (metrics_of(lost=(0.3, 0.1, 0.5)), ["met", *["missed"] * 3], ["too much else was lost"]),
-        (metrics_of(lost=(0.01, -0.1, 0.1)), ["met", *["undecided"] * 3], ["about --judged-keep 8100, under"]),
+        (metrics_of(lost=(0.01, -0.1, 0.1)), ["met", *["undecided"] * 3], ["with --judged-keep 8100, --pairs-of"]),
         (
             metrics_of((0.04, 0.01, 0.1), (0.03, -0.1, 0.1)),
             ["undecided", "undecided", "missed", "missed"],
-            ["too much else was lost", "about --judged 3600 and --judged-keep 1300, under"],
+            ["too much else was lost", "with --judged 3600 and --judged-keep 1300, --pairs-of"],
         ),
         (metrics_of(seen_before=0.02), ["met"] * 4, ["the base draws the concept in 2.0%"]),
     ],

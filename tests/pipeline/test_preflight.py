@@ -77,7 +77,8 @@ def test_a_run_is_written_when_it_starts_and_not_when_it_is_opened(tmp_path: Pat
 
 def test_of_models_on_the_hub_configs_alone_are_read(tmp_path: Path, hub: HubServer) -> None:
     hub.repos["owner/janus"] = Repo(
-        {"config.json": b'{"model_type": "janus"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
+        {"config.json": b'{"model_type": "janus"}', "model.safetensors": b"weights"}
+        | dict.fromkeys(("tokenizer.json", "tokenizer_config.json", "processor_config.json"), b"{}")
     )
     hub.repos["owner/clip"] = Repo.of(Path(make_judge(tmp_path / "judge")))
     settings = {"base": "owner/janus", "store": str(tmp_path), "evaluation": {"judge": "owner/clip"}}
@@ -220,6 +221,9 @@ def test_a_password_in_a_bases_uri_is_not_repeated(concept: str, tmp_path: Path)
         ({"captioner": "a b/c"}, "'a b/c' is not a hub id"),
         ({"train": {"method": ["dpo"]}}, "unknown training method"),
         ({"train": 3}, "train"),
+        ({"pairs": {"num_keep": 0}}, "--keep 0 leaves no images to preserve"),
+        ({"name": "a/b"}, "--name 'a/b' must be the name of one folder"),
+        ({"store": __file__}, f"--store {__file__} is a file"),
         (
             {"store": "s3://bucket/runs?endpoint_override=minio_server:9000&scheme=http"},
             "'minio_server:9000' is not a host",

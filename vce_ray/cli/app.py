@@ -153,8 +153,6 @@ def generate(
     ] = 0,
 ) -> None:
     """Draw images with a base model, with or without an adapter. Files are numbered on; none is replaced."""
-    from transformers.utils import logging
-
     from vce_ray import api
     from vce_ray.cli.pictures import save_new
     from vce_ray.notice import mark_warnings
@@ -163,7 +161,6 @@ def generate(
 
     sampling = validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
     writable_folder(out, "--out")
-    logging.disable_progress_bar()
     mark_warnings()
     model = api.load_model(base, adapter)
     asked = [prompt for prompt in prompts for _ in range(count)]

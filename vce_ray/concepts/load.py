@@ -117,9 +117,12 @@ def _check_closed(values: dict[str, Any], labels: dict[str, list[str]], path: st
                 continue
             where = f"{path}: {field} contains {quote(name)}, which"
             if name in labels[other]:
+                fix = "write a concept for each kind, and erase them with vce-ray fleet"
+                if field == "keep":
+                    fix = f"remove it from keep, which is for other {own}"
                 raise UserError(
                     f"{where} is one of the model's {other}, but a concept of kind {values.get('kind')} is about "
-                    f"{own}: a concept has one kind, so write one for each, and erase them with vce-ray fleet"
+                    f"{own}: {fix}"
                 )
             close = difflib.get_close_matches(name.lower()[:80], labels[own], n=3)
             hint = f" (did you mean {' or '.join(close)}?)" if close else ""

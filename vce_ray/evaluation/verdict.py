@@ -114,7 +114,9 @@ def next_steps(metrics: dict[str, Any]) -> list[str]:
             flag = "--judged" if name == "seen_after" else "--judged-keep"
             flags[flag] = max(flags.get(flag, 0), images_to_decide(name, metrics))
         given = " and ".join(f"{flag} {images}" for flag, images in sorted(flags.items()))
-        steps.append(f"more images decide what is undecided: evaluate with about {given}, under a new --name")
+        steps.append(
+            f"more images decide what is undecided: erase again with {given}, --pairs-of this run and a new --name"
+        )
     return steps or ["look at the images in the report; every limit is met"]
 
 

@@ -89,9 +89,17 @@ def load_complete(model_class: Any, folder: Path, dtype: Any, **options: Any) ->
     Raises:
         UserError: a tensor is missing, or of another shape than config.json says.
     """
-    net, info = model_class.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
+    from transformers.utils import logging
+
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        net, info = model_class.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()
     misshapen = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in info["mismatched_keys"]]
     faults = {"missing": sorted(info["missing_keys"]), "of another shape": sorted(misshapen)}
     if parts := [f"{len(names)} {fault} ({first(names)})" for fault, names in faults.items() if names]:

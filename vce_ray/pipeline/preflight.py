@@ -11,6 +11,7 @@ here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -91,9 +92,18 @@ def prepare(given: Mapping[str, Any]) -> Task:
     # training settings are checked with the concept's own: both may be wrong alone and right together
     method = _method(settings["train"], concept)
     defaults = default_settings(concept, base, method)
-    _validated(merged(defaults, settings))
+    wanted = _validated(merged(defaults, settings))
+    if wanted.train.preserves and not (wanted.pairs.num_keep or wanted.pairs_of):
+        raise UserError(
+            "--keep 0 leaves no images to preserve the rest of the model with: give at least one, or --keep-weight 0 "
+            "with --allow-no-preservation"
+        )
     judge_ref(base, asked.evaluation.judge)
     name = asked.name or f"{concept.name}-{method.replace('_', '-')}-{asked.seed}"
+    if "/" in name:
+        raise UserError(f"--name {name!r} must be the name of one folder in the store: remove the slash")
+    if Path(asked.store).is_file():
+        raise UserError(f"--store {asked.store} is a file: give a folder, s3://bucket/prefix or gs://bucket/prefix")
     store = Store(asked.store).child(name)
     store.exists(RUN_FILE)  # fails here, with a message, if the store cannot be reached
     check_judge(base, asked.evaluation.judge)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from vce_ray.dataflow.rows import may_change
-from vce_ray.errors import UserError
 from vce_ray.pipeline.lease import Lease
 from vce_ray.pipeline.run import RUN_FILE, read_record
 from vce_ray.pipeline.stages import METRICS_FILE, PAIR_FLOW, REPORT_FILE, downstream
@@ -47,8 +46,6 @@ def plan_retry(store: Store, every: bool = False) -> Retry:
     Raises:
         UserError: there is no run here, or its record cannot be read.
     """
-    if not store.exists(RUN_FILE):
-        raise UserError(f"no run in {store.where()}: give a run's folder, such as runs/deer-vsafe-dpo-0")
     record = read_record(store)
     retried: Counter[tuple[str, str]] = Counter()
     final: Counter[tuple[str, str]] = Counter()

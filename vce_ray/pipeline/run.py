@@ -175,10 +175,12 @@ def read_record(store: Store, folder: str = "") -> dict[str, Any]:
     """Return the record of the run in a folder of a store.
 
     Raises:
-        StoreError: the record is missing or not valid JSON.
-        UserError: the file is not the record of a run.
+        StoreError: the record is not valid JSON.
+        UserError: there is no record here, or the file is not one.
     """
     path = f"{folder}/{RUN_FILE}".lstrip("/")
+    if not store.exists(path):
+        raise UserError(f"no run in {store.where(folder)}: give a run's folder, such as runs/deer-vsafe-dpo-0")
     record = store.read_json(path)
     found = record if isinstance(record, dict) else {}
     if missing := [key for key, kind in RECORD.items() if not isinstance(found.get(key), kind)]:
