@@ -48,8 +48,8 @@ LAYERS: dict[str, str] = {
     "dataflow/fanout": "errors notice config dataflow/rows dataflow/schemas storage dataflow/task",
     "training": "errors notice devices config dataflow/rows storage models sampling training/terms training/data "
     "training/objectives run_config",
-    "pipeline": "errors devices config yaml_file dataflow/ids dataflow/rows dataflow/schemas storage trackers models "
-    "sampling training/objectives run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout "
+    "pipeline": "errors env devices config yaml_file dataflow/ids dataflow/rows dataflow/schemas storage trackers "
+    "models sampling training/objectives run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout "
     "training",
     "serving": "errors net env config models sampling",
     # what people call

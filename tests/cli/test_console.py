@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,11 +14,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
-from vce_ray.cli import display
+from vce_ray.cli import console, display
 from vce_ray.cli.display import RunDisplay
+from vce_ray.cli.interrupt import exit_on_interrupt
 from vce_ray.notice import find_warning
 from vce_ray.pipeline.progress import StageProgress
+from vce_ray.storage.store import Store
 
 SCRIPT = """
 import logging, subprocess, sys
@@ -61,6 +65,26 @@ def test_what_libraries_print_goes_to_the_log_and_our_warnings_are_repeated_once
 def test_a_warning_is_found_in_what_ray_makes_of_it(line: str) -> None:
     assert find_warning(line) == "no compiler"
     assert find_warning("WARNING: no compiler") is None
+
+
+def test_the_log_is_kept_here_if_the_store_cannot_take_it(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("what Ray printed")
+    (tmp_path / "store").write_text("a file in place of the store")
+    said: list[str] = []
+    console._upload(tmp_path / "log", Store(tmp_path / "store"), "logs/x.log", said.append)
+    kept = re.search(r"kept in (\S+\.log)", said[0])
+    assert kept and Path(kept[1]).read_text() == "what Ray printed"
+    Path(kept[1]).unlink()
+
+
+def test_signals_of_a_process_and_its_group_are_one() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(typer.Exit) as end, exit_on_interrupt():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # while the record of the run is written
+    assert end.value.exit_code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
 
 
 class Terminal(io.StringIO):

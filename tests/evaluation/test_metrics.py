@@ -15,7 +15,7 @@ from vce_ray.evaluation.detectors.clip import ClipDetector
 from vce_ray.evaluation.metrics import columns_to_read, evaluate
 from vce_ray.evaluation.metrics.base import Comparison, Measured, Metric
 from vce_ray.evaluation.metrics.intervals import drop, mean, relative_drop, share
-from vce_ray.evaluation.metrics.limits import LIMITS, missed_limits
+from vce_ray.evaluation.metrics.limits import LIMITS, missed_limits, undecided_limits
 from vce_ray.evaluation.report import write_report
 from vce_ray.evaluation.table import evaluation_row, results_table
 
@@ -92,7 +92,7 @@ def test_a_concept_without_neighbours_has_no_neighbour_metrics():
     metrics = evaluate([r for r in table() if r["group"] == "erase" or not r["name"]], DEER)
     assert metrics["worst_neighbour_drop"] is None and metrics["kept_drop"] is None and metrics["neighbours"] == []
     assert metrics["score_drop"] == 0
-    assert missed_limits(metrics) == ["seen_after"]
+    assert missed_limits(metrics) == [] and undecided_limits(metrics) == ["seen_after"]
 
 
 @pytest.mark.parametrize(

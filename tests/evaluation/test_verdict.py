@@ -47,9 +47,10 @@ def figure(value: float, low: float, high: float) -> dict[str, Any]:
         (metrics_of(lost=(0.01, -0.1, 0.1)), ["met", *["undecided"] * 3], ["with --judged-keep 8100, --pairs-of"]),
         (
             metrics_of((0.04, 0.01, 0.1), (0.03, -0.1, 0.1)),
-            ["undecided", "undecided", "missed", "missed"],
-            ["too much else was lost", "with --judged 3600 and --judged-keep 1300, --pairs-of"],
+            ["undecided"] * 4,
+            ["with --judged 3600 and --judged-keep 17000, --pairs-of"],
         ),
+        (metrics_of((0.2, 0.1, 0.3), (0.3, 0.1, 0.5)), ["missed"] * 4, ["is left and too much else was lost"]),
         (metrics_of(seen_before=0.02), ["met"] * 4, ["the base draws the concept in 2.0%"]),
     ],
 )

@@ -65,7 +65,9 @@ def test_a_prompts_file_replaces_the_erase_prompts(tmp_path: Path) -> None:
     path.write_text("a deer in snow\na stag\n")
     lines: list[str] = []
     prompts = run_prompts(RunConfig(**SETTINGS, prompts_file=str(path)), load_concept("deer"), lines.append)
-    assert lines == ["2 of 2 different prompts in the file are used, for 3 pairs"]
+    assert lines == [
+        "2 of 2 different prompts in the file are used, for 3 pairs. The evaluation draws the concept's own templates"
+    ]
     assert [row.prompt for row in prompts[:3]] == ["a deer in snow", "a stag", "a deer in snow"]
     assert [row.kind for row in prompts] == ["erase"] * 3 + ["keep"] * 2
 

@@ -91,9 +91,10 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_not_used_is_said() -> None:
-    deer = load_concept("deer")
-    assert (
-        describe_use(["a deer", "two stags"], deer, 5) == "2 of 2 different prompts in the file are used, for 5 pairs"
-    )
+    deer, own = load_concept("deer"), ". The evaluation draws the concept's own templates"
+    said = describe_use(["a deer", "two stags"], deer, 5)
+    assert said == f"2 of 2 different prompts in the file are used, for 5 pairs{own}"
     said = describe_use(["a deer", "a fox", "a cat", "a stag"], deer, 3)
-    assert said == "3 of 4 different prompts in the file are used, for 3 pairs; 2 do not name deer, such as 'a fox'"
+    assert (
+        said == f"3 of 4 different prompts in the file are used, for 3 pairs; 2 do not name deer, such as 'a fox'{own}"
+    )

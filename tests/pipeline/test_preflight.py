@@ -224,6 +224,7 @@ def test_a_password_in_a_bases_uri_is_not_repeated(concept: str, tmp_path: Path)
         ({"pairs": {"num_keep": 0}}, "--keep 0 leaves no images to preserve"),
         ({"name": "a/b"}, "--name 'a/b' must be the name of one folder"),
         ({"store": __file__}, f"--store {__file__} is a file"),
+        ({"pairs_of": ["nosuch"]}, "--pairs-of nosuch: "),
         (
             {"store": "s3://bucket/runs?endpoint_override=minio_server:9000&scheme=http"},
             "'minio_server:9000' is not a host",

@@ -224,6 +224,9 @@ def test_local_uris_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("uri", "message"),
     [
         ("", "is not a supported store"),
+        ("s3:/bucket/runs", "'s3' is not a supported store"),
+        ("S3//bucket/runs", "'S3' is not a supported store"),
+        ("gs:bucket/runs", "'gs' is not a supported store"),
         (
             "azure://AKIA:hush@bucket/x",
             "'azure' is not a supported store: use a local path, s3://bucket/prefix or gs://",

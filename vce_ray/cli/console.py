@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -97,8 +98,9 @@ def quiet_session(store: Store, runs: Sequence[Run], warn: Callable[[str], None]
     from vce_ray.pipeline.session import session
 
     name = f"{FOLDER}/{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.log"
+    in_bucket = "://" in store.uri
     with temporary_folder() as folder:
-        file = folder / "log" if "://" in store.uri else Path(store.root, name)
+        file = folder / "log" if in_bucket else Path(store.root, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         for run in runs:
             run.record["log"] = store.where(name)
@@ -109,6 +111,14 @@ def quiet_session(store: Store, runs: Sequence[Run], warn: Callable[[str], None]
             warn(f"what Ray and its workers printed is in {store.where(name)}")
             raise
         finally:
-            if "://" in store.uri:
-                with suppress(StoreError):  # whatever made the store fail is reported already, or harmless now
-                    store.write_bytes(name, file.read_bytes())
+            if in_bucket:
+                _upload(file, store, name, warn)
+
+
+def _upload(file: Path, store: Store, name: str, warn: Callable[[str], None]) -> None:
+    try:
+        store.write_bytes(name, file.read_bytes())
+    except StoreError as error:
+        with tempfile.NamedTemporaryFile(prefix="vce_ray-", suffix=".log", delete=False) as kept:
+            kept.write(file.read_bytes())
+        warn(f"the log could not be written to the store and is kept in {kept.name} ({error})")

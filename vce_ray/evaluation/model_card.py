@@ -83,16 +83,19 @@ def model_card(data: ReportData, config: RunConfig, base_revision: str, base_cla
             "prompt": _literal(shown["prompt"]),
             "seed": shown["seed"],
             "sampling": Markup(_generate_arguments(config.sampling)),
-            "settings": Markup(_yaml(config.model_dump(mode="json", include=SETTINGS))),
+            "settings": Markup(_yaml(_settings(config))),
         },
         concept=data.concept,
         headline=headline(data)[0],
+        judge=_judge(config),
         kind=KINDS[data.concept.kind],
         limits=limit_states(data.metrics),
         lora=lora,
         method=config.train.method,
         metrics=data.metrics,
         note=_base_note(config.base),
+        on_hub=source_of(config.base) == "hub",
+        pairs=_pairs(config),
         revision=base_revision,
         rows=_rows(data.metrics["figures"]),
         run_name=data.run["name"],
@@ -111,6 +114,32 @@ def _escaped(value: Any) -> Any:
 def _literal(text: str) -> Markup:
     """Return text as a literal of Python. It has one line, so it cannot end a block of code."""
     return Markup(json.dumps(text, ensure_ascii=False))
+
+
+def _settings(config: RunConfig) -> Row:
+    """Return the settings that a card shows: of pairs of other runs, only whose they are."""
+    shown = config.model_dump(mode="json", include=SETTINGS)
+    if config.pairs_of:
+        del shown["pairs"]
+        shown["pairs_of"] = list(config.pairs_of)
+    return shown
+
+
+def _judge(config: RunConfig) -> str:
+    """Name the judge; of a folder or bucket the last part alone."""
+    if config.evaluation.judge is None:
+        return "The CLIP model that ships with vce_ray"
+    name, _, revision = config.evaluation.judge.partition("?")[0].partition("@")
+    if "://" in name or name.count("/") != 1 or name.startswith("."):
+        name = Path(name).name
+    return f"The CLIP model {name}" + (f" at revision {revision}" if revision else "")
+
+
+def _pairs(config: RunConfig) -> str:
+    """Say which pairs a training used."""
+    if config.pairs_of:
+        return f"the pairs of the runs {', '.join(config.pairs_of)}, which were made in this way,"
+    return "these pairs" + (", made from prompts of the user's own," if config.prompts_file else "")
 
 
 def _front_matter(config: RunConfig, base_class: str | None) -> str:

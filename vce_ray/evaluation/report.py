@@ -168,7 +168,7 @@ def _kept(metrics: Row) -> Row | None:
     return {
         "axis": axis,
         "rows": [
-            row | {"plot": plot, "missed": exceeds(name, row["drop"]["value"])}
+            row | {"plot": plot, "missed": exceeds(name, row["drop"]["low"])}
             for (name, row), plot in zip(rows, plots, strict=True)
         ],
         "limits": (limit("worst_neighbour_drop"), limit("kept_drop")),

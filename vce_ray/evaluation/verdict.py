@@ -53,8 +53,8 @@ class LimitState:
 def limit_states(metrics: dict[str, Any]) -> list[LimitState]:
     """Return the state of each limit that was measured, in the order of `LIMITS`.
 
-    A limit is *missed* if its metric exceeds it, *met* if the whole 95% interval is within it, and else *undecided*:
-    these images do not show that it is met.
+    By its 95% interval a limit is *met* if all of it is within the limit, *missed* if all of it is beyond, and else
+    *undecided*: these images do not show which.
     """
     missed, undecided = missed_limits(metrics), undecided_limits(metrics)
     states = []
@@ -99,11 +99,17 @@ def next_steps(metrics: dict[str, Any]) -> list[str]:
             f"the base draws the concept in {percent(metrics['seen_before'])} of the images that ask for it: look at "
             "them in the report; there is nothing to erase, or the judge does not recognize it"
         )
-    if "seen_after" in missed:
+    too_much = set(missed) - {"seen_after"}
+    if "seen_after" in missed and too_much:
+        steps.append(
+            "too much of the concept is left and too much else was lost: make more --pairs and --keep images, or "
+            "choose another --method, under a new --name"
+        )
+    elif "seen_after" in missed:
         unchanged = before and after and after["high"] >= before["low"]
         left = "these images do not show that anything was erased" if unchanged else "too much of the concept is left"
         steps.append(f"{left}: train for more --steps, or on more --pairs, under a new --name")
-    if set(missed) - {"seen_after"}:
+    elif too_much:
         steps.append(
             "too much else was lost: train for fewer --steps, or with vsafe_dpo on more --keep images or with more "
             "--keep-weight, under a new --name"
@@ -121,14 +127,15 @@ def next_steps(metrics: dict[str, Any]) -> list[str]:
 
 
 def images_to_decide(name: str, metrics: dict[str, Any]) -> int:
-    """Return about how many images of its kind must be judged for an undecided limit to be met.
+    """Return about how many images of its kind must be judged for an undecided limit to be met or missed.
 
     The interval's width goes with the inverse square root of the number of images, and the value is taken to stay. At
-    most `MOST_IMAGES`, which a value just below its limit may not suffice for.
+    most `MOST_IMAGES`, which may not suffice for a value close to its limit.
     """
     figure = figure_of(name, metrics)
     assert figure is not None, "an undecided limit has an interval"
     judged = figure_of("kept_drop", metrics) if name == "worst_neighbour_drop" else figure  # of all neighbours
-    room, reach = LIMITS[name] - figure["value"], figure["high"] - figure["value"]
-    images = (judged or figure)["images"] * (reach / room) ** 2 if room > 0 else MOST_IMAGES
+    room = LIMITS[name] - figure["value"]
+    reach = figure["high"] - figure["value"] if room > 0 else figure["value"] - figure["low"]
+    images = (judged or figure)["images"] * (reach / room) ** 2 if room else MOST_IMAGES
     return min(MOST_IMAGES, ceil(images / 100) * 100)

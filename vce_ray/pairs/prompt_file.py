@@ -54,7 +54,8 @@ def describe_use(prompts: list[str], concept: Concept, count: int) -> str:
     used = prompts[:count]
     silent = [prompt for prompt in used if not concept.mentions(prompt)]
     text = f"{len(used)} of {len(prompts)} different prompts in the file are used, for {count} pairs"
-    return text + (f"; {len(silent)} do not name {concept.name}, such as {silent[0][:60]!r}" if silent else "")
+    text += f"; {len(silent)} do not name {concept.name}, such as {silent[0][:60]!r}" if silent else ""
+    return f"{text}. The evaluation draws the concept's own templates"
 
 
 def _checked(value: Any, where: str) -> str:

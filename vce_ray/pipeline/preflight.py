@@ -10,7 +10,7 @@ here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from vce_ray.concepts.load import load_concept
 from vce_ray.config import Config, SamplingConfig, TrainConfig, describe
 from vce_ray.dataflow.task import Task
 from vce_ray.defaults import Settings, default_settings, merged
+from vce_ray.env import CAPTIONER_DEADLINE_S
 from vce_ray.errors import UserError
 from vce_ray.evaluation.judge import check_judge, check_judge_of, judge_ref
 from vce_ray.models.check import check_base
 from vce_ray.models.families import default_sampling
 from vce_ray.models.folder import source_of
 from vce_ray.models.words import vocabulary_of
-from vce_ray.pairs.captioner import check_captioner, open_refiner, try_captioner, try_refiner
+from vce_ray.pairs.captioner import check_captioner, open_refiner, parse_captioner, try_captioner, try_refiner
 from vce_ray.pairs.prompt_file import read_prompts
 from vce_ray.pipeline.run import RUN_FILE, Run
 from vce_ray.run_config import RunConfig
@@ -61,16 +62,20 @@ def check_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) -
     return run
 
 
-def ask_endpoints(runs: Iterable[Run]) -> None:
+def ask_endpoints(runs: Sequence[Run]) -> None:
     """Ask each captioner and refiner that the runs have work for one question, if it is an endpoint.
 
     Raises:
         CaptionerError: one gives no usable answer.
     """
     configs = [run.config for run in runs if not run.done("pairs") and not run.config.pairs_of]
+    say = next((run.log for run in runs), print)
     for captioner in {config.captioning_model for config in configs}:
+        if parse_captioner(captioner).kind == "endpoint":
+            say(f"asking the captioner {captioner} one question, for up to {CAPTIONER_DEADLINE_S.get():.0f} s")
         try_captioner(captioner)
     for refiner in {config.refiner for config in configs if config.refiner is not None}:
+        say(f"asking the refiner {refiner} one question, for up to {CAPTIONER_DEADLINE_S.get():.0f} s")
         try_refiner(refiner)
 
 
@@ -106,6 +111,11 @@ def prepare(given: Mapping[str, Any]) -> Task:
         raise UserError(f"--store {asked.store} is a file: give a folder, s3://bucket/prefix or gs://bucket/prefix")
     store = Store(asked.store).child(name)
     store.exists(RUN_FILE)  # fails here, with a message, if the store cannot be reached
+    for source in asked.pairs_of:
+        if not Store(asked.store).child(source).stage("pairs").published():
+            raise UserError(
+                f"--pairs-of {source}: {asked.store} has no run of this name with pairs; see vce-ray status"
+            )
     check_judge(base, asked.evaluation.judge)
     check_base(base)
     sampling = default_sampling(base)

@@ -156,7 +156,7 @@ class Run:
         """Return how far the stages are that are under way. Raises StoreError if the store fails."""
         found = {}
         self._counts.look()
-        for stage, record in self.record["stages"].items():
+        for stage, record in list(self.record["stages"].items()):  # other threads start stages
             if record["state"] == "running":
                 if stage == "training":
                     row = self.trained or {}

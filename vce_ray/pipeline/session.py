@@ -85,6 +85,8 @@ def ray_session() -> Iterator[None]:
 
 def _check_address(address: str) -> None:
     """Raise UserError if nothing listens at an address: Ray would try for minutes and could not be interrupted."""
+    if "://" in address:
+        raise UserError("RAY_ADDRESS must be host:port of the cluster's head, such as 10.0.0.5:6379, not a URL")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return  # auto, or a scheme that Ray resolves itself

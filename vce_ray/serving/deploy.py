@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,10 +176,11 @@ def serve_command(base: str, adapter: str | None, host: str, port: int, sampling
     num_gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     url = start(base, adapter, sampling, host=host, port=port, num_gpus=num_gpus)
     print(f"ready: {url}/v1/images/generations (press Ctrl-C to stop)", flush=True)
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        serve.shutdown()
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: ended.set())  # a container's end; Ray's own would exit at once
+    with suppress(KeyboardInterrupt):
+        ended.wait()
+    serve.shutdown()
 
 
 def check_port(host: str, port: int) -> None:

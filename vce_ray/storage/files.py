@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import time
@@ -36,6 +37,10 @@ MANIFEST = "_manifest.json"
 """Marks a published stage. Readers of Parquet folders, such as pandas, skip names that begin with `_`."""
 MANIFESTS = (MANIFEST, "manifest.json")
 """Names of a manifest: today's, and that of version 0.1.0."""
+
+
+_BUCKET_TYPO = re.compile(r"(s3|gs):|(s3|gs)//", re.IGNORECASE)
+"""A bucket's URI with a slash or a colon too few, which would be a folder of that name."""
 
 
 class FileStore:
@@ -65,8 +70,8 @@ class FileStore:
             self.filesystem = self._attempt("connecting to", "", lambda: bucket.connect(self._deadline_s))
         else:
             path = text.removeprefix("file://")
-            if not path or "://" in path:
-                scheme = text.partition("://")[0]  # show no more of the URI: it may contain a secret
+            if not path or "://" in path or _BUCKET_TYPO.match(path):
+                scheme = re.split("[:/]", text)[0]  # show no more of the URI: it may contain a secret
                 raise UserError(
                     f"{scheme!r} is not a supported store: use a local path, s3://bucket/prefix or gs://bucket/prefix"
                 )
