@@ -134,7 +134,7 @@ def test_wandb_offline_leaves_a_run_to_sync(stored: Store, tmp_path: Path, monke
 
 def wandb_records(file: Path) -> Iterator[Any]:
     """The records of an offline run: a log of blocks in LevelDB's format, after a header of 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportMissingImports]
 
     data, position, whole = file.read_bytes(), 7, b""
     while position + 7 <= len(data):

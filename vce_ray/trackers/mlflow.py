@@ -27,7 +27,7 @@ class MLflow(Tracker):
     def __init__(self, run: TrackedRun):
         """Find the run by its key, or create it, and its experiment, with all settings."""
         from mlflow import MlflowClient
-        from mlflow.entities import Param
+        from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
         experiment = MLFLOW_EXPERIMENT_NAME.get()
         self._client = MlflowClient()
@@ -64,7 +64,7 @@ class MLflow(Tracker):
         self._client.set_terminated(self._id, ENDED[status])
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in values.items()]
