@@ -94,7 +94,7 @@ def test_a_cluster_that_cannot_be_joined(free_port: Callable[[], int]) -> None:
     failure = only_failure([cluster.check_cluster(f"127.0.0.1:{free_port()}", timeout_s=60.0)])
     assert "no cluster answers" in failure.found and failure.fix == fix
     failure = only_failure([cluster.check_cluster(f"http://user:{SECRET}@127.0.0.1:{free_port()}", timeout_s=60.0)])
-    assert "no cluster answers" in failure.found and SECRET not in failure.line and failure.fix == fix
+    assert "must be host:port" in failure.found and SECRET not in failure.line and failure.fix == fix
 
 
 def test_a_cluster_with_other_versions() -> None:
