@@ -18,7 +18,7 @@ LAYERS: dict[str, str] = {
     # vocabulary: no files, no network, no models
     "errors": "",
     "net": "",
-    "notice": "",
+    "worker_warnings": "",
     "env": "errors",
     "devices": "errors",
     "config": "errors",
@@ -45,16 +45,16 @@ LAYERS: dict[str, str] = {
     "evaluation": "errors config dataflow/ids dataflow/rows dataflow/schemas models training/objectives run_config "
     "concepts dataflow/task pairs",
     # Ray
-    "dataflow/fanout": "errors notice config dataflow/rows dataflow/schemas storage dataflow/task",
-    "training": "errors notice devices config dataflow/rows storage models sampling training/terms training/data "
-    "training/objectives run_config",
+    "dataflow/fanout": "errors worker_warnings config dataflow/rows dataflow/schemas storage dataflow/task",
+    "training": "errors worker_warnings devices config dataflow/rows storage models sampling training/terms "
+    "training/data training/objectives run_config",
     "pipeline": "errors env devices config yaml_file dataflow/ids dataflow/rows dataflow/schemas storage trackers "
     "models sampling training/objectives run_config concepts defaults dataflow/task pairs evaluation dataflow/fanout "
     "training",
     "serving": "errors net env config models sampling",
     # what people call
     "api": "errors config storage models sampling evaluation pipeline",
-    "cli": "errors notice env devices config storage models sampling training/objectives run_config concepts "
+    "cli": "errors worker_warnings env devices config storage models sampling training/objectives run_config concepts "
     "defaults pairs evaluation training pipeline serving api",
     "__main__": "cli",
     "__init__": "errors storage concepts api",

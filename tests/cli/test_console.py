@@ -19,9 +19,9 @@ import typer
 from vce_ray.cli import console, display
 from vce_ray.cli.display import RunDisplay
 from vce_ray.cli.interrupt import exit_on_interrupt
-from vce_ray.notice import find_warning
 from vce_ray.pipeline.progress import StageProgress
 from vce_ray.storage.store import Store
+from vce_ray.worker_warnings import find_warning
 
 SCRIPT = """
 import logging, subprocess, sys
@@ -33,7 +33,7 @@ with redirected(Path(sys.argv[1]), lambda warning: print("warning:", warning, fi
     print("a library")
     print("a library's error", file=sys.stderr)
     subprocess.run([sys.executable, "-c", "print('a child')"], check=True)
-    worker = "import logging; from vce_ray.notice import mark_warnings; mark_warnings()"
+    worker = "import logging; from vce_ray.worker_warnings import mark_warnings; mark_warnings()"
     worker += "; logging.getLogger('vce_ray.sampling').warning('no compiler')"
     for _ in range(2):
         subprocess.run([sys.executable, "-c", worker], check=True)
@@ -104,7 +104,7 @@ def show(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
         done = int((time.monotonic() - started) * 100)
         return {"unsafe": StageProgress(done, 512), "captions": StageProgress(done // 4, 192, "1 rejected")}
 
-    run: Any = SimpleNamespace(progress=progress, store=SimpleNamespace(uri="runs"))
+    run: Any = SimpleNamespace(progress=progress, store=SimpleNamespace(in_bucket=False))
     shown = RunDisplay(stream)
     with shown.watching(run):
         time.sleep(0.5)

@@ -16,6 +16,7 @@ from vce_ray.errors import UserError
 from vce_ray.pipeline import lease as leases
 from vce_ray.pipeline.lease import Lease, active_driver
 from vce_ray.pipeline.preflight import open_run
+from vce_ray.storage.errors import StoreError
 from vce_ray.storage.store import Store
 
 ACQUIRE = """
@@ -88,6 +89,20 @@ def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path) -
     path, holder = latest(store)
     store.write_json(path, holder | {"born": holder["born"] - 100})
     Lease(store).acquire()
+
+
+def test_a_lease_that_could_not_be_given_back_does_not_keep_its_own_process_out(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    first = Lease(store)
+    first.acquire()
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "write_json", lambda *_: (_ for _ in ()).throw(StoreError("the store has failed")))
+        with pytest.raises(StoreError):
+            first.release()
+    second = Lease(store)
+    second.acquire()
+    assert store.list("lease") == ["lease/000002.json"]
+    second.release()
 
 
 @pytest.fixture

@@ -154,10 +154,10 @@ def generate(
 ) -> None:
     """Draw images with a base model, with or without an adapter. Files are numbered on; none is replaced."""
     from vce_ray import api
-    from vce_ray.cli.pictures import save_new
-    from vce_ray.notice import mark_warnings
+    from vce_ray.cli.image_files import save_new
     from vce_ray.pipeline.preflight import validated_sampling
     from vce_ray.storage.local_folder import writable_folder
+    from vce_ray.worker_warnings import mark_warnings
 
     sampling = validated_sampling(base, settings.get("sampling", {}))  # before a model is loaded
     writable_folder(out, "--out")

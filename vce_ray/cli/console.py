@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from vce_ray.notice import find_warning, mark_warnings
 from vce_ray.storage.errors import StoreError
 from vce_ray.storage.local_folder import temporary_folder
+from vce_ray.worker_warnings import find_warning, mark_warnings
 
 if TYPE_CHECKING:
     from vce_ray.pipeline.run import Run
@@ -98,9 +98,10 @@ def quiet_session(store: Store, runs: Sequence[Run], warn: Callable[[str], None]
     from vce_ray.pipeline.session import session
 
     name = f"{FOLDER}/{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.log"
-    in_bucket = "://" in store.uri
+    # A thread that calls Ray while the session ends would start a cluster of its own; Ray reads this on import.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     with temporary_folder() as folder:
-        file = folder / "log" if in_bucket else Path(store.root, name)
+        file = folder / "log" if store.in_bucket else Path(store.root, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         for run in runs:
             run.record["log"] = store.where(name)
@@ -108,10 +109,11 @@ def quiet_session(store: Store, runs: Sequence[Run], warn: Callable[[str], None]
             with redirected(file, warn), session():
                 yield
         except Exception:
-            warn(f"what Ray and its workers printed is in {store.where(name)}")
+            if file.stat().st_size:
+                warn(f"what Ray and its workers printed is in {store.where(name)}")
             raise
         finally:
-            if in_bucket:
+            if store.in_bucket:
                 _upload(file, store, name, warn)
 
 

@@ -101,7 +101,7 @@ class RunDisplay:
 
     def _watch(self, run: Run, ended: threading.Event) -> None:
         printed = time.monotonic()
-        while not ended.wait(BUCKET_LOOK_S if "://" in run.store.uri else LOOK_S):
+        while not ended.wait(BUCKET_LOOK_S if run.store.in_bucket else LOOK_S):
             with suppress(StoreError):  # the run itself reports a store that fails
                 self._look(run)
             if not self.console.is_terminal and time.monotonic() - printed >= LINE_S:

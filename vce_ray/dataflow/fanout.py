@@ -26,8 +26,8 @@ from vce_ray.dataflow.rows import FAULT, Outcome, Row, reject
 from vce_ray.dataflow.schemas import REJECTS, ROW_REF
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import CaptionerError, UserError
-from vce_ray.notice import mark_warnings
 from vce_ray.storage.errors import StoreError
+from vce_ray.worker_warnings import mark_warnings
 
 Core = Callable[[list[Row]], Outcome]
 DONE, SKIPPED, REJECTED = "done", "skipped", "rejected"

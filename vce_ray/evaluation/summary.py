@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vce_ray.evaluation.formats import points
+from vce_ray.evaluation.metrics.limits import worst_neighbour
 from vce_ray.evaluation.page import render
 from vce_ray.evaluation.times import span
 from vce_ray.evaluation.verdict import limit_states, next_steps
@@ -20,6 +21,7 @@ def write_summary(fleet: dict[str, Any]) -> str:
         row
         | {"limits": _limits(row["figures"]) if row["figures"] else {}, "total": _total_seconds(row)}
         | {"training": row["stages"].get("training", {}).get("seconds")}
+        | {"worst": worst_neighbour(row["figures"]) if row["figures"] else None}
         for row in fleet["runs"]
     ]
     done = [row for row in rows if row["figures"]]

@@ -1,7 +1,6 @@
 """Dtypes of a checkpoint and the state of its weights.
 
-Reads config.json and the headers of safetensors. Only `load_complete` loads weights, and nothing here
-imports torch.
+Reads config.json and the headers of safetensors. Only `load_complete` loads weights, and nothing here imports torch.
 """
 
 from __future__ import annotations

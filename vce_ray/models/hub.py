@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from vce_ray.errors import UserError
-from vce_ray.models.stored import NO_SPACE
+from vce_ray.storage.local_folder import FULL
 
 if TYPE_CHECKING:
     import httpx
@@ -180,7 +180,7 @@ def _explain(ref: str, error: Exception) -> tuple[str, str]:
             return _unreachable(hub, ref, error)
         case httpx.HTTPError():
             return f"the download of {name} broke off ({_first_line(error)})", "run the same command again"
-        case OSError() if error.errno in NO_SPACE:
+        case OSError() if error.errno in FULL:
             return f"no space is left for {name} in {hub_cache()}", "free some, or set HF_HOME to a folder elsewhere"
         case PermissionError() | OSError(errno=errno.EROFS):
             return f"{name} cannot be written to {hub_cache()} ({_first_line(error)})", (

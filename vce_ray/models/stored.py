@@ -11,13 +11,10 @@ from uuid import uuid4
 
 from vce_ray.env import MODEL_CACHE
 from vce_ray.errors import UserError
-from vce_ray.storage.local_folder import local_path, writable_folder
+from vce_ray.storage.local_folder import FULL, local_path, writable_folder
 
 if TYPE_CHECKING:
     from vce_ray.storage.store import Store
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk, a quota or a file-size limit that leaves no room."""
 
 
 def store_folder(ref: str) -> Path:
@@ -33,7 +30,7 @@ def store_folder(ref: str) -> Path:
 
     store, sizes, folder = stored_files(ref)
     if sizes and not folder.exists():
-        writable_folder(folder.parent, MODEL_CACHE.name)
+        writable_folder(folder.parent, MODEL_CACHE.name, needed=sum(sizes.values()))
         # Several processes of a machine may copy the same model at once: each copies into a folder of its own, and
         # the rename, which is atomic, lets the first one win.
         partial = folder.with_name(f"{folder.name}.{uuid4().hex}")
@@ -46,7 +43,7 @@ def store_folder(ref: str) -> Path:
             store.attempt("fetching", "", copy)
             partial.rename(folder)
         except StoreError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL:
                 raise no_space(ref, sum(sizes.values()), folder, MODEL_CACHE.name) from error
             raise
         except OSError as error:

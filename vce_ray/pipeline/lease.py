@@ -38,6 +38,8 @@ EXPIRES_S = 60.0
 CLOCKS_S = 600.0
 """A renewal that is this many seconds old by our clock is not waited for: clocks do not differ by so much."""
 
+_held: set[str] = set()
+"""Ids of the leases that this process holds. One that it could not give back, as its store had failed, is not held."""
 logger = logging.getLogger(__name__)
 
 
@@ -54,6 +56,7 @@ class Lease:
         """
         self.store, self.log = store, log
         self._number = 0  # of the file that this process holds; 0: none
+        self._id = ""
         self._lost: str | None = None
         self._ended = threading.Event()
         self._writing = threading.Lock()
@@ -83,7 +86,8 @@ class Lease:
             except FileExistsError:
                 continue  # another driver was faster
             if _latest(self.store) == number and _read(self.store, number) == mine:
-                self._number = number
+                self._number, self._id = number, mine["id"]
+                _held.add(self._id)
             else:  # our listing was old: the number is that of a lease that has been and gone
                 self.store.delete_prefix(_path(number))
         for number in _numbers(self.store):
@@ -95,11 +99,12 @@ class Lease:
         """Give the lease back, if it is held, so that the next driver need not wait; end an `acquire` that waits."""
         with self._writing:  # a renewal under way must not be written after this
             self._ended.set()
-            if self._number and not self._lost:
-                holder = _read(self.store, self._number)
+            number, self._number = self._number, 0
+            _held.discard(self._id)
+            if number and not self._lost:
+                holder = _read(self.store, number)
                 if holder is not None:
-                    self.store.write_json(_path(self._number), holder | {"released": True})
-            self._number = 0
+                    self.store.write_json(_path(number), holder | {"released": True})
 
     @property
     def lost(self) -> str | None:
@@ -189,9 +194,10 @@ def _runs_here(holder: dict[str, Any]) -> bool:
     """Whether the holder's process runs on this machine; a process that got its number later does not count."""
     try:
         process = psutil.Process(holder["pid"])
-        return process.create_time() == holder["born"] and process.status() != psutil.STATUS_ZOMBIE
+        runs = process.create_time() == holder["born"] and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    return runs and (process.pid != os.getpid() or holder["id"] in _held)
 
 
 def _path(number: int) -> str:

@@ -36,7 +36,7 @@ def check_stores(stores: Sequence[Store]) -> None:
         UserError: a node does not see a store. The message names both and the fix.
         StoreError: a store cannot be written to.
     """
-    folders = [store for store in stores if "://" not in store.uri]
+    folders = [store for store in stores if not store.in_bucket]
     for store in folders:
         if JOB_FILES in store.root:
             log.warning(

@@ -19,14 +19,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from vce_ray.concepts.load import load_concept
-from vce_ray.config import SamplingConfig
+from vce_ray.config import SamplingConfig, describe
 from vce_ray.defaults import default_settings, merged
 from vce_ray.devices import Device
 from vce_ray.errors import UserError
 from vce_ray.models.families import FAMILIES, reads_images
 from vce_ray.models.shape import Shape, known_shape
 from vce_ray.pairs.captioner import CAPTION_BATCH
-from vce_ray.pipeline.preflight import describe
 from vce_ray.run_config import RunConfig
 from vce_ray.sampling.plan import TEXT_OVERHEADS, Plan, limit_s, step_parts
 from vce_ray.training.objectives import DEFAULT_METHOD

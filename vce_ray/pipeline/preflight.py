@@ -109,10 +109,11 @@ def prepare(given: Mapping[str, Any]) -> Task:
         raise UserError(f"--name {name!r} must be the name of one folder in the store: remove the slash")
     if Path(asked.store).is_file():
         raise UserError(f"--store {asked.store} is a file: give a folder, s3://bucket/prefix or gs://bucket/prefix")
-    store = Store(asked.store).child(name)
+    place = Store(asked.store)
+    store = place.child(name)
     store.exists(RUN_FILE)  # fails here, with a message, if the store cannot be reached
     for source in asked.pairs_of:
-        if not Store(asked.store).child(source).stage("pairs").published():
+        if not place.child(source).stage("pairs").published():
             raise UserError(
                 f"--pairs-of {source}: {asked.store} has no run of this name with pairs; see vce-ray status"
             )

@@ -50,14 +50,15 @@ class Run:
         self.trained: Mapping[str, Any] | None = None
         """The last step of a training under way: its row of the training history."""
         self._counts = RowCounts(self.store)
+        own = self.config.prompts_file
+        self._prompts_digest = stable_id(read_prompts(own, self.config.prompt_column)) if own is not None else None
         self.record = self._open_record()
 
     def _open_record(self) -> dict[str, Any]:
         """Return the record to go on with. Raises as the constructor does."""
         new = {"name": self.name, "config": self.config.recorded()}
         new["concept"] = self.concept.model_dump(mode="json", exclude={"train", "pairs"})  # which the config contains
-        if self.config.prompts_file is not None:
-            new["prompts_digest"] = stable_id(read_prompts(self.config.prompts_file, self.config.prompt_column))
+        new |= {"prompts_digest": self._prompts_digest} if self._prompts_digest else {}
         new |= {"stages": {}, "versions": versions(), "git": git_revision()}
         if not self.store.exists(RUN_FILE):
             return new
@@ -67,7 +68,7 @@ class Run:
         changed = _differences(RunConfig.from_record(record["config"]).recorded(), new["config"])
         if record["concept"] != new["concept"]:
             changed.append("the concept's definition")
-        if "prompts_digest" in record and record["prompts_digest"] != new.get("prompts_digest"):
+        if "prompts_digest" in record and record["prompts_digest"] != self._prompts_digest:
             changed.append(f"the prompts in {self.config.prompts_file}")
         if changed:
             raise UserError(
@@ -98,9 +99,11 @@ class Run:
             if stage["state"] == "running":
                 stage["state"] = status
         self.record |= {"status": status, "error": error}
-        self._write()
-        self.lease.release()
-        self.tracking.close(status)
+        try:
+            self._write()
+        finally:
+            self.lease.release()
+            self.tracking.close(status)
 
     def _mention_versions(self) -> None:
         """Say what has changed since the run was begun: its parts may not fit together."""

@@ -39,8 +39,6 @@ def ray_session() -> Iterator[None]:
     generated unless the environment has one: Ray's processes listen on all addresses of a machine and execute whatever
     they are sent.
     """
-    # A thread that calls Ray while a session ends would start a cluster of its own.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     options: dict[str, Any] = {"logging_level": logging.WARNING}
     address = os.environ.get("RAY_ADDRESS")
     if address:

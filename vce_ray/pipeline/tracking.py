@@ -113,8 +113,8 @@ class Tracking:
         return record["config"] | concept | made_by
 
     def _folder(self) -> Path:
-        uri = self._task.store.uri
-        return Path("tensorboard", self._task.name).absolute() if "://" in uri else Path(uri, "tensorboard")
+        store = self._task.store
+        return Path("tensorboard", self._task.name).absolute() if store.in_bucket else Path(store.root, "tensorboard")
 
 
 def figures_of(metrics: Row) -> dict[str, float]:

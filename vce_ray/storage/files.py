@@ -84,6 +84,11 @@ class FileStore:
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.uri,)
 
+    @property
+    def in_bucket(self) -> bool:
+        """Whether the store is in a bucket; else it is a folder of this machine, which others may not see."""
+        return self._bucket is not None
+
     def child(self, name: str) -> Self:
         """Return the store one or more folders down. Raises UserError if `name` is empty or leaves this store."""
         path, query, rest = self.uri.partition("?") if self._bucket else (self.uri, "", "")

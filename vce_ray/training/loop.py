@@ -20,7 +20,6 @@ from vce_ray.models.adapter import remove_lora, save_adapter
 from vce_ray.models.base import ImageModel
 from vce_ray.models.folder import base_stamp, check_stamp
 from vce_ray.models.load import load_model
-from vce_ray.notice import mark_warnings
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.local_folder import temporary_folder
 from vce_ray.storage.store import Store
@@ -30,6 +29,7 @@ from vce_ray.training.fsdp import average_gradients, clip_gradients, gradient_no
 from vce_ray.training.objectives import objective_for
 from vce_ray.training.terms.divergence import Targets
 from vce_ray.training.trainable import in_own_dtype, make_trainable, recompute_layers, reference_context
+from vce_ray.worker_warnings import mark_warnings
 
 
 def train_group(queue: Any, group: int) -> None:

@@ -155,7 +155,7 @@ def store_failure(name: str, error: Exception, task: str) -> Check:
 def _cleanup(store: Store, name: str) -> Iterator[None]:
     """Delete everything below `name` on exit, and the folders of a local store that did not exist before."""
     root = Path(store.root)
-    new = [] if "://" in store.uri else [folder for folder in (root, *root.parents) if not os.path.exists(folder)]
+    new = [] if store.in_bucket else [folder for folder in (root, *root.parents) if not os.path.exists(folder)]
     try:
         yield
     finally:
