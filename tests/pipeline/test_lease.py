@@ -71,6 +71,22 @@ def test_of_many_drivers_at_once_one_gets_the_lease(store_uri: str) -> None:
         assert sum(pool.map(compete, range(6))) == 1
 
 
+def test_a_thread_that_sees_a_lease_before_its_holder_does_is_refused(tmp_path, monkeypatch) -> None:
+    store = Store(tmp_path)
+    create = Store.create_json
+
+    def create_slowly(self: Store, path: str, value: Any) -> None:
+        create(self, path, value)
+        with pytest.raises(UserError, match="has been making the run"):
+            Lease(Store(tmp_path)).acquire()
+
+    monkeypatch.setattr(Store, "create_json", create_slowly)
+    lease = Lease(store)
+    lease.acquire()
+    assert store.list("lease") == ["lease/000001.json"]
+    lease.release()
+
+
 def test_the_lease_of_a_killed_process_of_this_machine_is_taken_at_once(store_uri: str) -> None:
     assert subprocess.run([sys.executable, "-c", ACQUIRE, store_uri]).returncode == -9
     store = Store(store_uri)

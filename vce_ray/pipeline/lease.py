@@ -81,15 +81,18 @@ class Lease:
                     "wait for it (vce-ray status shows its progress), end it, or use another --name"
                 )
             number = latest + 1
+            _held.add(mine["id"])  # first: another thread that reads the file must not take its holder for dead
             try:
                 self.store.create_json(_path(number), mine)
+                if _latest(self.store) == number and _read(self.store, number) == mine:
+                    self._number, self._id = number, mine["id"]
+                else:  # our listing was old: the number is that of a lease that has been and gone
+                    self.store.delete_prefix(_path(number))
             except FileExistsError:
-                continue  # another driver was faster
-            if _latest(self.store) == number and _read(self.store, number) == mine:
-                self._number, self._id = number, mine["id"]
-                _held.add(self._id)
-            else:  # our listing was old: the number is that of a lease that has been and gone
-                self.store.delete_prefix(_path(number))
+                pass  # another driver was faster
+            finally:
+                if not self._number:
+                    _held.discard(mine["id"])
         for number in _numbers(self.store):
             if number < self._number:
                 self.store.delete_prefix(_path(number))
