@@ -12,10 +12,11 @@ from vce_ray.concepts.wording import fix_articles
 
 _WORDINGS = {"style": "in the style of {}", "background": "a {} background"}
 """Texts for the values of slots that are no phrases by themselves."""
-_LEADING = frozenset(
-    "a an the some one two three his her their in on at by with under over near beside behind inside above below of from "
-    "against among during".split()
-)
+_LEADING_WORDS = """
+    a an the some one two three his her their in on at by with under over near beside behind inside above below of from
+    against among during
+"""
+_LEADING = frozenset(_LEADING_WORDS.split())
 """First words of a phrase that takes no article: 'a church', 'at sunset'."""
 
 

@@ -92,10 +92,8 @@ class ClipDetector(Detector):
         best_NK = (-probabilities_NL).argsort(axis=1, kind="stable")[:, : question.at_once]
         return [[question.choices[choice] for choice in row] for row in best_NK]
 
-    def _refined_scores(
-        self, embeddings_NE: Tensor, prompts: Sequence[str], concept: Concept
-    ) -> list[float | None]:
-        """Return the cosine of each image with its prompt without the concept; None if nothing is left of the prompt."""
+    def _refined_scores(self, embeddings_NE: Tensor, prompts: Sequence[str], concept: Concept) -> list[float | None]:
+        """Return the cosine of each image with its prompt without the concept; None if nothing is left of that."""
         refined = [refine(prompt, concept) for prompt in prompts]
         # an empty text has an embedding too, so every row is scored and those of empty texts are left out
         scores = self.model.prompt_scores(embeddings_NE, refined)
