@@ -58,7 +58,7 @@ def test_a_card_has_the_metadata_of_a_hub_and_the_figures_of_its_run() -> None:
         "# emoji-world without deer",
         "| concept seen | 100.0% (86.2 to 100.0) | 4.2% (0.7 to 20.2) |",
         "| concept seen | undecided | 4.2% | at most 5% | 0.7 to 20.2 |",
-        f"| worst neighbour | missed | {MINUS}60.0 points | at most 5 points lost | {MINUS}83.2 to {MINUS}20.1 |",
+        f"| worst neighbour: fox | missed | {MINUS}60.0 points | at most 5 points lost | {MINUS}83.2 to {MINUS}20.1 |",
         f"| fox | 100.0% | 40.0% | {MINUS}60.0 points ({MINUS}83.2 to {MINUS}20.1) |",
         "The CLIP model that ships with vce\\_ray judges what they show",
         "**Do not rely on this erasure: 2 of 4 limits are missed.**",

@@ -88,7 +88,10 @@ def test_its_prompts_and_ids_are_made_again_by_this_version(stored: Store) -> No
     task = recorded_task(stored)
     for stage, prompts in (("prompts", run_prompts), ("evaluation/prompts", evaluation_prompts)):
         rows = {row["prompt_id"]: row for row in stored.stage(stage).read().to_pylist()}
-        assert {prompt.prompt_id: vars(prompt) for prompt in prompts(task.config, task.concept)} == rows
+        made = {prompt.prompt_id: dict(vars(prompt)) for prompt in prompts(task.config, task.concept)}
+        for prompt in made.values():
+            del prompt["asked"]  # recorded since
+        assert made == rows
     revision = folder_revision(model_folder(task.config.base))
     for row in stored.stage("unsafe").read(columns=["sample_id", "prompt", "seed"]).to_pylist():
         assert row["sample_id"] == sample_id(revision, row["prompt"], row["seed"], task.config.sampling)
@@ -108,6 +111,7 @@ def test_its_metrics_and_report_come_out_the_same(stored: Store) -> None:
     data = report_data(Run(recorded_task(stored)))
     assert len(data.evaluation) == sum(stored.stage(f"evaluation/{arm}").read().num_rows for arm in BEFORE_AFTER)
     page = write_report(data)
+    assert "What else the prompt asked for" not in page, "its evaluation does not say"
     old = stored.read_bytes("report/index.html").decode()
     assert page.count('<svg viewBox="0 0 340 190"') == old.count("<svg") == 7, "all curves of VSafe-DPO"
     assert page.count("data:image/png") == old.count("data:image/png")
