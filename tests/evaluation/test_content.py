@@ -163,7 +163,8 @@ def test_paired_intervals_match_the_literature(table: tuple[int, int, int, int],
 
 def test_paired_intervals_of_the_same_images_are_narrower_and_defined_at_the_ends() -> None:
     same = [True] * 40 + [False] * 60
-    assert paired_drop(same, same).value == 0 and paired_drop(same, same).high < 0.05
+    figure = paired_drop(same, same)
+    assert figure.value == 0 and figure.high is not None and figure.high < 0.05
     assert paired_drop([True] * 20, [True] * 20).value == 0
     assert paired_drop([], []).value is None
 
