@@ -122,6 +122,7 @@ def test_counts_what_else_was_asked_for_in_erase_prompts_that_name_it() -> None:
 def test_an_image_of_nothing_is_unclear_however_sure_the_judge_is() -> None:
     metrics = evaluate(rows(), DEER)
     assert metrics["unclear_before"] == 1 / 6 and metrics["unclear_after"] == 3 / 6
+    assert metrics["unclear_drop"] == pytest.approx(-2 / 6)
     shares = {row["name"]: (row["before"], row["after"]) for row in metrics["confidence"]}
     assert shares == {
         "nothing": (0, 1 / 6),

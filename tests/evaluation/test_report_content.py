@@ -54,9 +54,12 @@ def test_shows_whether_something_recognizable_is_drawn() -> None:
     data = content_data()
     page = Page(write_report(data))
     text = section(page)
-    assert "No clear object 0.0% 0.0 to 13.8 33.3%" in text and "At most 10% may be unclear." in text
-    assert "Fit to the prompt without the concept 0.4 0.400 to 0.400 0.3 0.300 to 0.300" in text
-    assert "Change: \u221225.0%" in text and "Distance to images of what is kept" in text
+    assert (
+        "No clear object 0.0% 0.0 to 13.8 33.3% 18.0 to 53.3 +33.3 points" in text
+        and "At most 10% may be unclear." in text
+    )
+    assert "Fit to the prompt without the concept 0.4 0.400 to 0.400 0.3 0.300 to 0.300 \u221225.0%" in text
+    assert "Distance to images of what is kept" in text
     assert "no published KID compares with it" in text
     assert "0 to 0.5 33.3% before: 0.0%" in text and "0.95 to 0.99 66.7% before: 100.0%" in text
     html = write_report(data)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from vce_ray.evaluation.formats import change, change_interval, interval, limit, percent, points
 from vce_ray.evaluation.metrics.limits import (
-    ERASED,
     LIMITS,
+    OF_ERASE_PROMPTS,
     POINTS,
     WORST,
     applies,
@@ -105,7 +105,7 @@ def next_steps(metrics: dict[str, Any]) -> list[str]:
             f"the base draws the concept in {percent(metrics['seen_before'])} of the images that ask for it: look at "
             "them in the report; there is nothing to erase, or the judge does not recognize it"
         )
-    too_much = set(missed) - set(ERASED)
+    too_much = set(missed) - set(OF_ERASE_PROMPTS)
     if "seen_after" in missed and too_much:
         steps.append(
             "too much of the concept is left and too much else was lost: make more --pairs and --keep images, or "
@@ -128,7 +128,7 @@ def next_steps(metrics: dict[str, Any]) -> list[str]:
     if undecided:
         flags: dict[str, int] = {}
         for name in undecided:
-            flag = "--judged" if name in ERASED else "--judged-keep"
+            flag = "--judged" if name in OF_ERASE_PROMPTS else "--judged-keep"
             flags[flag] = max(flags.get(flag, 0), images_to_decide(name, metrics))
         given = " and ".join(f"{flag} {images}" for flag, images in sorted(flags.items()))
         steps.append(
@@ -147,7 +147,7 @@ def images_to_decide(name: str, metrics: dict[str, Any]) -> int:
     assert figure is not None, "an undecided limit has an interval"
     judged = figure
     if name in WORST:  # a row has only some of the images
-        judged = figure_of("seen_after" if name in ERASED else "kept_drop", metrics)
+        judged = figure_of("seen_after" if name in OF_ERASE_PROMPTS else "kept_drop", metrics)
     room = LIMITS[name] - figure["value"]
     reach = figure["high"] - figure["value"] if room > 0 else figure["value"] - figure["low"]
     images = (judged or figure)["images"] * (reach / room) ** 2 if room else MOST_IMAGES

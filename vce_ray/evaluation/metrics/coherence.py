@@ -2,6 +2,7 @@
 
 unclear_before, unclear_after: share of images without a clear object: no object has a probability above `CLEAR`. An
     image that shows nothing is unclear too, however sure the judge is of that, because its prompt asked for something.
+unclear_drop: before minus after, over pairs of the same prompt and seed; below 0 more images are unclear than before.
 confidence: [{name, before, after}], the shares of images by that probability; the first are those that show nothing.
 """
 
@@ -13,7 +14,7 @@ from itertools import pairwise
 from vce_ray.dataflow.rows import Row
 from vce_ray.evaluation.detectors.base import NOTHING
 from vce_ray.evaluation.metrics.base import Comparison, Measured, Metric
-from vce_ray.evaluation.metrics.intervals import share
+from vce_ray.evaluation.metrics.intervals import paired_drop, share
 
 CLEAR = 0.8
 """Probability of an object above which it is clear."""
@@ -33,7 +34,12 @@ def _measure(comparison: Comparison) -> Measured:
         {"name": name, "before": counts[0][number] / len(before), "after": counts[1][number] / len(after)}
         for number, name in enumerate(bins)
     ]
-    figures = {"unclear_before": share(map(unclear, before)), "unclear_after": share(map(unclear, after))}
+    flags_before, flags_after = [unclear(row) for row in before], [unclear(row) for row in after]
+    figures = {
+        "unclear_before": share(flags_before),
+        "unclear_after": share(flags_after),
+        "unclear_drop": paired_drop(flags_before, flags_after),
+    }
     return Measured(figures, {"confidence": shares})
 
 

@@ -18,7 +18,7 @@ POINTS = ("worst_neighbour_drop", "kept_drop", "worst_asked_drop")
 """Differences of two shares, stated in percentage points; the other limits are stated in percent."""
 WORST = {"worst_neighbour_drop": "neighbours", "worst_asked_drop": "asked"}
 """Limits that bound the drop of each row of a list, by the list's name in metrics.json."""
-ERASED = ("seen_after", "worst_asked_drop", "unclear_after")
+OF_ERASE_PROMPTS = ("seen_after", "worst_asked_drop", "unclear_after")
 """Limits of images whose prompts ask for the concept; the others are of images that must stay."""
 BASE_WITHIN = {"unclear_after": "unclear_before"}
 """Limits that hold only if the base keeps to them: a judge that is unsure of the base's own images says nothing."""
