@@ -7,7 +7,8 @@ The distance is KID, the unbiased estimate of the squared maximum mean discrepan
 Binkowski et al., Demystifying MMD GANs (ICLR 2018, arXiv:1801.01401). Its features here are the judge's embeddings, of
 length sqrt(d), and not Inception's, so values compare with each other under one judge and with no published KID.
 Before, all images of these prompts show one concept, far from the mix of what is kept; what is drawn instead should
-come near that mix.
+come near that mix. It says which things are drawn more than how well: the judge embeds a vague shape near the thing
+that it resembles, and how vague it is shows in its confidence (coherence.py).
 """
 
 from __future__ import annotations
