@@ -55,6 +55,7 @@ def test_label_texts_are_those_it_was_trained_on():
     assert LABELS[0] == OBJECT_TEXTS
     assert [label_text(name, "style") for name in STYLES] == LABELS[1]
     assert label_text("owl", "explicit") == "an owl"
+    assert label_text("a church", "object") == "a church", "a label that has its article keeps it"
 
 
 @torch.inference_mode()

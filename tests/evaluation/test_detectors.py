@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tools.emoji_world import scenes
+from tools.emoji_world.world import OBJECTS, STYLES
 from vce_ray.concepts.concept import Concept
 from vce_ray.concepts.load import load_concept
-from vce_ray.config import SamplingConfig
+from vce_ray.config import EvalConfig, SamplingConfig
 from vce_ray.dataflow import schemas
 from vce_ray.dataflow.rows import Row
 from vce_ray.dataflow.task import Task
@@ -20,6 +23,8 @@ from vce_ray.evaluation import detectors
 from vce_ray.evaluation.detectors.base import Detector
 from vce_ray.evaluation.detectors.clip import ClipDetector
 from vce_ray.evaluation.draw_and_detect import DrawAndDetect
+from vce_ray.evaluation.prompts import evaluation_prompts
+from vce_ray.pipeline.pair_flow import publish_prompts
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
 
@@ -69,7 +74,9 @@ def test_a_detector_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch, t
         used = tasks[row["run"]]
         schema = detectors.evaluation_schema(used.config, used.concept)
         assert list(row) == ["run", *schema.names]
-        assert pa.Table.from_pylist([row], schema).to_pylist() == [{key: row[key] for key in schema.names}]
+        [stored] = pa.Table.from_pylist([row], schema).to_pylist(maps_as_pydicts="strict")
+        assert stored.pop("embedding") == pytest.approx(row["embedding"], abs=1e-3)  # stored in half precision
+        assert stored == {key: row[key] for key in schema.names if key != "embedding"}
         assert ("brightness" in row) == (row["run"] != "deer")
     by_run = {row["run"]: row for row in rows if row["seed"] == 1}
     assert 0 < by_run["noto"]["brightness"] == by_run["openmoji"]["brightness"] < 1
@@ -99,3 +106,58 @@ def test_drivers_load_no_model_library():
     code += "print(sorted({'torch', 'open_clip', 'transformers', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_clip_finds_what_prompts_ask_for_besides_the_concept(tmp_path: Path):
+    deer, openmoji = task("deer", tmp_path), task("openmoji", tmp_path)
+    detector = ClipDetector(deer.config)
+    drawn = scenes.held_out(240)
+    images, prompts = np.stack([image for _, image in drawn]), ["a deer on a red background"] * 240
+    encoded = detector.encode(images, prompts)
+    rows = detector.detect(encoded, range(240), deer.concept)
+    right = [
+        (row["found"]["style"] == [STYLES[scene.style]], row["found"]["background"] == [scene.background])
+        for row, (scene, _) in zip(rows, drawn, strict=True)
+    ]
+    assert (np.mean(right, axis=0) >= 0.98).all() and np.mean([row["confidence"] > 0.8 for row in rows]) >= 0.98
+    of_style = detector.detect(encoded, range(240), openmoji.concept)
+    things = [OBJECTS[scene.thing] for scene, _ in drawn if scene.thing is not None]
+    asked = [
+        (row, thing) for row, thing in zip(of_style, things, strict=True) if thing in openmoji.concept.slots["object"]
+    ]
+    assert np.mean([row["found"]["object"] == [thing] for row, thing in asked]) >= 0.98
+
+
+def test_clip_scores_the_prompt_without_the_concept(tmp_path: Path):
+    deer, openmoji = task("deer", tmp_path), task("openmoji", tmp_path)
+    detector = ClipDetector(deer.config)
+    images = np.stack([image for _, image in scenes.held_out(3)])
+    prompts = ["a deer on a red background", "a cat", "openmoji"]
+    encoded = detector.encode(images, prompts)
+    rows = detector.detect(encoded, range(3), deer.concept)
+    embeddings = detector.model.encode_images(images)
+    refined = detector.model.prompt_scores(embeddings, ["an animal on a red background", "a cat", "openmoji"])
+    assert [row["refined_score"] for row in rows] == pytest.approx(refined.tolist(), abs=1e-5)
+    assert rows[1]["refined_score"] == pytest.approx(rows[1]["score"], abs=1e-5) and rows[0]["score"] != refined[0]
+    assert detector.detect(encoded, range(3), openmoji.concept)[2]["refined_score"] is None, "nothing is left of it"
+    assert np.array([row["embedding"] for row in rows]) == pytest.approx(embeddings.numpy())
+
+
+def test_an_evaluation_records_what_its_prompts_ask_for(tmp_path: Path):
+    deer = task("deer", tmp_path)
+    deer = replace(deer, config=deer.config.model_copy(update={"evaluation": EvalConfig(num_erase=2, num_keep=2)}))
+    stage = deer.store.stage("evaluation/prompts")
+    publish_prompts(stage, lambda: evaluation_prompts(deer.config, deer.concept))
+    prompts = [row | {"run": "deer"} for row in stage.read().to_pylist()]
+    rows, _ = DrawAndDetect({"deer": deer}, "before")(prompts)
+    written = deer.store.stage("evaluation/before")
+    schema = detectors.evaluation_schema(deer.config, deer.concept)
+    written.publish([written.write_part(pa.Table.from_pylist(rows, schema))], key="image_id")
+    stored = written.read().to_pylist()
+    assert {row["prompt_id"]: row["asked"] for row in stored} == {row["prompt_id"]: row["asked"] for row in prompts}
+    assert any(row["asked"] for row in stored) and all(
+        dict(row["found"]).keys() == {"style", "background"} for row in stored
+    )
+    old = [{key: value for key, value in row.items() if key != "asked"} for row in prompts]
+    rows, _ = DrawAndDetect({"deer": deer}, "before")(old)
+    assert {row["asked"] for row in rows} == {None}, "prompts of version 0.1 do not say"

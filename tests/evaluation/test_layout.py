@@ -12,6 +12,7 @@ import pytest
 from chromium import layout, run
 from PIL import Image
 from test_report import evaluation_row, report_data
+from test_report_content import content_data
 from test_verdict import metrics_of
 
 from vce_ray.evaluation.metrics import evaluate
@@ -53,7 +54,17 @@ def summary(name: str = "noto") -> str:
     return write_summary({"name": name, "seconds": 1206.0, "asked": 18_432, "drawn": 4_499, "runs": rows})
 
 
-PAGES = {"report": report, "long names": report_of_long_names, "fleet": summary, "long fleet": lambda: summary(LONG)}
+def report_of_content() -> str:
+    return write_report(content_data())
+
+
+PAGES = {
+    "report": report,
+    "content": report_of_content,
+    "long names": report_of_long_names,
+    "fleet": summary,
+    "long fleet": lambda: summary(LONG),
+}
 
 
 @pytest.mark.browser

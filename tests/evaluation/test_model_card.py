@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 from test_report import EVIL, report_data
+from test_report_content import content_data
 from tiny_runs import tiny_config
 
 import vce_ray
@@ -44,6 +45,18 @@ def card_of(config: RunConfig | None = None, base_class: str | None = JANUS, **c
     return model_card(report_data(**changes), config or tiny_config(), "0123456789abcdef", base_class)
 
 
+def test_a_card_says_what_else_was_asked_for() -> None:
+    text = model_card(content_data(), tiny_config(), "0123456789abcdef", JANUS)
+    for part in (
+        "| asked style drawn | 100.0% (86.2 to 100.0) | 75.0% (55.1 to 88.0) |",
+        "| no clear object | 0.0% (0.0 to 13.8) | 33.3% (18.0 to 53.3) |",
+        "| score without the concept | 0.400 (0.400 to 0.400) | 0.300 (0.300 to 0.300) |",
+        f"| rest of prompt: style | missed | {MINUS}25.0 points | at most 5 points lost |",
+        "| no clear object | missed | 33.3% | at most 10% | 18.0 to 53.3 |",
+    ):
+        assert part in text, part
+
+
 def code_blocks(card: str) -> list[str]:
     return [token.content for token in MarkdownIt().parse(card) if token.type == "fence" and token.info == "python"]
 
@@ -58,7 +71,7 @@ def test_a_card_has_the_metadata_of_a_hub_and_the_figures_of_its_run() -> None:
         "# emoji-world without deer",
         "| concept seen | 100.0% (86.2 to 100.0) | 4.2% (0.7 to 20.2) |",
         "| concept seen | undecided | 4.2% | at most 5% | 0.7 to 20.2 |",
-        f"| worst neighbour | missed | {MINUS}60.0 points | at most 5 points lost | {MINUS}83.2 to {MINUS}20.1 |",
+        f"| worst neighbour: fox | missed | {MINUS}60.0 points | at most 5 points lost | {MINUS}83.2 to {MINUS}20.1 |",
         f"| fox | 100.0% | 40.0% | {MINUS}60.0 points ({MINUS}83.2 to {MINUS}20.1) |",
         "The CLIP model that ships with vce\\_ray judges what they show",
         "**Do not rely on this erasure: 2 of 4 limits are missed.**",

@@ -21,6 +21,8 @@ from vce_ray.training.objectives.vsafe_dpo import VSafeDPO
 
 DEER = load_concept("deer")
 EVIL = "<script>alert('deer')</script>\"><img src=x onerror=alert(1)>"
+ELSEWHERE = {"asked"}
+"""Sections that these data have no columns for: test_report_content.py."""
 VOID = {"meta", "img", "line", "polyline", "circle", "input", "br", "link"}
 
 
@@ -111,7 +113,7 @@ class Page(HTMLParser):
 
 def test_shows_all_sections_and_loads_nothing_external():
     page = Page(write_report(report_data()))
-    assert all(title in page.text for title in SECTIONS.values())
+    assert all(title in page.text for section, title in SECTIONS.items() if section not in ELSEWHERE)
     assert "concept in safe image 2" in page.text and "two deer" in page.text
     assert "train.beta 1.0" in page.text and "torch 2.13" in page.text
     images = page.all("img")
@@ -138,7 +140,9 @@ def test_the_contents_list_every_section():
     assert [name for name in links if name != "contents"] == [s["id"] for s in page.all("section") if "id" in s]
     few = Page(write_report(report_data(pairs=(), training=(), run={})))
     assert {"#pairs", "#curves", "#times"}.isdisjoint(link["href"] for link in few.all("a"))
-    assert set(SECTIONS) - {"pairs", "curves", "times"} == {s["id"] for s in few.all("section") if "id" in s}
+    assert set(SECTIONS) - {"pairs", "curves", "times"} - ELSEWHERE == {
+        s["id"] for s in few.all("section") if "id" in s
+    }
 
 
 def test_no_level_of_headings_is_skipped():

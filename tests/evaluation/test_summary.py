@@ -45,7 +45,7 @@ def test_lists_each_next_step_once_with_the_reports_of_its_runs() -> None:
 def test_says_how_long_the_fleet_and_its_runs_took() -> None:
     text = Page(write_summary(fleet_of(deer=metrics_of()))).text
     assert "The command took 20 min 6 s" in text
-    assert "deer 90.0% 1.0% 0.0 points fox 0.0 points 0.0% met 1 min 40 s 2 min 46 s" in text
+    assert "deer 90.0% 1.0% 0.0 points fox 0.0 points 0.0% 0.0 points style met 1 min 40 s 2 min 46 s" in text
 
 
 def test_a_fleet_of_failures_has_no_table() -> None:

@@ -17,16 +17,21 @@ def metrics_of(
     seen: tuple[float, float, float] = (0.01, 0.0, 0.04),
     lost: tuple[float, float, float] = (0.0, -0.01, 0.01),
     seen_before: float = 0.9,
+    style_lost: tuple[float, float, float] = (0.0, -0.01, 0.01),
+    unclear: tuple[float, float, float] = (0.02, 0.01, 0.04),
 ) -> dict[str, Any]:
     """Metrics whose figures are given as (value, low, high)."""
     figures = {"seen_before": (seen_before, seen_before - 0.05, seen_before + 0.05), "seen_after": seen}
-    figures |= {"kept_drop": lost, "score_drop": lost}
+    figures |= {"kept_drop": lost, "score_drop": lost, "unclear_before": (0.01, 0.0, 0.02), "unclear_after": unclear}
     neighbours = [{"name": name, "drop": figure(*lost)} for name in ("fox", "cat")]
     values = {name: value for name, (value, _, _) in figures.items()}
     return values | {
         "worst_neighbour": "fox",
         "worst_neighbour_drop": lost[0],
         "neighbours": neighbours,
+        "worst_asked": "style",
+        "worst_asked_drop": style_lost[0],
+        "asked": [{"name": "style", "drop": figure(*style_lost)}],
         "figures": {name: figure(*of) for name, of in figures.items()},
     }
 
@@ -38,20 +43,43 @@ def figure(value: float, low: float, high: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("metrics", "states", "steps"),
     [
-        (metrics_of(), ["met"] * 4, ["every limit is met"]),
-        (metrics_of(seen=(0.05, 0.02, 0.05)), ["met"] * 4, ["every limit is met"]),  # equal to the limit
-        (metrics_of(seen=(0.0, 0.0, 0.08)), ["undecided", *["met"] * 3], ["erase again with --judged 300, --pairs-of"]),
-        (metrics_of(seen=(0.2, 0.1, 0.3)), ["missed", *["met"] * 3], ["too much of the concept is left"]),
-        (metrics_of(seen=(0.9, 0.8, 0.95)), ["missed", *["met"] * 3], ["do not show that anything was erased"]),
-        (metrics_of(lost=(0.3, 0.1, 0.5)), ["met", *["missed"] * 3], ["too much else was lost"]),
-        (metrics_of(lost=(0.01, -0.1, 0.1)), ["met", *["undecided"] * 3], ["with --judged-keep 8100, --pairs-of"]),
+        (metrics_of(), ["met"] * 6, ["every limit is met"]),
+        (metrics_of(seen=(0.05, 0.02, 0.05)), ["met"] * 6, ["every limit is met"]),  # equal to the limit
+        (metrics_of(seen=(0.0, 0.0, 0.08)), ["undecided", *["met"] * 5], ["erase again with --judged 300, --pairs-of"]),
+        (metrics_of(seen=(0.2, 0.1, 0.3)), ["missed", *["met"] * 5], ["too much of the concept is left"]),
+        (metrics_of(seen=(0.9, 0.8, 0.95)), ["missed", *["met"] * 5], ["do not show that anything was erased"]),
+        (metrics_of(lost=(0.3, 0.1, 0.5)), ["met", *["missed"] * 3, *["met"] * 2], ["too much else was lost"]),
+        (
+            metrics_of(lost=(0.01, -0.1, 0.1)),
+            ["met", *["undecided"] * 3, *["met"] * 2],
+            ["with --judged-keep 8100, --pairs-of"],
+        ),
         (
             metrics_of((0.04, 0.01, 0.1), (0.03, -0.1, 0.1)),
-            ["undecided"] * 4,
+            [*["undecided"] * 4, *["met"] * 2],
             ["with --judged 3600 and --judged-keep 17000, --pairs-of"],
         ),
-        (metrics_of((0.2, 0.1, 0.3), (0.3, 0.1, 0.5)), ["missed"] * 4, ["is left and too much else was lost"]),
-        (metrics_of(seen_before=0.02), ["met"] * 4, ["the base draws the concept in 2.0%"]),
+        (
+            metrics_of((0.2, 0.1, 0.3), (0.3, 0.1, 0.5)),
+            [*["missed"] * 4, *["met"] * 2],
+            ["is left and too much else was lost"],
+        ),
+        (metrics_of(seen_before=0.02), ["met"] * 6, ["the base draws the concept in 2.0%"]),
+        (
+            metrics_of(style_lost=(0.2, 0.1, 0.3)),
+            [*["met"] * 4, "missed", "met"],
+            ["in place of the concept lost too much of the prompt"],
+        ),
+        (
+            metrics_of(lost=(0.3, 0.1, 0.5), unclear=(0.3, 0.2, 0.4)),
+            ["met", *["missed"] * 3, "met", "missed"],
+            ["too much else was lost", "in place of the concept lost too much of the prompt"],
+        ),
+        (
+            metrics_of(style_lost=(0.01, -0.07, 0.09), unclear=(0.06, 0.0, 0.2)),
+            [*["met"] * 4, *["undecided"] * 2],
+            ["with --judged 1300, --pairs-of"],
+        ),
     ],
 )
 def test_states_and_next_steps(metrics: dict[str, Any], states: list[str], steps: list[str]) -> None:

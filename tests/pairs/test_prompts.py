@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 
 from tools.emoji_world import world
+from vce_ray.concepts.concept import SLOT
 from vce_ray.concepts.load import catalogue, load_concept
 from vce_ray.concepts.wording import fix_articles
 from vce_ray.config import EMBEDDED
-from vce_ray.pairs.prompts import Prompt, erase_prompts, keep_prompts
+from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts
 
 ALL = [(base, name) for base in (EMBEDDED, "some/model") for name in catalogue(base)]
 WORLD = {
@@ -111,3 +112,16 @@ def test_invalid_arguments_are_refused():
         erase_prompts(concept.model_copy(update={"held_out_templates": ()}), 1, 0, held_out=True)
     with pytest.raises(ValueError, match="keeps nothing"):
         keep_prompts(concept.model_copy(update={"keep": (), "keep_prompts": ()}), 1, 0)
+
+
+def test_prompts_say_what_they_ask_for_besides_the_name():
+    concept = load_concept("deer")
+    for held_out in (False, True):
+        for row in [*erase_prompts(concept, 60, 0, held_out), *keep_prompts(concept, 60, 0, held_out)]:
+            filled = row.template.format(name=row.name, **row.asked) if row.template else row.prompt
+            assert fix_articles(filled) == row.prompt
+            assert all(value in concept.slots[slot] for slot, value in row.asked.items())
+            assert row.asked.keys() == set(SLOT.findall(row.template)) - {"name"}
+    styles = {row.asked["style"] for row in erase_prompts(concept, 60, 0) if "style" in row.asked}
+    assert styles == set(concept.slots["style"])
+    assert given_prompts(concept, ["a deer in noto style"], 1, 0)[0].asked == {}

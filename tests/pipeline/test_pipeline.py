@@ -95,6 +95,10 @@ def test_a_run_leaves_every_stage_and_a_report(finished: Store) -> None:
     judged = [row for row in run.stage("evaluation/after").read().to_pylist() if row["group"] == "erase"]
     assert len(judged) == 8
     assert figures["seen_after"] == sum(row["label"] == "deer" for row in judged) / 8
+    asked_and_found = [(dict(row["asked"]), dict(row["found"])) for row in judged]
+    right = [found["style"] == [asked["style"]] for asked, found in asked_and_found if "style" in asked]
+    assert right and figures["asked_style_after"] == sum(right) / len(right)
+    assert {"unclear_after", "kid_after", "refined_score_after"} <= figures["figures"].keys()
 
 
 def test_pandas_reads_every_published_stage(finished: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -10,14 +11,17 @@ import pytest
 
 import vce_ray
 from vce_ray.cli.app import main
+from vce_ray.dataflow.fanout import open_refs, publish
 from vce_ray.dataflow.schemas import BEFORE_AFTER, REJECTS
 from vce_ray.evaluation import detectors
 from vce_ray.evaluation.detectors.clip import ClipDetector
+from vce_ray.evaluation.draw_and_detect import DrawAndDetect
 from vce_ray.evaluation.prompts import evaluation_prompts
 from vce_ray.models.adapter import read_card
 from vce_ray.models.folder import base_stamp, folder_revision, model_folder
 from vce_ray.pairs.build import run_prompts
 from vce_ray.pairs.generate import sample_id
+from vce_ray.pipeline.before_after import evaluation_step
 from vce_ray.pipeline.erase import report_data
 from vce_ray.pipeline.pair_flow import pair_steps
 from vce_ray.pipeline.preflight import open_run
@@ -88,7 +92,10 @@ def test_its_prompts_and_ids_are_made_again_by_this_version(stored: Store) -> No
     task = recorded_task(stored)
     for stage, prompts in (("prompts", run_prompts), ("evaluation/prompts", evaluation_prompts)):
         rows = {row["prompt_id"]: row for row in stored.stage(stage).read().to_pylist()}
-        assert {prompt.prompt_id: vars(prompt) for prompt in prompts(task.config, task.concept)} == rows
+        made = {prompt.prompt_id: dict(vars(prompt)) for prompt in prompts(task.config, task.concept)}
+        for prompt in made.values():
+            del prompt["asked"]  # recorded since
+        assert made == rows
     revision = folder_revision(model_folder(task.config.base))
     for row in stored.stage("unsafe").read(columns=["sample_id", "prompt", "seed"]).to_pylist():
         assert row["sample_id"] == sample_id(revision, row["prompt"], row["seed"], task.config.sampling)
@@ -108,11 +115,30 @@ def test_its_metrics_and_report_come_out_the_same(stored: Store) -> None:
     data = report_data(Run(recorded_task(stored)))
     assert len(data.evaluation) == sum(stored.stage(f"evaluation/{arm}").read().num_rows for arm in BEFORE_AFTER)
     page = write_report(data)
+    assert "What else the prompt asked for" not in page, "its evaluation does not say"
     old = stored.read_bytes("report/index.html").decode()
     assert page.count('<svg viewBox="0 0 340 190"') == old.count("<svg") == 7, "all curves of VSafe-DPO"
     assert page.count("data:image/png") == old.count("data:image/png")
     lines = list(status_lines(stored))
     assert lines[0] == "stored: done" and len(lines) == 1 + len(NAMES)
+
+
+def test_its_evaluation_goes_on_with_the_columns_that_it_began_with(stored: Store) -> None:
+    task, stage = recorded_task(stored), stored.stage("evaluation/before")
+    rows = stage.read().num_rows
+    columns = stage.read().column_names
+    for path in ("manifest.json", stage.parts()[-1]):
+        stored.delete_prefix(f"evaluation/before/{path}")
+    step = evaluation_step("before", {"stored": task})
+    prompts = {row["prompt_id"]: row for row in stored.stage("evaluation/prompts").read().to_pylist()}
+    missing = [prompts[key] | {"run": "stored"} for key in open_refs(task, step)["key"].to_pylist()]
+    assert 0 < len(missing) < rows
+    made, _ = DrawAndDetect({"stored": task}, "before")(missing)
+    stage.write_part(pa.Table.from_pylist(made, step.schema_of("stored")))
+    assert publish(task, step)["rows"] == rows and set(stage.read().column_names) == set(columns)
+    assert vce_ray.evaluate(stored.uri)["images"] == 2 * rows
+    fresh = evaluation_step("before", {"new": replace(task, store=Store(stored.root).child("new"))})
+    assert {"asked", "found", "embedding"} <= set(fresh.schema_of("new").names)
 
 
 def test_a_detector_that_was_added_since_does_not_hide_its_evaluation(

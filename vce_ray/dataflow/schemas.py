@@ -8,6 +8,8 @@ import pyarrow as pa
 
 _text, _int, _bytes = pa.string(), pa.int64(), pa.binary()
 TOKENS = pa.list_(pa.uint16())
+ASKED = pa.map_(_text, _text)
+"""Value of each slot of a prompt's template, `name` left out: {'style': 'noto', 'background': 'red'}."""
 
 ROW_REF = pa.schema([(name, _text) for name in ("run", "stage", "part", "key", "next")])
 """A row reference, which is what travels between workers: where a row is, and which step comes next (fanout.py)."""
@@ -21,6 +23,7 @@ PROMPTS = pa.schema(
         "template": _text,
         "held_out": pa.bool_(),
         "seed": _int,
+        "asked": ASKED,
     }.items()
 )
 UNSAFE = pa.schema(
@@ -72,12 +75,13 @@ EVALUATION = pa.schema(
         "prompt": _text,
         "template_held_out": pa.bool_(),
         "name": _text,
+        "asked": ASKED,
         "seed": _int,
         "image": _bytes,
     }.items()
 )
 """Columns that all evaluation tables have. `group` is erase or keep; `name` is the object or style that the prompt asks
-for, '' for a whole keep prompt."""
+for, '' for a whole keep prompt; `asked` is what it asks for besides, null in runs whose prompts do not record it."""
 
 
 def evaluation(detectors: Iterable[pa.Schema]) -> pa.Schema:

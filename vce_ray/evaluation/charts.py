@@ -103,6 +103,18 @@ def change_charts(changes: Sequence[Change]) -> tuple[Markup, list[Markup]]:
     return _fluid("scale", 20, labels), plots
 
 
+def share_bars(before: float, after: float) -> Markup:
+    """Return two bars, a share before and one after, each as long as its part of the chart's width.
+
+    Screen readers skip them: the page has the same numbers as text.
+    """
+    bars = [
+        f'<rect class="bar {css}" y="{top}" width="{100 * value:.2f}%" height="9" rx="2"/>'
+        for css, top, value in (("b", 4, before), ("a", 15, after))
+    ]
+    return _fluid("plot", 28, ['<rect class="track" y="2" width="100%" height="24" rx="3"/>', *bars])
+
+
 def _fluid(css: str, height: int, parts: Sequence[str]) -> Markup:
     """Return an SVG whose x coordinates are percentages, so that it has any width without scaling its text."""
     return Markup(f'<svg class="{css}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>')

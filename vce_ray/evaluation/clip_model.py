@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from vce_ray.concepts.concept import Kind
-from vce_ray.concepts.wording import fix_articles
 from vce_ray.errors import UserError
+from vce_ray.evaluation.content import phrase
 from vce_ray.evaluation.detectors.base import NOTHING
 from vce_ray.models.words import Vocabulary, normalize
 
@@ -90,7 +90,13 @@ class ClipModel:
         return (embeddings_BE * texts_BE).sum(-1).cpu().numpy()
 
     def best_labels(self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind) -> list[str]:
-        """Return the closest label of each image; for objects, 'nothing' is a choice whether listed or not.
+        """Return the closest label of each image; as `sure_labels` without the probabilities."""
+        return [label for label, _ in self.sure_labels(embeddings_BE, labels, kind)]
+
+    def sure_labels(self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind) -> list[tuple[str, float]]:
+        """Return the closest label of each image and its probability among all labels.
+
+        For objects, 'nothing' is a choice whether listed or not.
 
         Raises:
             UserError: there are fewer than two labels.
@@ -98,8 +104,8 @@ class ClipModel:
         if len(labels) < 2:
             raise UserError(f"labels {list(labels)}: the judge needs at least two to choose from")
         choices = list(labels) if kind == "style" else list(dict.fromkeys([*labels, NOTHING]))
-        indices, _ = self.classify(embeddings_BE, [label_text(label, kind) for label in choices])
-        return [choices[i] for i in indices]
+        indices, probabilities_BL = self.classify(embeddings_BE, [label_text(label, kind) for label in choices])
+        return [(choices[i], float(row[i])) for i, row in zip(indices, probabilities_BL, strict=True)]
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
         texts = [normalize(text) for text in texts] if self._closed else texts
@@ -117,4 +123,4 @@ def label_text(label: str, kind: Kind) -> str:
     """Return the text for a label: 'a deer', 'an owl', 'in the style of noto'; 'nothing' is used as it is."""
     if label == NOTHING:
         return label
-    return f"in the style of {label}" if kind == "style" else fix_articles(f"a {label}")
+    return f"in the style of {label}" if kind == "style" else phrase(label)

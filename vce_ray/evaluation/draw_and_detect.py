@@ -96,6 +96,7 @@ class DrawAndDetect:
                     "prompt": row["prompt"],
                     "template_held_out": row["held_out"],
                     "name": row["name"],
+                    "asked": row.get("asked"),  # runs of version 0.1 do not record it
                     "seed": row["seed"],
                     **columns,
                     "image": pngs[index],

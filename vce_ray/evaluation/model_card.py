@@ -22,7 +22,7 @@ from vce_ray.evaluation.formats import interval, percent
 from vce_ray.evaluation.images import pair_images
 from vce_ray.evaluation.page import FILTERS
 from vce_ray.evaluation.report import ReportData, headline
-from vce_ray.evaluation.table import ROWS
+from vce_ray.evaluation.table import before_after_rows
 from vce_ray.evaluation.verdict import limit_states
 from vce_ray.models.adapter_location import CARD, MODEL_CARD, PEFT_CONFIG
 from vce_ray.models.folder import published_name, source_of
@@ -97,7 +97,7 @@ def model_card(data: ReportData, config: RunConfig, base_revision: str, base_cla
         on_hub=source_of(config.base) == "hub",
         pairs=_pairs(config),
         revision=base_revision,
-        rows=_rows(data.metrics["figures"]),
+        rows=_rows(data.metrics),
         run_name=data.run["name"],
         steps=config.train.steps,
         versions=", ".join(f"{name} {version}" for name, version in data.run["versions"].items()),
@@ -163,20 +163,16 @@ def _yaml(fields: dict[str, Any]) -> str:
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).strip()
 
 
-def _rows(figures: dict[str, Row]) -> list[tuple[str, str, str]]:
+def _rows(metrics: Row) -> list[tuple[str, str, str]]:
     """Return title, figure before and figure after of each main metric that was measured."""
 
     def shown(name: str) -> str:
-        figure = figures[name]
-        if name.startswith("score"):
+        figure = metrics["figures"][name]
+        if "score" in name:
             return f"{figure['value']:.3f} ({interval(figure, scale=1, digits=3)})"
         return f"{percent(figure['value'])} ({interval(figure)})"
 
-    return [
-        (title.strip(), shown(before), shown(after))
-        for title, before, after in ROWS
-        if all(figures.get(name, {}).get("value") is not None for name in (before, after))
-    ]
+    return [(title.strip(), shown(before), shown(after)) for title, before, after in before_after_rows(metrics)]
 
 
 def _generate_arguments(sampling: SamplingConfig) -> str:

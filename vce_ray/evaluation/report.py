@@ -7,9 +7,10 @@ the template escapes all values, and the page's Content-Security-Policy allows n
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -17,10 +18,13 @@ from markupsafe import Markup, escape
 from vce_ray.concepts.concept import Concept
 from vce_ray.config import EMBEDDED
 from vce_ray.dataflow.rows import Row
-from vce_ray.evaluation.charts import LINE_CLASSES, Change, Series, change_charts, line_chart
+from vce_ray.evaluation.charts import LINE_CLASSES, Change, Series, change_charts, line_chart, share_bars
 from vce_ray.evaluation.collapse import collapsed
+from vce_ray.evaluation.detectors.base import NOTHING
 from vce_ray.evaluation.formats import limit, short
 from vce_ray.evaluation.images import ImagePair, data_uri, pair_images, sample
+from vce_ray.evaluation.metrics.asked import right
+from vce_ray.evaluation.metrics.coherence import CLEAR, unclear
 from vce_ray.evaluation.metrics.limits import LIMITS, exceeds, worst_neighbour
 from vce_ray.evaluation.page import render
 from vce_ray.evaluation.times import span, working_seconds
@@ -38,8 +42,10 @@ IN_TABLE = (
     "seen_before", "seen_after", "held_out_before", "held_out_after", "something_before", "something_share",
     "kept_before", "kept_after", "kept_drop", "score_before", "score_after", "score_drop",
 )  # fmt: skip
-"""Figures that the template has a row for. All others are listed below them by name, so that a new metric is shown
-without a change here."""
+"""Figures in the table of all metrics. Others are listed below it by name, so that a new metric is shown without a
+change here."""
+IN_SECTION = ("asked_", "unclear_", "kid_", "refined_score_")
+"""Beginnings of the names of figures that the section on the rest of the prompt shows."""
 COLLAPSED = (
     "the training collapsed: the margin grew while the safe images also became clearly less likely, so that the model "
     "has unlearned part of what it should draw instead; train for fewer --steps, at a lower --learning-rate or, with "
@@ -49,6 +55,7 @@ COLLAPSED = (
 SECTIONS = {
     "hero": "Before and after",
     "kept": "What stayed",
+    "asked": "What else the prompt asked for",
     "misses": "Where it failed",
     "pairs": "Training pairs",
     "curves": "Training",
@@ -112,7 +119,11 @@ def _view(data: ReportData) -> Row:
         "metrics": data.metrics,
         "worst": worst_neighbour(data.metrics),
         "figures": figures,
-        "other_figures": [(name, figure) for name, figure in figures.items() if name not in IN_TABLE],
+        "other_figures": [
+            (name, figure)
+            for name, figure in figures.items()
+            if name not in IN_TABLE and not name.startswith(IN_SECTION)
+        ],
         "headline": headline(data),
         "limits": limit_states(data.metrics),
         "next_steps": [COLLAPSED] * has_collapsed + next_steps(data.metrics),
@@ -122,9 +133,11 @@ def _view(data: ReportData) -> Row:
             ("keep", "Neighbours that must stay", _tiles(sample(keep, COLUMNS))),
         ],
         "kept": _kept(data.metrics),
+        "asked": _asked(data.metrics),
         "misses": [
             ("erase", "The concept is still seen", len(still_seen), len(erase), _tiles(sample(still_seen, COLUMNS))),
             ("keep", "A neighbour is no longer recognized", len(lost), len(keep), _tiles(sample(lost, COLUMNS))),
+            *_lost_content(data, erase),
         ],
         "pairs": [_pair(row) for row in data.pairs[:MAX_PAIRS]],
         "curves": _charts(data.training, data.curves),
@@ -175,6 +188,43 @@ def _kept(metrics: Row) -> Row | None:
     }
 
 
+def _asked(metrics: Row) -> Row | None:
+    """Return what else prompts for the concept asked for, and how coherent what is drawn is; None if not measured."""
+    slots, confidence = metrics.get("asked", []), metrics.get("confidence", [])
+    if not slots and not confidence:
+        return None
+    return {
+        "slots": slots,
+        "confidence": [row | {"plot": share_bars(row["before"], row["after"])} for row in confidence],
+        "clear_above": CLEAR,
+        "limits": (limit("worst_asked_drop"), limit("unclear_after")),
+    }
+
+
+def _lost_content(data: ReportData, erase: Sequence[ImagePair]) -> list[tuple[str, str, int, int, list[Row]]]:
+    """Return the images of concept prompts that lost something else: class, title, number, of how many, examples."""
+
+    def seen(row: Row) -> str:
+        """Return the object that the judge is most sure of, and its probability."""
+        label = dict(row["found"])["object"][0] if data.concept.kind == "style" else row["label"]
+        return f"{label if row['something'] else NOTHING} {row['confidence']:.2f}"
+
+    groups = []
+    for slot in data.metrics.get("asked", []):
+        name = slot["name"]
+        naming = [pair for pair in erase if right(pair.before, name) is not None]
+        lost = [pair for pair in naming if right(pair.before, name) and not right(pair.after, name)]
+        tiles = _tiles(sample(lost, COLUMNS), lambda row, name=name: " and ".join(dict(row["found"])[name]))
+        groups.append(
+            ("erase", f"The {name} that the prompt names was right and is wrong", len(lost), len(naming), tiles)
+        )
+    if "confidence" in data.metrics:
+        vague = sorted((pair for pair in erase if unclear(pair.after)), key=lambda pair: pair.after["confidence"])
+        tiles = _tiles(vague[:COLUMNS], seen)
+        groups.append(("erase", "No clear object, least clear first", len(vague), len(erase), tiles))
+    return groups
+
+
 def _change(drop: Row, largest: float) -> Change:
     """Return the figure of a drop, and the largest drop allowed, as a change in points."""
     return Change(*(-100 * number for number in (drop["value"], drop["high"], drop["low"], largest)))
@@ -204,12 +254,12 @@ def _either(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
 
 
-def _tiles(pairs: Sequence[ImagePair]) -> list[Row]:
+def _tiles(pairs: Sequence[ImagePair], label: Callable[[Row], str] = itemgetter("label")) -> list[Row]:
     return [
         {
             "prompt": pair.before["prompt"],
             "seed": pair.before["seed"],
-            "labels": (pair.before["label"], pair.after["label"]),
+            "labels": (label(pair.before), label(pair.after)),
             "images": (data_uri(pair.before["image"]), data_uri(pair.after["image"])),
         }
         for pair in pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vce_ray.evaluation.formats import points
-from vce_ray.evaluation.metrics.limits import worst_neighbour
+from vce_ray.evaluation.metrics.limits import worst, worst_neighbour
 from vce_ray.evaluation.page import render
 from vce_ray.evaluation.times import span
 from vce_ray.evaluation.verdict import limit_states, next_steps
@@ -22,6 +22,7 @@ def write_summary(fleet: dict[str, Any]) -> str:
         | {"limits": _limits(row["figures"]) if row["figures"] else {}, "total": _total_seconds(row)}
         | {"training": row["stages"].get("training", {}).get("seconds")}
         | {"worst": worst_neighbour(row["figures"]) if row["figures"] else None}
+        | {"worst_asked": worst("worst_asked_drop", row["figures"]) if row["figures"] else None}
         for row in fleet["runs"]
     ]
     done = [row for row in rows if row["figures"]]
@@ -50,7 +51,9 @@ def _steps(done: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]
 def summary_table(fleet: dict[str, Any]) -> str:
     """Return the lines for a terminal: the metrics of each concept, or why its run failed."""
     width = max(len(row["concept"]) for row in fleet["runs"])
-    lines = [f"{'':<{width}}  {'before':>7} {'after':>7} {'worst kept':>11} {'all kept':>9}  limits"]
+    lines = [
+        f"{'':<{width}}  {'before':>7} {'after':>7} {'worst kept':>11} {'all kept':>9} {'worst asked':>12}  limits"
+    ]
     for row in fleet["runs"]:
         metrics = row["figures"]
         if metrics is None:
@@ -58,8 +61,8 @@ def summary_table(fleet: dict[str, Any]) -> str:
             continue
         shares = f"{metrics['seen_before']:7.1%} {metrics['seen_after']:7.1%}"
         changes = " ".join(
-            f"{points(metrics[key]).removesuffix(' points'):>{size}}"
-            for key, size in (("worst_neighbour_drop", 11), ("kept_drop", 9))
+            f"{points(metrics.get(key)).removesuffix(' points'):>{size}}"
+            for key, size in (("worst_neighbour_drop", 11), ("kept_drop", 9), ("worst_asked_drop", 12))
         )
         states = "; ".join(f"{state}: {', '.join(names)}" for state, names in _limits(metrics).items() if names)
         lines.append(f"{row['concept']:<{width}}  {shares} {changes}  {states or 'met'}")

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vce_ray.concepts.concept import Concept
@@ -40,6 +40,8 @@ class Prompt:
     """Whether the template is reserved for evaluation."""
     seed: int
     """Sampling seed of this row, below 2**63."""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """What the prompt asks for besides the name: the value of each other slot of its template."""
 
 
 class _Deck:
@@ -132,14 +134,14 @@ def _deal(
     rows = []
     for _ in range(count):
         name = name_deck.deal()
-        template, text = by_name[name].deal() if name else ("", complete_deck.deal())
+        template, text, asked = by_name[name].deal() if name else ("", complete_deck.deal(), {})
         # Seeds count the occurrences of the name (or complete prompt), not the rows, and do not depend on the concept:
         # otherwise the runs of a fleet could not share images.
         subject = name or text
         row_seed = sampling_seed(purpose, subject, held_out, seed, occurrences[subject])
         occurrences[subject] += 1
         prompt_id = stable_id(kind, text, row_seed)
-        rows.append(Prompt(prompt_id, text, kind, name, template, held_out, row_seed))
+        rows.append(Prompt(prompt_id, text, kind, name, template, held_out, row_seed, asked))
     return rows
 
 
@@ -151,8 +153,8 @@ class _NamePrompts:
         self._name, self._templates = name, _Deck(templates, rng)
         self._slots = {slot: _Deck(concept.slots[slot], rng) for slot in sorted(concept.slots)}
 
-    def deal(self) -> tuple[str, str]:
-        """Return the next template and the prompt filled from it."""
+    def deal(self) -> tuple[str, str, dict[str, str]]:
+        """Return the next template, the prompt filled from it, and the values of its slots."""
         template = self._templates.deal()
         fillings = {slot: deck.deal() for slot, deck in self._slots.items() if f"{{{slot}}}" in template}
-        return template, fix_articles(template.format(name=self._name, **fillings))
+        return template, fix_articles(template.format(name=self._name, **fillings)), fillings

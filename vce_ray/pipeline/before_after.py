@@ -27,8 +27,21 @@ def evaluation_step(arm: str, tasks: Mapping[str, Task]) -> Step:
         core="vce_ray.evaluation.draw_and_detect:DrawAndDetect",
         settings={"tasks": dict(tasks), "arm": arm},
         alike=IMAGE if arm == "before" else (),  # runs share images of the base, but not those of their adapters
-        schemas={name: evaluation_schema(task.config, task.concept) for name, task in tasks.items()},
+        schemas={name: _schema(arm, task) for name, task in tasks.items()},
     )
+
+
+def _schema(arm: str, task: Task) -> pa.Schema:
+    """Return the columns that a run writes: all, or those with which an earlier version began.
+
+    Parts with other columns could not be published together.
+    """
+    schema, stage = evaluation_schema(task.config, task.concept), task.store.stage(f"evaluation/{arm}")
+    begun = [] if stage.published() else stage.parts()
+    if not begun:
+        return schema
+    written = stage.read_part(begun[0]).column_names
+    return pa.schema([field for field in schema if field.name in written])
 
 
 def evaluate_after(tasks: Mapping[str, Task]) -> None:

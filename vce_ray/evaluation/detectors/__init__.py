@@ -16,7 +16,7 @@ from vce_ray.run_config import RunConfig
 __all__ = ["DETECTORS", "NOTHING", "Detector", "detectors_for", "evaluation_schema"]
 
 DETECTORS: tuple[type[Detector], ...] = (
-    ClipDetector,  # label, seen, something, score
+    ClipDetector,  # label, seen, something, confidence, found, score, refined_score, embedding
 )
 """All detectors, in the order of their columns."""
 

@@ -1,4 +1,4 @@
-"""Metrics of an erasure: is the concept gone, did its neighbours stay, do images still fit their prompts.
+"""Metrics of an erasure: is the concept gone, and is what should stay still drawn, beside it and in its place.
 
 `METRICS` lists them; `base.py` documents the protocol, each module the figures it adds to metrics.json.
 """
@@ -14,16 +14,24 @@ import pyarrow as pa
 from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.rows import Row
 from vce_ray.errors import UserError
+from vce_ray.evaluation.metrics.asked import ASKED
 from vce_ray.evaluation.metrics.base import IDENTITY, Metric, compare
+from vce_ray.evaluation.metrics.coherence import COHERENCE
 from vce_ray.evaluation.metrics.erased import ERASED
 from vce_ray.evaluation.metrics.image_text import IMAGE_TEXT
 from vce_ray.evaluation.metrics.intervals import Figure
 from vce_ray.evaluation.metrics.kept import KEPT
+from vce_ray.evaluation.metrics.kid import KID
+from vce_ray.evaluation.metrics.refined_text import REFINED_TEXT
 
 METRICS: tuple[Metric, ...] = (
     ERASED,  # seen, held_out, something
     KEPT,  # kept, worst_neighbour, neighbours
     IMAGE_TEXT,  # score
+    ASKED,  # asked_<slot>, asked, worst_asked
+    COHERENCE,  # unclear, confidence
+    KID,  # kid
+    REFINED_TEXT,  # refined_score
 )
 """All metrics, in the order of their figures."""
 REQUIRED = tuple(dict.fromkeys((*IDENTITY, *ERASED.columns, *KEPT.columns, *IMAGE_TEXT.columns)))
