@@ -23,7 +23,18 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
-    for command in ("demo", "erase", "fleet", "generate", "plan", "doctor", "serve", "status", "retry-rejects"):
+    for command in (
+        "demo",
+        "erase",
+        "fleet",
+        "generate",
+        "plan",
+        "doctor",
+        "serve",
+        "status",
+        "retry-rejects",
+        "convert",
+    ):
         assert command in done.stdout
     assert "concepts" in done.stdout and "evaluate" in done.stdout
 

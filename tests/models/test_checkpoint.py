@@ -159,6 +159,7 @@ BEFORE_A_RUN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (without("tokenizer.json"), "has no tokenizer.json or tokenizer.model"),
     "no special tokens": (without("tokenizer_config.json"), "has no tokenizer_config.json"),
     "no processor": (without("processor_config.json"), "has no processor_config.json or preprocessor_config.json"),
+    "no chat template": (without("chat_template.jinja"), "has no chat template (chat_template.jinja): copy or"),
     "no weights": (without(WEIGHTS), "has no weights in *.safetensors: copy or download"),
     "pickle": (as_file("pytorch_model.bin"), "only pytorch_model.bin: convert them with transformers"),
     "GGUF": (as_file("janus-Q4_K_M.gguf"), "only janus-Q4_K_M.gguf: GGUF files are quantized"),
@@ -207,7 +208,7 @@ def test_the_rest_is_refused_on_loading(case: str, folder: Path) -> None:
 
 def test_shards_are_loaded(folder: Path) -> None:
     whole = load_model(str(folder))
-    sharded("chat_template.jinja")(folder)
+    sharded("generation_config.json")(folder)
     parts = load_model(str(folder))
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), parts.parameters(), strict=True))
     check_base(str(folder))

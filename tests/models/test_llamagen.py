@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from vce_ray.cli.app import main
 from vce_ray.config import EMBEDDED, EvalConfig, SamplingConfig
 from vce_ray.errors import UserError
 from vce_ray.evaluation.judge import judge_folder
 from vce_ray.models.adapter import add_lora
-from vce_ray.models.folder import model_dtype
+from vce_ray.models.folder import files_revision, folder_revision, model_dtype
 from vce_ray.models.llamagen import convert, gpt, vq
 from vce_ray.models.llamagen.model import encode_features
 from vce_ray.models.load import load_model
@@ -283,6 +284,24 @@ def test_it_draws_the_most_likely_tokens(model):
         model.caption(np.zeros((1, 256, 256, 3), np.uint8))
 
 
+@torch.no_grad()
+def test_prompts_are_cleaned_captions_without_control(model, folder):
+    plain = model.encode_prompts(["a deer on red background"])
+    for prompt in (
+        "A deer (on red) background",
+        "a deer/on [red] background\u4e2d",
+        "<b>A deer</b> on red & background",
+    ):
+        assert torch.equal(model.encode_prompts([prompt]).embeds_BPE, plain.embeds_BPE)
+    (length,) = model.encode_prompts(["a deer \\n house"]).mask_BP.sum(1).tolist()
+    assert length == 4, "three words and the end"
+    for check in (model.encode_prompts, model.check_prompts):
+        with pytest.raises(UserError, match=r"nothing is left of prompt '.*' when it is cleaned .*: write it in words"):
+            check(["a deer", "\u4e2d\u6587"])
+    files = [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]
+    assert folder_revision(folder) == model.revision != files_revision(folder, files), "0.1.0 sent other captions"
+
+
 def test_a_converted_folder_names_its_dtype(folder):
     assert model_dtype(folder) == "bfloat16"
     loaded = load_model(str(folder), device="cpu")
@@ -448,19 +467,18 @@ def test_a_tokenizer_with_another_vocabulary_is_rejected(tmp_path, released):
         convert.convert(tmp_path / "gpt.pt", tmp_path / "vq.pt", tmp_path / "out", 256, "never read")
 
 
-def test_the_command_line_takes_the_size_from_the_file_name(tmp_path, released, text_encoder, monkeypatch, capsys):
+def test_the_command_line_takes_the_size_from_the_file_name(tmp_path, released, text_encoder, capsys):
     torch.save(released[0], tmp_path / "t2i_stage2_512.pt")
     torch.save(released[1], tmp_path / "vq.pt")
-    paths = ["--gpt", str(tmp_path / "t2i_stage2_512.pt"), "--vq", str(tmp_path / "vq.pt")]
-    paths += ["--text-encoder", text_encoder]
-    monkeypatch.setattr("sys.argv", ["convert", *paths, "--out", str(tmp_path / "out")])
-    convert.main()
+    options = ["--vq", str(tmp_path / "vq.pt"), "--out", str(tmp_path / "out"), "--text-encoder", text_encoder]
+    assert main(["convert", str(tmp_path / "t2i_stage2_512.pt"), *options]) == 0
     assert convert.load_folder(tmp_path / "out")[0].config.num_image_tokens == 1024
-    paths[1] = str(tmp_path / "vq.pt")
-    monkeypatch.setattr("sys.argv", ["convert", *paths, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit):
-        convert.main()
+    assert main(["convert", str(tmp_path / "vq.pt"), *options]) == 2
     assert "give --image-size" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "vq.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert "for LlamaGen's GPT give --vq too" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path), *options]) == 2
+    assert "are for LlamaGen" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("grid", [16, 32])

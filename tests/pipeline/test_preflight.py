@@ -77,7 +77,11 @@ def test_a_run_is_written_when_it_starts_and_not_when_it_is_opened(tmp_path: Pat
 
 def test_of_models_on_the_hub_configs_alone_are_read(tmp_path: Path, hub: HubServer) -> None:
     hub.repos["owner/janus"] = Repo(
-        {"config.json": b'{"model_type": "janus"}', "model.safetensors": b"weights"}
+        {
+            "config.json": b'{"model_type": "janus"}',
+            "model.safetensors": b"weights",
+            "chat_template.jinja": b"{{ chat }}",
+        }
         | dict.fromkeys(("tokenizer.json", "tokenizer_config.json", "processor_config.json"), b"{}")
     )
     hub.repos["owner/clip"] = Repo.of(Path(make_judge(tmp_path / "judge")))
@@ -86,7 +90,7 @@ def test_of_models_on_the_hub_configs_alone_are_read(tmp_path: Path, hub: HubSer
         open_run(settings | {"concept": "dear"})
     assert hub.requests == [], "a misspelt concept is found before the hub is asked"
     run = open_run(settings | {"concept": "deer"})
-    assert sorted(hub.downloads()) == ["config.json", "open_clip_config.json"]
+    assert sorted(hub.downloads()) == ["chat_template.jinja", "config.json", "open_clip_config.json"]
     assert run.config.sampling == SamplingConfig() and run.config.train.learning_rate == 1e-4
     assert run.record["config"]["evaluation"]["judge"] == "owner/clip"
 

@@ -99,6 +99,15 @@ def test_case_and_punctuation_of_a_prompt_do_not_matter(endpoint: httpx.Client):
     assert np.array_equal(one, other)
 
 
+def test_what_one_caller_types_does_not_change_the_picture_of_another(endpoint: httpx.Client):
+    prompts = ["a deer<bos><bos>", "a deer on blue"]  # of one length, if <bos> were one token: they shared a row
+    alone = images_of(post(endpoint, prompt=prompts[1], seed=3))[0]
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(post, endpoint, prompt=prompts[i % 2], seed=3) for i in range(6)]
+        together = [images_of(job.result())[0] for job in jobs]
+    assert all(np.array_equal(image, alone) for image in together[1::2])
+
+
 def test_a_random_seed_is_chosen_and_returned(endpoint: httpx.Client):
     first, second = (post(endpoint).json()["data"][0] for _ in range(2))
     assert first["seed"] != second["seed"]

@@ -171,6 +171,39 @@ def generate(
         typer.echo(f"{path}  seed {number}  {prompt}")
 
 
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(help="A Janus in DeepSeek's format (folder, s3://..., owner/name), or LlamaGen's GPT (a file)."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write, which `--base` then takes.")],
+    vq: Annotated[Path | None, typer.Option(help="LlamaGen's image tokenizer: vq_ds16_t2i.pt.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels of LlamaGen's images; taken from the name of the GPT's file by default.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="LlamaGen's T5: a folder or hub id. Default: google/flan-t5-xl.")
+    ] = None,
+) -> None:
+    """Convert released weights into a base model: a Janus in DeepSeek's own format, or LlamaGen (with --vq)."""
+    from vce_ray.models import multi_modality
+    from vce_ray.models.llamagen import convert as llamagen
+    from vce_ray.storage.local_folder import writable_folder
+
+    is_llamagen = Path(source).is_file()
+    if is_llamagen and vq is None:
+        raise UserError(f"{source} is a file: for LlamaGen's GPT give --vq too, for a Janus give its folder")
+    if not is_llamagen and (vq or image_size or text_encoder):
+        raise UserError(f"--vq, --image-size and --text-encoder are for LlamaGen, and {source} is not a file")
+    writable_folder(out, "--out")
+    if vq is None:
+        multi_modality.convert(source, out)
+    else:
+        llamagen.convert(Path(source), vq, out, image_size, text_encoder or llamagen.FLAN_T5)
+    typer.echo(f"base model: {out}")
+
+
 app.command()(plan)
 
 

@@ -64,7 +64,7 @@ class ImageModel(ABC):
     ref: str
     """What it was loaded by: EMBEDDED, a folder, a store's URI or a hub id. Set by `load_model`."""
     revision: str
-    """Hash of weights and tokenizer: the same revision draws the same image from the same seed."""
+    """Hash of weights, tokenizer and the form of prompts: the same revision draws the same image from the same seed."""
     num_image_tokens: int
     image_vocab_size: int
     image_size: int

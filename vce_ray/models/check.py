@@ -28,6 +28,7 @@ from vce_ray.models.folder import (
 )
 from vce_ray.models.hub import download_command, hub_cache, hub_files, hub_text
 from vce_ray.models.stored import free_space, no_space, stored_files
+from vce_ray.models.template import FILES, chat_template
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 """Files of which a judge needs one, for its tokenizer."""
@@ -126,6 +127,13 @@ def check_files(files: Listing, family: Family) -> None:
     for names in family.files:
         if not any(name in files.sizes for name in names):
             raise files.fault(f"has no {' or '.join(names)}")
+    if family.chats:
+
+        def read(name: str) -> str | None:
+            return files.read(name).decode(errors="replace") if name in files.sizes else None
+
+        if chat_template(read) is None:
+            raise files.fault(f"has no chat template ({FILES[0]})")
 
 
 def check_weights(files: Listing) -> None:

@@ -27,6 +27,8 @@ class Family:
     """Whether it implements `caption`."""
     files: tuple[tuple[str, ...], ...] = ()
     """What its folder has besides config.json and *.safetensors: of each group, at least one."""
+    chats: bool = False
+    """Whether its folder has a chat template, by which prompts and questions are written (template.py)."""
 
 
 FAMILIES = {
@@ -42,6 +44,7 @@ FAMILIES = {
                 ("tokenizer_config.json",),
                 ("processor_config.json", "preprocessor_config.json"),
             ),
+            chats=True,
         ),
         Family(
             "llamagen",
@@ -72,8 +75,8 @@ def family_of(ref: str) -> Family:
     model_type = config.get("model_type")
     if model_type == "multi_modality":
         raise UserError(
-            f"{ref} is a Janus in DeepSeek's own format: give its conversion for transformers, "
-            "such as deepseek-community/Janus-Pro-7B"
+            f"{ref} is a Janus in DeepSeek's own format: convert it, `vce-ray convert {ref} --out folder`, or give a "
+            "conversion for transformers, such as deepseek-community/Janus-Pro-7B"
         )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(

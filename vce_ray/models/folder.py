@@ -20,6 +20,7 @@ from vce_ray.errors import UserError, quote
 from vce_ray.models.checkpoint import AUTO, config_dtype, stored_dtype
 from vce_ray.models.hub import hub_folder, hub_text, split_id
 from vce_ray.models.stored import store_folder
+from vce_ray.models.template import prompt_form
 
 CONFIG = "config.json"
 LFS_POINTER = b"version https://git-lfs"
@@ -236,13 +237,18 @@ def lfs_error(ref: str, pointers: Sequence[str]) -> UserError:
 
 
 def folder_revision(folder: Path) -> str:
-    """Hash the weights, configs and tokenizer of a checkpoint folder: 16 hex digits."""
-    return files_revision(folder, [*folder.rglob("*.safetensors"), *folder.rglob("*.json")])
+    """Hash the weights, configs and tokenizer of a checkpoint folder, and the form of its prompts: 16 hex digits.
+
+    Raises:
+        UserError: config.json or the chat template is damaged.
+    """
+    files = [*folder.rglob("*.safetensors"), *folder.rglob("*.json")]
+    return files_revision(folder, files, prompt_form(folder, base_config(str(folder)).get("model_type")))
 
 
-def files_revision(folder: Path, files: Iterable[Path]) -> str:
-    """Hash the names and contents of files in a folder: 16 hex digits."""
-    digest = hashlib.blake2b(digest_size=8)
+def files_revision(folder: Path, files: Iterable[Path], form: str = "") -> str:
+    """Hash the names and contents of files in a folder, and `form`: 16 hex digits."""
+    digest = hashlib.blake2b(form.encode(), digest_size=8)
     for path in sorted(files):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
@@ -258,7 +264,7 @@ def model_dtype(folder: Path) -> str:
 
 
 def base_stamp(ref: str) -> dict[str, str]:
-    """Return what cached log-probs depend on: the revision of weights and tokenizer, and the dtype of the pass."""
+    """Return what cached log-probs depend on: the revision of the base, and the dtype of the pass."""
     folder = model_folder(ref)
     return {"base_revision": folder_revision(folder), "dtype": model_dtype(folder)}
 

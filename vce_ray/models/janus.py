@@ -21,6 +21,8 @@ from vce_ray.models.base import ImageModel, PromptBatch, check_prompts
 from vce_ray.models.checkpoint import load_complete, without_dtypes
 from vce_ray.models.folder import base_config, folder_revision
 from vce_ray.models.pixels import decode_in_batches
+from vce_ray.models.prompt_tokens import PromptTokenizer
+from vce_ray.models.template import BARE, FILES, DrawingTemplate, drawing_template
 from vce_ray.models.words import Vocabulary, normalize
 
 logger = logging.getLogger(__name__)
@@ -37,41 +39,54 @@ class Janus(ImageModel):
         processor: Any,
         revision: str,
         vocabulary: Vocabulary | None = None,
+        template: DrawingTemplate = BARE,
     ):
         config: Any = net.config
         self.net: Any = net
         self.processor = processor
-        self.tokenizer = processor.tokenizer
+        self.tokenizer = tokenizer = processor.tokenizer
         self.revision = revision
         self.vocabulary = vocabulary
         self.num_image_tokens = config.vision_config.num_image_tokens
         self.image_vocab_size = config.vq_config.num_embeddings
         self.image_size = config.vision_config.image_size
         processor.num_image_tokens = self.num_image_tokens  # transformers assumes 576 for every checkpoint
-        self._boi = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)
-        self._pad = self.tokenizer.pad_token_id
+        starts = tokenizer.bos_token_id in tokenizer("")["input_ids"]  # else, as in DeepSeek's script, we add BOS
+        before = template.before if starts else tokenizer.bos_token + template.before
+        self._tokenize_prompts = PromptTokenizer(tokenizer, before, template.after + tokenizer.boi_token)
+        self._pad = tokenizer.pad_token_id
 
     @classmethod
     def from_folder(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
         """Load a checkpoint folder in transformers' format. Weights are read from safetensors only.
 
         Raises:
-            UserError: a weight is missing or of another shape, or config, tokenizer or image processor are damaged.
+            UserError: a weight is missing or of another shape, config, tokenizer or image processor are damaged, or
+                there is no chat template or pad token.
         """
+        template = drawing_template(folder)
+        if template is None:
+            raise UserError(f"{folder} has no chat template ({FILES[0]}): download the checkpoint again")
         try:
             config = JanusConfig.from_dict(without_dtypes(base_config(str(folder))))
-            processor = JanusProcessor.from_pretrained(folder, config=config)
+            processor: Any = JanusProcessor.from_pretrained(folder, config=config)
         except Exception as error:  # tokenizers raises no more specific type
             raise UserError(
                 f"config, tokenizer or image processor of {folder} cannot be loaded ({cut(str(error))}): download the "
                 "checkpoint again"
             ) from error
+        if processor.tokenizer.pad_token_id is None:  # guidance needs it: see encode_prompts
+            raise UserError(f"the tokenizer of {folder} has no pad_token: download the checkpoint again")
         net = load_complete(JanusForConditionalGeneration, folder, dtype, config=config)
         net.model.vqmodel.to(memory_format=torch.channels_last)  # makes convolutions a third faster on CPUs
-        return cls(net.to(device).eval(), processor, folder_revision(folder), Vocabulary.of(folder))
+        return cls(net.to(device).eval(), processor, folder_revision(folder), Vocabulary.of(folder), template)
 
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
-        """Tokenize and embed prompts for sampling: BOS, text, begin-of-image, padded on the left.
+        """Tokenize and embed prompts for sampling, in the checkpoint's drawing template, padded on the left.
+
+        A row is BOS, the prompt in its template and begin-of-image. Without its text, all tokens but the first and the
+        last are pad tokens, which are attended to: those of the template too, as in DeepSeek's sampling script. A
+        control token that is typed in a prompt is split into ordinary ones.
 
         Prompts for a model with a closed vocabulary are normalized first (words.py), those for others only stripped.
 
@@ -81,12 +96,12 @@ class Janus(ImageModel):
         rows = self._tokenize(prompts)
         width = max(map(len, rows))
         ids_BP = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=self.device)
+        starts_B1 = torch.tensor([width - len(row) for row in rows], device=self.device)[:, None]
         columns = torch.arange(width, device=self.device)
-        mask_BP = columns >= torch.tensor([width - len(row) for row in rows], device=self.device)[:, None]
-        keep = (ids_BP == self.tokenizer.bos_token_id) | (ids_BP == self._boi)
+        between_BP = (columns > starts_B1) & (columns < width - 1)
         embed = self.language_model.embed_tokens
-        blank_BP = ids_BP.masked_fill(~keep, self._pad)  # as in Janus: pad tokens in place of the text, attended to
-        return PromptBatch(embed(ids_BP), embed(blank_BP), mask_BP, torch.zeros_like(ids_BP[:, 0]))
+        blank_BP = ids_BP.masked_fill(between_BP, self._pad)
+        return PromptBatch(embed(ids_BP), embed(blank_BP), columns >= starts_B1, torch.zeros_like(ids_BP[:, 0]))
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Raise UserError if a prompt is empty or too long to be drawn, and log a warning about words that the model
@@ -100,8 +115,7 @@ class Janus(ImageModel):
         texts = [normalize(prompt) if self.vocabulary else prompt.strip() for prompt in prompts]
         if "" in texts:
             raise UserError(f"prompt {quote(prompts[texts.index('')])} has no word: give at least one")
-        rows = self.tokenizer(texts)["input_ids"]
-        rows = [[*row, self._boi] for row in rows]
+        rows = self._tokenize_prompts(texts)
         limit = self.net.config.text_config.max_position_embeddings - self.num_image_tokens
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > limit:

@@ -1,6 +1,6 @@
 """Convert LlamaGen's released weights into a folder that this package loads, and load such a folder.
 
-    python -m vce_ray.models.llamagen.convert --gpt t2i_XL_stage1_256.pt --vq vq_ds16_t2i.pt --out folder
+    vce-ray convert t2i_XL_stage1_256.pt --vq vq_ds16_t2i.pt --out folder
 
 The folder also gets the encoder of flan-t5-xl, which encodes the captions, and so has everything that sampling needs.
 All keys and shapes are checked: weights that do not match are rejected, never loaded in part.
@@ -8,9 +8,7 @@ All keys and shapes are checked: weights that do not match are rejected, never l
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,16 +22,13 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from vce_ray.errors import UserError
 from vce_ray.models.llamagen import gpt, vq
-from vce_ray.storage.local_folder import writable_folder
+from vce_ray.models.released import Shapes, check, read_checkpoint
 
 CONFIG, GPT_WEIGHTS, VQ_WEIGHTS, TEXT_ENCODER = "config.json", "gpt.safetensors", "vq.safetensors", "text_encoder"
 FLAN_T5 = "google/flan-t5-xl"
 DTYPE = "bfloat16"
 """Dtype that the text encoder is stored in and the GPT is loaded in: the one LlamaGen samples in."""
 MODEL_TYPE = "llamagen"
-SHOWN = 10
-"""Mismatched keys that an error lists one by one; the others are only counted."""
-Shapes = dict[str, tuple[int, ...]]
 
 NAMES = {
     "tok_embeddings.weight": "language_model.embed_tokens.weight",
@@ -57,17 +52,24 @@ ROTARY_TABLE = "freqs_cis"
 """The one optional tensor: LlamaGen's own serving code drops it from checkpoints that have it."""
 
 
-def convert(gpt_path: Path, vq_path: Path, out: Path, image_size: int, text_encoder: str = FLAN_T5) -> None:
+def convert(
+    gpt_path: Path, vq_path: Path, out: Path, image_size: int | None = None, text_encoder: str = FLAN_T5
+) -> None:
     """Write config.json, gpt.safetensors, vq.safetensors and text_encoder/ to `out`.
 
     Args:
-        image_size: height and width in pixels of the images the GPT was trained on; its weights do not tell.
+        image_size: height and width in pixels of the images the GPT was trained on; its weights do not tell. By
+            default, the one in which the name of its file ends.
         text_encoder: the T5 whose features the GPT was trained on: a hub id, or a folder in transformers' format.
 
     Raises:
         UserError: a file is not a checkpoint, a key is missing, unknown or of another shape, or the text encoder's
             features have another width.
     """
+    named = re.search(r"_(256|512)\.pt$", gpt_path.name)
+    image_size = image_size or (int(named[1]) if named else None)
+    if image_size is None:
+        raise UserError(f"{gpt_path.name} does not end in _256.pt or _512.pt: give --image-size")
     gpt_config, gpt_state = convert_gpt(read_checkpoint(gpt_path), image_size, str(gpt_path))
     vq_weights = read_checkpoint(vq_path)
     vq_config = check_vq(vq_weights, str(vq_path))
@@ -121,32 +123,6 @@ def load_folder(
         if weight.dim() == 4:  # makes convolutions faster on CPUs, as in Janus
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return gpt_net.to(device, dtype).eval(), vq_net.eval()
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the weights in a released `.pt` file: at the top level, or under "model", "module" or "state_dict".
-
-    Raises:
-        UserError: the file is missing, contains anything but plain data, or has no named tensors.
-    """
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
-    try:
-        # LlamaGen's training saves its settings beside the weights, as a Namespace: no other class is unpickled
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise UserError(f"{path} is not a checkpoint of plain tensors: {error}") from error
-    for name in ("model", "module", "state_dict"):
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-            break
-    if not isinstance(found, dict) or not found:
-        raise UserError(f"{path} contains {type(found).__name__}, expected named tensors")
-    for key, value in found.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{path}: {key} is of type {type(value).__name__}, expected a tensor")
-    return dict(found)
 
 
 def convert_gpt(weights: Mapping[str, Tensor], image_size: int, source: str) -> tuple[gpt.GPTConfig, dict[str, Tensor]]:
@@ -220,19 +196,6 @@ def check_vq(weights: Mapping[str, Tensor], source: str) -> vq.VQConfig:
     return config
 
 
-def check(weights: Mapping[str, Tensor], expected: Shapes, source: str) -> None:
-    """Check the keys and shapes of weights. Raises UserError that lists the mismatches."""
-    mismatches = [f"{key} is missing, expected {list(shape)}" for key, shape in expected.items() if key not in weights]
-    for key, tensor in weights.items():
-        if key not in expected:
-            mismatches.append(f"{key} of {list(tensor.shape)} is not expected")
-        elif tuple(tensor.shape) != expected[key]:
-            mismatches.append(f"{key} is {list(tensor.shape)}, expected {list(expected[key])}")
-    if mismatches:
-        rest = f"; and {len(mismatches) - SHOWN} more" if len(mismatches) > SHOWN else ""
-        raise UserError(f"{source} does not match: {'; '.join(mismatches[:SHOWN])}{rest}")
-
-
 def _gpt_config(weights: Mapping[str, Tensor], image_size: int, source: str) -> gpt.GPTConfig:
     if image_size not in gpt.IMAGE_SIZES:
         raise UserError(f"image size {image_size}: expected one of {gpt.IMAGE_SIZES}")
@@ -273,29 +236,3 @@ def _fill(net: nn.Module, path: Path) -> None:
     state = load_file(path)
     check(state, {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}, str(path))
     net.load_state_dict(state, assign=True)
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description="Convert LlamaGen's released weights.")
-    parser.add_argument("--gpt", type=Path, required=True, help="released GPT, such as t2i_XL_stage1_256.pt")
-    parser.add_argument("--vq", type=Path, required=True, help="released image tokenizer: vq_ds16_t2i.pt")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--image-size", type=int, choices=gpt.IMAGE_SIZES, help="pixels; taken from the GPT's file name by default"
-    )
-    parser.add_argument("--text-encoder", default=FLAN_T5, help="hub id or folder of the T5")
-    args = parser.parse_args()
-    named = re.search(r"_(256|512)\.pt$", args.gpt.name)
-    image_size = args.image_size or (int(named[1]) if named else None)
-    if image_size is None:
-        parser.error(f"{args.gpt.name} does not end in _256.pt or _512.pt: give --image-size")
-    try:
-        writable_folder(args.out, "--out")
-        convert(args.gpt, args.vq, args.out, image_size, args.text_encoder)
-    except UserError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

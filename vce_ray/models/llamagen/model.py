@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
-from vce_ray.errors import UserError
+from vce_ray.errors import UserError, quote
 from vce_ray.models.base import ImageModel, PromptBatch, check_prompts, roll_rows
 from vce_ray.models.checkpoint import load_complete
 from vce_ray.models.folder import folder_revision
+from vce_ray.models.llamagen.captions import clean_caption
 from vce_ray.models.llamagen.convert import TEXT_ENCODER, load_folder
 from vce_ray.models.llamagen.gpt import CAPTION_SLOTS, LlamaGenGPT
 from vce_ray.models.llamagen.vq import VQModel
+from vce_ray.models.prompt_tokens import PromptTokenizer
 
 
 class LlamaGen(ImageModel):
@@ -32,7 +34,9 @@ class LlamaGen(ImageModel):
     def __init__(self, net: LlamaGenGPT, image_tokenizer: VQModel, encoder: Any, text_tokenizer: Any, revision: str):
         self.net: Any = net
         self.image_tokenizer = image_tokenizer
-        self.text_encoder, self.text_tokenizer = encoder, text_tokenizer
+        self.text_encoder = encoder
+        self._tokenize = PromptTokenizer(text_tokenizer, max_tokens=CAPTION_SLOTS)
+        self._pad = text_tokenizer.pad_token_id
         self.revision = revision
         self.num_image_tokens = net.config.num_image_tokens
         self.image_vocab_size = net.config.vocab_size
@@ -50,28 +54,24 @@ class LlamaGen(ImageModel):
     def encode_prompts(self, prompts: list[str]) -> PromptBatch:
         """Encode prompts as T5 features. Tokens after the 120th are cut off, as in LlamaGen.
 
-        Prompts are stripped and lower-cased, which is all that LlamaGen's caption cleaning does to plain sentences.
-        Its other rules (URLs, file names, HTML) are not implemented.
+        Prompts are cleaned as the captions of LlamaGen's training were (captions.py). A control token of T5 that is
+        typed in a prompt is split into ordinary ones.
 
         Raises:
-            UserError: a prompt is empty or longer than MAX_PROMPT_CHARS.
+            UserError: a prompt is empty, before cleaning or after it, or longer than MAX_PROMPT_CHARS.
         """
-        check_prompts(prompts)
-        tokens = self.text_tokenizer(
-            [prompt.strip().lower() for prompt in prompts],
-            max_length=CAPTION_SLOTS,
-            padding="longest",
-            padding_side="right",
-            truncation=True,
-            return_tensors="pt",
-        ).to(self.device)
-        mask_BP = tokens["attention_mask"].bool()
+        rows = self._tokenize(_cleaned(prompts))
+        width = max(map(len, rows))
+        ids_BP = torch.tensor([row + [self._pad] * (width - len(row)) for row in rows], device=self.device)
+        lengths_B = torch.tensor([len(row) for row in rows], device=self.device)
+        mask_BP = torch.arange(width, device=self.device) < lengths_B[:, None]
         with torch.no_grad():
-            features_BPF = self.text_encoder(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            ).last_hidden_state
-        lengths_B = mask_BP.sum(1)
+            features_BPF = self.text_encoder(input_ids=ids_BP, attention_mask=mask_BP.long()).last_hidden_state
         return encode_features(self.net, roll_rows(features_BPF, lengths_B), roll_rows(mask_BP, lengths_B))
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Raise UserError if a prompt is empty, before cleaning or after it, or too long. Uses no device."""
+        _cleaned(prompts)
 
     def embed_image_tokens(self, tokens_BT: Tensor) -> Tensor:
         """Return the input embeddings of image tokens: [B, T, E]."""
@@ -92,6 +92,17 @@ class LlamaGen(ImageModel):
     def caption(self, images: np.ndarray) -> list[str]:
         """Raise UserError: LlamaGen cannot read images."""
         raise UserError("LlamaGen cannot caption images: give a captioner, such as a Janus-Pro checkpoint")
+
+
+def _cleaned(prompts: list[str]) -> list[str]:
+    check_prompts(prompts)
+    captions = [clean_caption(prompt) for prompt in prompts]
+    if "" in captions:
+        raise UserError(
+            f"nothing is left of prompt {quote(prompts[captions.index('')])} when it is cleaned as LlamaGen cleans "
+            "captions: write it in words, without links, file names or Chinese characters"
+        )
+    return captions
 
 
 def encode_features(net: LlamaGenGPT, features_BPF: Tensor, mask_BP: Tensor) -> PromptBatch:
