@@ -34,7 +34,7 @@ def random_judge(trained: CLIP, tmp_path_factory: pytest.TempPathFactory) -> Cli
     """The random model, exported and loaded."""
     folder = tmp_path_factory.mktemp("judge")
     export(trained, build_judge_tokenizer(), folder)
-    return ClipModel(judge_folder(judge=str(folder)), batch_size=5)
+    return ClipModel(judge_folder(str(folder)), batch_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_refuses_bad_input(random_judge: ClipModel, tmp_path: Path):
     with pytest.raises(ValueError, match="at least two"):
         random_judge.best_labels(seen, ["deer"], "object")
     with pytest.raises(ValueError, match=r"has no open_clip_config\.json"):
-        judge_folder(judge=str(tmp_path))
+        judge_folder(str(tmp_path))
 
 
 def test_shipped_judge_names_objects_styles_and_nothing(shipped_judge: ClipModel):

@@ -7,6 +7,7 @@ L label texts, E width of the embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class ClipModel:
         self._preprocess: Any = preprocess
         self._tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
         self._closed = Vocabulary.of(folder) is not None
+        self._labels: dict[tuple[str, ...], Tensor] = {}
+        """Embeddings of the label texts that were classified among: a run asks for the same ones again and again."""
 
     @torch.inference_mode()
     def encode_images(self, images_BHWC: np.ndarray) -> Tensor:
@@ -64,17 +67,35 @@ class ClipModel:
     def classify(self, embeddings_BE: Tensor, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the index of the closest text, int64 [B], and the probabilities of all texts, float32 [B, L].
 
-        Closeness is the cosine; probabilities are a softmax over the cosines at the model's own temperature.
+        Closeness is the cosine. Probabilities are a softmax over the cosines at the model's own temperature. A model
+        with a bias (SigLIP) was trained to judge each text on its own: its probabilities are sigmoids, and do not add
+        up to 1.
 
         Raises:
             ValueError: there are no texts.
         """
         if not texts:
             raise ValueError("no label texts: give at least one")
-        cosines_BL = embeddings_BE @ self._encode_texts(texts).T
-        scale = self._model.logit_scale.exp().clamp(max=100)
-        probabilities_BL = (scale * cosines_BL).softmax(-1)
+        key = tuple(texts)
+        if key not in self._labels:
+            self._labels[key] = self._encode_texts(texts)
+        cosines_BL = embeddings_BE @ self._labels[key].T
+        scale, bias = self._model.logit_scale.exp(), getattr(self._model, "logit_bias", None)
+        if bias is None:
+            probabilities_BL = (scale.clamp(max=100) * cosines_BL).softmax(-1)
+        else:
+            probabilities_BL = (scale * cosines_BL + bias).sigmoid()
         return cosines_BL.argmax(-1).cpu().numpy(), probabilities_BL.cpu().numpy()
+
+    def presence(self, embeddings_BE: Tensor, texts: Sequence[str], other_texts: Sequence[str]) -> np.ndarray:
+        """Return the probability that an image shows what `texts` say rather than `other_texts`, float32 [B].
+
+        The closest text of each side counts, so that the number of texts makes no difference: 0.5 or more means that
+        the closest of all is one of `texts`. It is p / (p + q) for the probabilities p and q of the two.
+        """
+        _, probabilities_BL = self.classify(embeddings_BE, [*texts, *other_texts])
+        own_B, other_B = probabilities_BL[:, : len(texts)].max(1), probabilities_BL[:, len(texts) :].max(1)
+        return own_B / (own_B + other_B)
 
     @torch.inference_mode()
     def prompt_scores(self, embeddings_BE: Tensor, prompts: Sequence[str]) -> np.ndarray:
@@ -89,15 +110,21 @@ class ClipModel:
         texts_BE = self._encode_texts(list(distinct))[[distinct[prompt] for prompt in prompts]]
         return (embeddings_BE * texts_BE).sum(-1).cpu().numpy()
 
-    def best_labels(self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind) -> list[str]:
-        """Return the closest label of each image; for objects, 'nothing' is a choice whether listed or not.
+    def best_labels(
+        self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind, or_nothing: bool = True
+    ) -> list[str]:
+        """Return the closest label of each image.
+
+        Args:
+            or_nothing: for objects, 'nothing' is a choice too, whether listed or not. Unset it to choose among the
+                labels alone, even if there is only one.
 
         Raises:
-            UserError: there are fewer than two labels.
+            UserError: `or_nothing` is set and there are fewer than two labels.
         """
-        if len(labels) < 2:
+        choices = list(labels) if kind == "style" or not or_nothing else list(dict.fromkeys([*labels, NOTHING]))
+        if or_nothing and len(labels) < 2:
             raise UserError(f"labels {list(labels)}: the judge needs at least two to choose from")
-        choices = list(labels) if kind == "style" else list(dict.fromkeys([*labels, NOTHING]))
         indices, _ = self.classify(embeddings_BE, [label_text(label, kind) for label in choices])
         return [choices[i] for i in indices]
 
@@ -111,6 +138,12 @@ class ClipModel:
 
     def _empty(self) -> Tensor:
         return torch.empty((0, self._model.encode_text(self._tokenizer(["a"]).to(self.device)).shape[-1]))
+
+
+@cache
+def clip_model(folder: Path) -> ClipModel:
+    """Load a folder's model once per process: several detectors use it."""
+    return ClipModel(folder)
 
 
 def label_text(label: str, kind: Kind) -> str:

@@ -21,6 +21,7 @@ from vce_ray.evaluation.charts import LINE_CLASSES, Change, Series, change_chart
 from vce_ray.evaluation.collapse import collapsed
 from vce_ray.evaluation.formats import limit, short
 from vce_ray.evaluation.images import ImagePair, data_uri, pair_images, sample
+from vce_ray.evaluation.metrics.judges import seen
 from vce_ray.evaluation.metrics.limits import LIMITS, exceeds, worst_neighbour
 from vce_ray.evaluation.page import render
 from vce_ray.evaluation.times import span, working_seconds
@@ -98,7 +99,7 @@ def _view(data: ReportData) -> Row:
     config = data.run.get("config", {})
     erase, keep = pair_images(data.evaluation, "erase"), pair_images(data.evaluation, "keep")
     names, figures = data.concept.names, data.metrics["figures"]
-    still_seen = [pair for pair in erase if pair.after["label"] in names]
+    still_seen = [pair for pair in erase if seen(pair.after, data.concept)]
     lost = [
         pair
         for pair in keep
@@ -113,6 +114,8 @@ def _view(data: ReportData) -> Row:
         "worst": worst_neighbour(data.metrics),
         "figures": figures,
         "other_figures": [(name, figure) for name, figure in figures.items() if name not in IN_TABLE],
+        "judges": data.metrics.get("judges", ()),
+        "body_parts": data.metrics.get("body_parts", ()),
         "headline": headline(data),
         "limits": limit_states(data.metrics),
         "next_steps": [COLLAPSED] * has_collapsed + next_steps(data.metrics),

@@ -23,12 +23,22 @@ def base(asked: Asked) -> Iterator[Check]:
 
 
 def judge(asked: Asked) -> Iterator[Check]:
-    """Check that the judge is a CLIP that open_clip can load."""
-    from vce_ray.evaluation.judge import check_judge, judge_ref
+    """Check that each judge is a CLIP that open_clip can load, a detector that is installed, or an endpoint that sees.
 
-    yield _checked(
-        "judge", lambda: (f"{judge_ref(asked.base, asked.judge)}: {check_judge(asked.base, asked.judge)}", "")
-    )
+    A concept's default detectors are not known here, and are checked only if they are named.
+    """
+    from vce_ray.config import EvalConfig
+    from vce_ray.evaluation.detectors.vision import try_judge
+    from vce_ray.evaluation.judges import check_judge_named
+
+    evaluation = EvalConfig(judge=asked.judge)
+    for name in dict.fromkeys((*asked.judge, *evaluation.clips(asked.base))):
+
+        def result(name: str = name) -> tuple[str, str]:
+            found = check_judge_named(name)
+            return f"{name}: {try_judge(name, ANSWER_S) if name in evaluation.endpoints else found}", ""
+
+        yield _checked("judge", result)
 
 
 def captioner(asked: Asked) -> Iterator[Check]:

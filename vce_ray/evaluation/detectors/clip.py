@@ -13,52 +13,96 @@ import pyarrow as pa
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.rows import Row
-from vce_ray.evaluation.detectors.base import NOTHING, Detector
-from vce_ray.evaluation.judge import judge_folder
+from vce_ray.evaluation.detectors.base import ANSWERS, NOTHING, Detector, numbered
+from vce_ray.evaluation.judge import judge_folder, judge_name
 from vce_ray.run_config import RunConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vce_ray.evaluation.clip_model import ClipModel
+
+THRESHOLD = 0.5
+"""Least probability of a concept that is detected, against images that do not show it."""
+NAMES = "finds one of the concept's names closest, of all labels"
+DETECTS = f"finds the concept with a probability of at least {THRESHOLD}"
+
 
 class ClipDetector(Detector):
-    """Zero-shot classification and prompt similarity by a CLIP in open_clip's format.
+    """Zero-shot classification and prompt similarity by CLIPs in open_clip's format.
+
+    All columns but the last come from the run's first CLIP. A concept with `seen_texts` is detected: its names are
+    labels of the images in which it is found, and of no others. Any other concept is named, by the closest label.
 
     label: the best of the concept's labels, by cosine; for objects, 'nothing' is a further choice.
     seen: whether the label is one of the concept's names.
     something: whether the image shows any object.
     score: cosine of image and prompt, in -1..1.
+    clip: whether each of the run's CLIPs sees the concept; the score is its probability against all that it is not.
     """
 
     name = "clip"
     columns = pa.schema(
-        {"label": pa.string(), "seen": pa.bool_(), "something": pa.bool_(), "score": pa.float64()}.items()
+        {
+            "label": pa.string(),
+            "seen": pa.bool_(),
+            "something": pa.bool_(),
+            "score": pa.float64(),
+            "clip": ANSWERS,
+        }.items()
     )
 
     def __init__(self, config: RunConfig):
-        from vce_ray.evaluation.clip_model import ClipModel
+        from vce_ray.evaluation.clip_model import clip_model
 
-        self.model = ClipModel(judge_folder(config.base, config.evaluation.judge))
+        clips = config.evaluation.clips(config.base)
+        self.names = numbered([judge_name(ref) for ref in clips])
+        self.models = [clip_model(judge_folder(ref)) for ref in clips]
+        self.model = self.models[0]
 
-    def encode(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> tuple[Tensor, np.ndarray]:
-        """Return the embeddings, float32 [B, E], and the cosines with the prompts, float32 [B]."""
-        embeddings_BE = self.model.encode_images(images_BHWC)
-        return embeddings_BE, self.model.prompt_scores(embeddings_BE, prompts)
+    def encode(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> tuple[list[Tensor], np.ndarray]:
+        """Return each model's embeddings, float32 [B, E], and the first one's cosines with the prompts, float32 [B]."""
+        embeddings = [model.encode_images(images_BHWC) for model in self.models]
+        return embeddings, self.model.prompt_scores(embeddings[0], prompts)
 
     def detect(self, encoded: Any, indices: Sequence[int], concept: Concept) -> list[Row]:
         """Classify the images at `indices` among the labels of a concept."""
-        embeddings_BE, scores_B = encoded
-        own_NE = embeddings_BE[list(indices)]
-        labels = self.model.best_labels(own_NE, concept.labels, concept.kind)
+        embeddings, scores_B = encoded
+        own = [embeddings_BE[list(indices)] for embeddings_BE in embeddings]
+        judged = [_judge(model, own_NE, concept) for model, own_NE in zip(self.models, own, strict=True)]
+        rule = DETECTS if concept.seen_texts else NAMES
         # The labels of a style are styles, so whether any object is seen takes a second question.
         objects = concept.slots["object"] if concept.kind == "style" else concept.labels
-        object_labels = self.model.best_labels(own_NE, objects, "object")
+        object_labels = self.model.best_labels(own[0], objects, "object")
         return [
             {
-                "label": label,
-                "seen": label in concept.names,
-                "something": object_label != NOTHING,
+                "label": judged[0][0][row],
+                "seen": judged[0][0][row] in concept.names,
+                "something": object_labels[row] != NOTHING,
                 "score": float(scores_B[index]),
+                "clip": [
+                    {"judge": name, "rule": rule, "seen": labels[row] in concept.names, "score": float(presence_N[row])}
+                    for name, (labels, presence_N) in zip(self.names, judged, strict=True)
+                ],
             }
-            for index, label, object_label in zip(indices, labels, object_labels, strict=True)
+            for row, index in enumerate(indices)
         ]
+
+
+def _judge(model: ClipModel, embeddings_NE: Tensor, concept: Concept) -> tuple[list[str], np.ndarray]:
+    """Return the label of each image, and the probability that it shows the concept, float32 [N]."""
+    from vce_ray.evaluation.clip_model import label_text
+
+    others = tuple(label for label in concept.labels if label not in concept.names)
+    if not concept.seen_texts:
+        rest = others if concept.kind == "style" else (*others, NOTHING)
+        own_texts, other_texts = (
+            [label_text(label, concept.kind) for label in labels] for labels in (concept.names, rest)
+        )
+        labels = model.best_labels(embeddings_NE, concept.labels, concept.kind)
+        return labels, model.presence(embeddings_NE, own_texts, other_texts)
+    presence_N = model.presence(embeddings_NE, concept.seen_texts, concept.unseen_texts)
+    if_seen = model.best_labels(embeddings_NE, concept.names, concept.kind, or_nothing=False)
+    if_not = model.best_labels(embeddings_NE, (*others, NOTHING), concept.kind, or_nothing=False)
+    pairs = zip(presence_N, if_seen, if_not, strict=True)
+    return [label if presence >= THRESHOLD else other for presence, label, other in pairs], presence_N
