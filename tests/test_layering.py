@@ -41,7 +41,9 @@ LAYERS: dict[str, str] = {
     "defaults": "config training/objectives concepts",
     "dataflow/task": "config storage models run_config concepts",
     # what its steps do: no Ray either
-    "pairs": "errors net env config dataflow/ids dataflow/rows models sampling run_config concepts",
+    "evaluation/prompt_sets": "errors",
+    "pairs": "errors net env config dataflow/ids dataflow/rows models sampling run_config concepts "
+    "evaluation/prompt_sets",
     "evaluation": "errors env config dataflow/ids dataflow/rows dataflow/schemas models training/objectives run_config "
     "concepts dataflow/task pairs",
     # Ray

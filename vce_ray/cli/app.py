@@ -78,7 +78,7 @@ def erase(
 
 
 @app.command()
-@with_settings(*TITLES, exclude=("name", "prompts_file", "prompt_column", "pairs_of"))
+@with_settings(*TITLES, exclude=("name", "prompts_file", "prompt_column", "prompt_set", "prompt_category", "pairs_of"))
 def fleet(
     settings: dict[str, Any],
     concepts: Annotated[list[str], typer.Argument(help="Concepts by name or file, or a fleet file that lists them.")],

@@ -30,7 +30,7 @@ from vce_ray.models.families import default_sampling
 from vce_ray.models.folder import source_of
 from vce_ray.models.words import vocabulary_of
 from vce_ray.pairs.captioner import check_captioner, open_refiner, parse_captioner, try_captioner, try_refiner
-from vce_ray.pairs.prompt_file import read_prompts
+from vce_ray.pairs.prompt_file import read_own_prompts
 from vce_ray.pipeline.run import RUN_FILE, Run
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -97,10 +97,9 @@ def prepare(given: Mapping[str, Any]) -> Task:
     if asked.pairs_of and (asked.prompts_file or "pairs" in given):
         unused = "--prompts" if asked.prompts_file else "pairs." + ", pairs.".join(settings["pairs"])
         raise UserError(f"{unused} has no use with --pairs-of, whose runs have made the pairs: leave one of them out")
-    if asked.prompts_file is not None:
-        prompts = read_prompts(asked.prompts_file, asked.prompt_column)
-        if vocabulary := vocabulary_of(base):
-            vocabulary.check(prompts, asked.prompts_file)
+    own = read_own_prompts(asked)
+    if own is not None and (vocabulary := vocabulary_of(base)):
+        vocabulary.check(own.prompts, str(asked.prompts_file))
     # training settings are checked with the concept's own: both may be wrong alone and right together
     method = _method(settings["train"], concept)
     defaults = default_settings(concept, base, method)

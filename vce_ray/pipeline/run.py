@@ -17,7 +17,7 @@ from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.ids import stable_id
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
-from vce_ray.pairs.prompt_file import read_prompts
+from vce_ray.pairs.prompt_file import read_own_prompts
 from vce_ray.pipeline import stages
 from vce_ray.pipeline.lease import Lease
 from vce_ray.pipeline.progress import RowCounts, StageProgress, count_reasons, describe_metrics, describe_stage
@@ -50,8 +50,8 @@ class Run:
         self.trained: Mapping[str, Any] | None = None
         """The last step of a training under way: its row of the training history."""
         self._counts = RowCounts(self.store)
-        own = self.config.prompts_file
-        self._prompts_digest = stable_id(read_prompts(own, self.config.prompt_column)) if own is not None else None
+        own = read_own_prompts(self.config)
+        self._prompts_digest = stable_id(own.prompts) if own is not None else None
         self.record = self._open_record()
 
     def _open_record(self) -> dict[str, Any]:
