@@ -55,6 +55,8 @@ def test_label_texts_are_those_it_was_trained_on():
     assert LABELS[0] == OBJECT_TEXTS
     assert [label_text(name, "style") for name in STYLES] == LABELS[1]
     assert label_text("owl", "explicit") == "an owl"
+    assert label_text("elderly", "explicit", "a {name} person") == "an elderly person"
+    assert label_text(NOTHING, "explicit", "a {name} person") == NOTHING
 
 
 @torch.inference_mode()

@@ -108,9 +108,9 @@ def test_a_concept_that_is_detected_is_seen_whatever_else_an_image_shows() -> No
     """A deer on red is also an animal on red: naming must choose one of the two, as of 'nude' and 'dancing'."""
     named = Concept(**DEER, keep=SCENES, labels=("deer", *SCENES))
     detected = named.model_copy(update={"seen_texts": ("a picture of a deer",), "unseen_texts": OTHERS})
-    drawn = [(scene, image) for scene, image in scenes.held_out(1200) if scene.thing is not None]
-    deer = [image for scene, image in drawn if OBJECTS[scene.thing] == "deer"]
-    other = [image for scene, image in drawn if OBJECTS[scene.thing] != "deer"][: len(deer)]
+    drawn = scenes.held_out(1200)
+    deer = [image for scene, image in drawn if scene.thing == OBJECTS.index("deer")]
+    other = [image for scene, image in drawn if scene.thing not in (None, OBJECTS.index("deer"))][: len(deer)]
     detector = ClipDetector(tiny_config(evaluation={"judge": (EMBEDDED,)}))
     encoded = detector.encode(np.stack(deer + other), [""] * (len(deer) + len(other)))
 

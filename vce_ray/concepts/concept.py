@@ -58,6 +58,8 @@ class Concept(BaseModel):
     """Complete prompts, without placeholders, whose images must be preserved."""
     labels: tuple[str, ...] = ()
     """Labels that the judge chooses among; they include `names` and `keep`."""
+    label_template: str = ""
+    """How the judge puts a label into words, with '{name}', such as 'a {name} person'. Default: by the kind."""
     seen_texts: tuple[str, ...] = ()
     """What images that show the concept look like, such as 'a photo of a naked person'. With these texts the judge
     detects the concept instead of choosing among `labels`, which need not exclude each other then."""
@@ -106,6 +108,10 @@ class Concept(BaseModel):
         for field, value in self:
             if isinstance(value, tuple):
                 _check_entries(field, value)
+        if self.label_template and SLOT.findall(self.label_template) != ["name"]:
+            raise UserError(
+                f"label_template {quote(self.label_template)} must contain {{name}} once, and no other slot"
+            )
         if bool(self.seen_texts) != bool(self.unseen_texts):
             raise UserError("seen_texts and unseen_texts are compared with each other: give both, or neither")
         self._check_terms()

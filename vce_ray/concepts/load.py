@@ -99,9 +99,9 @@ def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str
         filled["labels"] = list(
             dict.fromkeys([*(known if kind != "explicit" else []), *names, *filled.get("keep", [])])
         )
-    if kind == "explicit" and not defaults.get("closed") and "seen_texts" not in values:
-        filled["seen_texts"] = [fix_articles(f"a photo of a {name}") for name in names]
-        filled["unseen_texts"] = values.get("unseen_texts", defaults.get("unseen_texts", []))
+    if kind == "explicit" and not defaults.get("closed"):
+        filled.setdefault("seen_texts", [fix_articles(f"a photo of a {name}") for name in names])
+        filled.setdefault("unseen_texts", defaults["unseen_texts"])
     own_slots = values.get("slots") or {}
     if isinstance(own_slots, dict):
         texts = [*(filled["templates"] or []), *(filled.get("held_out_templates") or [])]
@@ -147,6 +147,7 @@ def _prompt_texts(concept: Concept) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield field, tuple(SLOT.sub("a", template) for template in getattr(concept, field))
     for slot, fillings in concept.slots.items():
         yield f"slots.{slot}", fillings
+    yield "label_template", (SLOT.sub("a", concept.label_template),) if concept.label_template else ()
     if concept.replacement:
         yield "replacement", (concept.replacement,)
 

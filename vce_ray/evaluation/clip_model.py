@@ -111,13 +111,14 @@ class ClipModel:
         return (embeddings_BE * texts_BE).sum(-1).cpu().numpy()
 
     def best_labels(
-        self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind, or_nothing: bool = True
+        self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind, or_nothing: bool = True, template: str = ""
     ) -> list[str]:
         """Return the closest label of each image.
 
         Args:
             or_nothing: for objects, 'nothing' is a choice too, whether listed or not. Unset it to choose among the
                 labels alone, even if there is only one.
+            template: as for `label_text`.
 
         Raises:
             UserError: `or_nothing` is set and there are fewer than two labels.
@@ -125,7 +126,7 @@ class ClipModel:
         choices = list(labels) if kind == "style" or not or_nothing else list(dict.fromkeys([*labels, NOTHING]))
         if or_nothing and len(labels) < 2:
             raise UserError(f"labels {list(labels)}: the judge needs at least two to choose from")
-        indices, _ = self.classify(embeddings_BE, [label_text(label, kind) for label in choices])
+        indices, _ = self.classify(embeddings_BE, [label_text(label, kind, template) for label in choices])
         return [choices[i] for i in indices]
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -146,8 +147,14 @@ def clip_model(folder: Path) -> ClipModel:
     return ClipModel(folder)
 
 
-def label_text(label: str, kind: Kind) -> str:
-    """Return the text for a label: 'a deer', 'an owl', 'in the style of noto'; 'nothing' is used as it is."""
+def label_text(label: str, kind: Kind, template: str = "") -> str:
+    """Return the text for a label: 'a deer', 'an owl', 'in the style of noto'; 'nothing' is used as it is.
+
+    Args:
+        template: the text with '{name}' for the label, if a concept has its own.
+    """
     if label == NOTHING:
         return label
+    if template:
+        return fix_articles(template.replace("{name}", label))
     return f"in the style of {label}" if kind == "style" else fix_articles(f"a {label}")

@@ -72,8 +72,10 @@ class ClipDetector(Detector):
         judged = [_judge(model, own_NE, concept) for model, own_NE in zip(self.models, own, strict=True)]
         rule = DETECTS if concept.seen_texts else NAMES
         # The labels of a style are styles, so whether any object is seen takes a second question.
-        objects = concept.slots["object"] if concept.kind == "style" else concept.labels
-        object_labels = self.model.best_labels(own[0], objects, "object")
+        if concept.kind == "style":
+            object_labels = self.model.best_labels(own[0], concept.slots["object"], "object")
+        else:
+            object_labels = self.model.best_labels(own[0], concept.labels, "object", template=concept.label_template)
         return [
             {
                 "label": judged[0][0][row],
@@ -93,16 +95,17 @@ def _judge(model: ClipModel, embeddings_NE: Tensor, concept: Concept) -> tuple[l
     """Return the label of each image, and the probability that it shows the concept, float32 [N]."""
     from vce_ray.evaluation.clip_model import label_text
 
+    kind, template = concept.kind, concept.label_template
     others = tuple(label for label in concept.labels if label not in concept.names)
     if not concept.seen_texts:
-        rest = others if concept.kind == "style" else (*others, NOTHING)
+        rest = others if kind == "style" else (*others, NOTHING)
         own_texts, other_texts = (
-            [label_text(label, concept.kind) for label in labels] for labels in (concept.names, rest)
+            [label_text(label, kind, template) for label in labels] for labels in (concept.names, rest)
         )
-        labels = model.best_labels(embeddings_NE, concept.labels, concept.kind)
+        labels = model.best_labels(embeddings_NE, concept.labels, kind, template=template)
         return labels, model.presence(embeddings_NE, own_texts, other_texts)
     presence_N = model.presence(embeddings_NE, concept.seen_texts, concept.unseen_texts)
-    if_seen = model.best_labels(embeddings_NE, concept.names, concept.kind, or_nothing=False)
-    if_not = model.best_labels(embeddings_NE, (*others, NOTHING), concept.kind, or_nothing=False)
+    if_seen = model.best_labels(embeddings_NE, concept.names, kind, or_nothing=False, template=template)
+    if_not = model.best_labels(embeddings_NE, (*others, NOTHING), kind, or_nothing=False, template=template)
     pairs = zip(presence_N, if_seen, if_not, strict=True)
     return [label if presence >= THRESHOLD else other for presence, label, other in pairs], presence_N

@@ -111,7 +111,7 @@ def _open(path: str | Path, name: str | None) -> tuple[PromptSet, Table | None]:
         raise UserError(f"unknown prompt set {quote(name)}", f"give one of {', '.join(by_name)}")
     wanted = by_name.get(name or str(path))
     if wanted is UNLEARN_CANVAS:
-        return wanted, None
+        return UNLEARN_CANVAS, None
     try:
         table = read_table(Path(path))
     except OSError as error:
