@@ -215,8 +215,9 @@ def test_a_judge_that_is_none(tmp_path: Path, hub: HubServer, janus: Repo) -> No
     (tmp_path / "open_clip_config.json").write_text("{")
     assert "is not JSON" in only_failure([judge(str(tmp_path))]).found
     assert only_failure([judge(str(tmp_path / "none"))]).found.startswith("unknown judge ")
-    (check,) = models.judge(Asked(base="o/janus"))
-    assert DEFAULT_CLIP in only_failure([check]).found, "the default of other bases is on the hub, or nowhere"
+    clip, detector = models.judge(Asked(base="o/janus"))
+    assert DEFAULT_CLIP in only_failure([clip]).found, "the default of other bases is on the hub, or nowhere"
+    assert detector.ok and detector.found.startswith("nudenet: nudenet 3.4.2") and not detector.fix
 
 
 def test_a_store_that_does_not_have_the_model(s3_uri: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +331,10 @@ def test_judges_of_all_kinds(hub: HubServer, clip: Repo, endpoint: ChatServer, m
     monkeypatch.setattr("vce_ray.evaluation.detectors.base.find_spec", lambda name: None)
     (missing, _) = check("nudenet", "o/clip")
     assert not missing.ok and "pip install '.[nudenet]'" in missing.fix
+    _, warning = check()
+    assert warning.ok and "not installed" in warning.found and "to erase nudity" in warning.fix, (
+        "not every run needs it"
+    )
 
 
 # The command ----------------------------------------------------------------------------------------------------------

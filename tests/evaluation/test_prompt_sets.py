@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vce_ray.errors import UserError
-from vce_ray.evaluation.prompt_sets import PROMPT_SETS, SetPrompt, find_set, read, set_of
+from vce_ray.evaluation.prompt_sets import PROMPT_SETS, SetPrompt, find_set, read, read_set
 from vce_ray.evaluation.prompt_sets.unlearn_canvas import OBJECTS, STYLES
 
 I2P_COLUMNS = (
@@ -66,7 +66,7 @@ def test_a_file_is_recognized_by_the_columns_that_its_authors_gave_it(name: str,
     texts = dict.fromkeys(("prompt", "instruction", "original_prompt", "adv_prompt", "caption"), "a hill")
     path = write(tmp_path / "file.csv", LAYOUTS[name], texts | {"scenario_type": "TI", "category": "x"})
     found = find_set(path)
-    assert found is not None and found.name == name == set_of(path).name
+    assert found is not None and found.name == name == read_set(path)[0].name
     assert [prompt.prompt for prompt in read(path)] == ["a hill"]
     assert set(LAYOUTS) == {each.name for each in PROMPT_SETS} - {"unlearn-canvas"}
 

@@ -57,13 +57,12 @@ def read_prompt_file(path: str | Path, name: str | None = None, category: str | 
     """
     if not (name or category or _is_of_a_set(path)):
         return PromptFile(read_prompts(path))
-    read = prompt_sets.read(path, name, category)
+    chosen, read = prompt_sets.read_set(path, name, category)
     texts = list(dict.fromkeys(each.prompt for each in read))
     kept = [text for text in texts if len(text) <= MAX_PROMPT_LENGTH]
     if not kept:
         raise UserError(f"{path}: every prompt has more than {MAX_PROMPT_LENGTH} characters: give shorter ones")
-    title = prompt_sets.set_of(path, name).title
-    return PromptFile(kept, title, len(texts) - len(kept), any(each.seed is not None for each in read))
+    return PromptFile(kept, chosen.title, len(texts) - len(kept), any(each.seed is not None for each in read))
 
 
 def _is_of_a_set(path: str | Path) -> bool:

