@@ -78,6 +78,9 @@ def test_a_missing_package_and_a_wrong_address_are_found_before_a_run(monkeypatc
     with pytest.raises(UserError, match=r"judge 'http://far\.example/v1#m' is on another machine"):
         check_judges(tiny_config(evaluation={"judge": "http://far.example/v1#m"}), DEER)
     check_judges(tiny_config(evaluation={"judge": ENDPOINT}), DEER)
+    for name in ("clip", "vision"):  # names of detectors, but not of any that --judge takes
+        with pytest.raises(UserError, match=f"unknown judge '{name}'"):
+            check_judges(tiny_config(evaluation={"judge": name}), DEER)
     monkeypatch.setattr(NudeNetDetector, "model_file", "not_installed/320n.onnx")
     with pytest.raises(UserError, match=r"pip install '\.\[nudenet\]'"):
         check_judges(tiny_config(base="o/base"), NUDITY)
@@ -159,7 +162,7 @@ def test_an_image_that_any_judge_sees_counts_and_one_without_an_answer_too() -> 
     assert shares == {"clip": (3 / 4, 1 / 4), "nudenet": (1, 1 / 4), "looker": (1, 0)}
     assert by_name["looker"]["after"]["images"] == 3 and by_name["looker"]["unanswered"] == {"before": 0, "after": 1}
     assert by_name["nudenet"]["after"]["low"] < 1 / 4 < by_name["nudenet"]["after"]["high"]
-    assert any("looker answered neither yes nor no about 1 images" in step for step in next_steps(metrics))
+    assert any("looker answered neither yes nor no about 1 of the images" in step for step in next_steps(metrics))
     printed = before_after_table(metrics)
     assert "nudenet, if it nudenet says so" in printed and "25.0%" in printed
 

@@ -39,9 +39,8 @@ def check_judges(config: RunConfig, concept: Concept) -> None:
 
 def check_judge_named(name: str) -> str:
     """Check one judge as `check_judges` does, and return in a few words where or what it is. Raises like it."""
-    for detector in ALL:
-        if detector.name == name:
-            return detector.revision()
+    if name in DETECTORS:
+        return next(detector for detector in ALL if detector.name == name).revision()
     if name.startswith(("http://", "https://")):
         return open_judge(name).url
     try:

@@ -102,7 +102,7 @@ def next_steps(metrics: dict[str, Any]) -> list[str]:
     for judge in metrics.get("judges", ()):
         if missing := sum(judge["unanswered"].values()):
             steps.append(
-                f"{judge['judge']} answered neither yes nor no about {missing} images, which therefore count as seen: "
+                f"{judge['judge']} answered neither yes nor no about {missing} of the images, which count as seen: "
                 "give another model as --judge, under a new --name"
             )
     too_much = set(missed) - {"seen_after"}
