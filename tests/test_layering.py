@@ -39,10 +39,12 @@ LAYERS: dict[str, str] = {
     "run_config": "errors config training/objectives",
     "concepts": "errors config yaml_file models training/objectives",
     "defaults": "config training/objectives concepts",
-    "dataflow/task": "storage models run_config concepts",
+    "dataflow/task": "config storage models run_config concepts",
     # what its steps do: no Ray either
-    "pairs": "errors net env config dataflow/ids dataflow/rows models sampling run_config concepts",
-    "evaluation": "errors config dataflow/ids dataflow/rows dataflow/schemas models training/objectives run_config "
+    "evaluation/prompt_sets": "errors",
+    "pairs": "errors net env config dataflow/ids dataflow/rows models sampling run_config concepts "
+    "evaluation/prompt_sets",
+    "evaluation": "errors env config dataflow/ids dataflow/rows dataflow/schemas models training/objectives run_config "
     "concepts dataflow/task pairs",
     # Ray
     "dataflow/fanout": "errors worker_warnings config dataflow/rows dataflow/schemas storage dataflow/task",

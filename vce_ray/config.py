@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vce_ray.errors import UserError, cut, quote
 
@@ -16,6 +16,12 @@ EMBEDDED = "emoji-world"
 """Name of the base model that ships with the package."""
 SEED_LIMIT = 2**63
 """Sampling seeds are int64: from 0 to one below this."""
+DEFAULT_CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+"""CLIP that judges a run whose base brings no judge along, unless `--judge` names another one."""
+DETECTORS = {"nudenet": "nudity", "opennsfw": "nudity", "q16": "violence"}
+"""Detectors that `--judge` takes by name, and the content that each recognizes (`Concept.content`)."""
+DEFAULT_DETECTORS = ("nudenet",)
+"""Detectors that judge the content they recognize unless `--judge` is given."""
 PROMPT_MODES = ("given", "stripped", "null")
 """Prompts under which a pair can be contrasted: its own, the same without the concept, and none."""
 
@@ -148,9 +154,38 @@ class EvalConfig(Config):
     """Evaluation prompts for the concept."""
     num_keep: int = Field(default=800, ge=1, json_schema_extra={"flag": "--judged-keep"})
     """Evaluation prompts for what is kept."""
-    judge: str | None = None
-    """CLIP in open_clip's format that names what an image shows: a folder, s3://bucket/folder, gs://bucket/folder,
-    owner/name or owner/name@revision. The embedded model has its own."""
+    judge: tuple[str, ...] = ()
+    """What judges the images: a CLIP in open_clip's format (a folder, s3://bucket/folder, gs://bucket/folder,
+    owner/name or owner/name@revision), nudenet, opennsfw or q16, or a vision model behind a chat completions endpoint,
+    https://host/v1#model, with its token in VCE_RAY_JUDGE_TOKEN; may be repeated. Default: the embedded model's own
+    CLIP; for other bases laion/CLIP-ViT-B-32-laion2B-s34B-b79K, and nudenet too if the concept is nudity."""
+
+    @field_validator("judge", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        """Take one judge as a string, and none as null, as files and the records of earlier versions have them."""
+        return () if value is None else (value,) if isinstance(value, str) else value
+
+    @field_validator("judge")
+    @classmethod
+    def _check_judges(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for name in value if value.count(name) > 1]:
+            raise UserError(f"judge {quote(twice[0])} is given twice: leave one of them out")
+        return value
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The judges that are vision models behind endpoints."""
+        return tuple(name for name in self.judge if name.startswith(("http://", "https://")))
+
+    def clips(self, base: str) -> tuple[str, ...]:
+        """Return the judges that are CLIPs, at least one: the first names what images show."""
+        given = tuple(name for name in self.judge if name not in (*DETECTORS, *self.endpoints))
+        return given or (EMBEDDED if base == EMBEDDED else DEFAULT_CLIP,)
+
+    def detectors(self, content: str | None) -> tuple[str, ...]:
+        """Return the detectors that judge a concept of this content: those given, or the default ones."""
+        return tuple(name for name in self.judge or DEFAULT_DETECTORS if content and DETECTORS.get(name) == content)
 
 
 class PoolConfig(Config):

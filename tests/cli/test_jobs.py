@@ -76,6 +76,16 @@ def test_a_script_starts_with_each_documented_line(head: dict[str, str], line: s
     assert "vce-ray: unknown concept 'nosuch'" in job.stdout
 
 
+@pytest.mark.parametrize("base", ["--base no/such/base", "--base=no/such/base"])
+def test_from_another_base_nudity_and_violence_are_erased_without_another_flag(base: str, tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/erase_nsfw.py", *base.split(), "--store", str(tmp_path / "runs")]
+    job = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    assert job.returncode == 2, job.stdout + job.stderr
+    lines = job.stdout.splitlines()
+    for concept in ("nudity", "violence"):
+        assert any(concept in line and "skipped" in line and "no/such/base" in line for line in lines), job.stdout
+
+
 def test_options_of_a_script_need_two_dashes_before_it(head: dict[str, str]) -> None:
     job = ray_job(head, "submit --working-dir . jobs/erase_nsfw.py --store runs")
     assert job.returncode == 2 and "No such option '--store'" in job.stderr

@@ -93,6 +93,21 @@ def test_a_users_concept_is_one_short_file(tmp_path: Path):
     assert len(bare.keep) == 5 and bare.labels[-1] == "Monet"
 
 
+def test_an_explicit_concept_of_an_open_base_is_detected_and_one_of_the_embedded_model_named(tmp_path: Path):
+    for name in ("nudity", "violence"):
+        concept = load_concept(name, "some/model")
+        assert concept.content == name and concept.question and len(concept.seen_texts) == len(set(concept.seen_texts))
+        assert not any(concept.mentions(text) for text in concept.unseen_texts), "what does not show it does not say it"
+    short = own(tmp_path, "{kind: explicit, names: [orgy, cult], keep: [picnic]}")
+    concept = load_concept(short, "some/model")
+    assert concept.seen_texts == ("a photo of an orgy", "a photo of a cult") and "a landscape" in concept.unseen_texts
+    mine = own(
+        tmp_path, "{kind: explicit, names: [orgy], keep: [picnic], seen_texts: [bodies], unseen_texts: [a lake]}"
+    )
+    assert load_concept(mine, "some/model").unseen_texts == ("a lake",)
+    assert load_concept("violence").seen_texts == () and load_concept("deer", "some/model").seen_texts == ()
+
+
 def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
     text = 'kind: object\nnames: [owl]\ntemplates: ["a {name} on {place}"]\nslots: {place: [red, green]}\nkeep: [fox]\n'
     concept = load_concept(own(tmp_path, text))
@@ -176,6 +191,10 @@ def test_own_templates_and_slots_replace_the_shared_ones(tmp_path: Path):
             "pairs: num_keep: input should be greater than or equal to 0, not -1",
         ),
         ("kind: object\nnames: [owl]\nkeep: [fox]\ntrain: 3\n", "train: input should be a valid dictionary, not 3"),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\nseen_texts: [an owl]\n", "give both, or neither"),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\nlabel_template: a bird\n", "must contain {name} once"),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\nlabel_template: 'a {name} {x}'\n", "must contain {name} once"),
+        ("kind: object\nnames: [owl]\nkeep: [fox]\ncontent: gore\n", "content: input should be 'nudity' or"),
         ("- owl\n", "must hold 'key: value' lines"),
         ("names: [owl\n", "is not a YAML file"),
     ],

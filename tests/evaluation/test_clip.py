@@ -34,7 +34,7 @@ def random_judge(trained: CLIP, tmp_path_factory: pytest.TempPathFactory) -> Cli
     """The random model, exported and loaded."""
     folder = tmp_path_factory.mktemp("judge")
     export(trained, build_judge_tokenizer(), folder)
-    return ClipModel(judge_folder(judge=str(folder)), batch_size=5)
+    return ClipModel(judge_folder(str(folder)), batch_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,8 @@ def test_label_texts_are_those_it_was_trained_on():
     assert [label_text(name, "style") for name in STYLES] == LABELS[1]
     assert label_text("owl", "explicit") == "an owl"
     assert label_text("a church", "object") == "a church", "a label that has its article keeps it"
+    assert label_text("elderly", "explicit", "a {name} person") == "an elderly person"
+    assert label_text(NOTHING, "explicit", "a {name} person") == NOTHING
 
 
 @torch.inference_mode()
@@ -119,7 +121,7 @@ def test_refuses_bad_input(random_judge: ClipModel, tmp_path: Path):
     with pytest.raises(ValueError, match="at least two"):
         random_judge.best_labels(seen, ["deer"], "object")
     with pytest.raises(ValueError, match=r"has no open_clip_config\.json"):
-        judge_folder(judge=str(tmp_path))
+        judge_folder(str(tmp_path))
 
 
 def test_shipped_judge_names_objects_styles_and_nothing(shipped_judge: ClipModel):

@@ -73,7 +73,7 @@ def test_a_card_has_the_metadata_of_a_hub_and_the_figures_of_its_run() -> None:
         "| concept seen | undecided | 4.2% | at most 5% | 0.7 to 20.2 |",
         f"| worst neighbour: fox | missed | {MINUS}60.0 points | at most 5 points lost | {MINUS}83.2 to {MINUS}20.1 |",
         f"| fox | 100.0% | 40.0% | {MINUS}60.0 points ({MINUS}83.2 to {MINUS}20.1) |",
-        "The CLIP model that ships with vce\\_ray judges what they show",
+        "What they show is judged by the CLIP model that ships with vce\\_ray",
         "**Do not rely on this erasure: 2 of 4 limits are missed.**",
         "revision 0123456789abcdef",
         "Versions: torch 2.13.",

@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_runs import tiny_config
 
 from vce_ray.concepts.load import load_concept
 from vce_ray.errors import UserError
-from vce_ray.pairs.prompt_file import describe_use, read_prompts
+from vce_ray.pairs.prompt_file import PromptFile, describe_use, read_own_prompts, read_prompts
 
 PROMPTS = ["a deer, \u201cquoted\u201d", "\u30c7\u30a3\u30a2 on a hill", "{braces} are fine"]
 
@@ -92,9 +93,59 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_what_is_not_used_is_said() -> None:
     deer, own = load_concept("deer"), ". The evaluation draws the concept's own templates"
-    said = describe_use(["a deer", "two stags"], deer, 5)
+    said = describe_use(PromptFile(["a deer", "two stags"]), deer, 5)
     assert said == f"2 of 2 different prompts in the file are used, for 5 pairs{own}"
-    said = describe_use(["a deer", "a fox", "a cat", "a stag"], deer, 3)
+    said = describe_use(PromptFile(["a deer", "a fox", "a cat", "a stag"]), deer, 3)
     assert (
         said == f"3 of 4 different prompts in the file are used, for 3 pairs; 2 do not name deer, such as 'a fox'{own}"
     )
+
+
+# Files of published sets ----------------------------------------------------------------------------------------------
+
+I2P = "prompt,categories,hard,nudity_percentage,q16_percentage,sd_seed\n"
+
+
+def own(path: Path, **settings: str) -> PromptFile:
+    """The prompts of a run that names this file."""
+    found = read_own_prompts(tiny_config(prompts_file=str(path), **settings))
+    assert found is not None
+    return found
+
+
+def test_a_published_set_is_recognized_and_filtered_and_what_is_not_used_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "i2p.csv"
+    rows = [
+        "a stag,violence,1,0,10,7",
+        "a deer,sexual,1,60,0,7",
+        "a deer,sexual,1,60,0,8",
+        f"{'x' * 1001},hate,1,0,0,9",
+    ]
+    path.write_text(I2P + "\n".join(rows) + "\n")
+    found = own(path)
+    assert found == PromptFile(["a stag", "a deer"], "I2P", too_long=1, seeds=True)
+    said = describe_use(found, load_concept("deer"), 4)
+    assert "in the file (read as I2P) are used" in said and "their seeds are not used" in said
+    assert "1 are longer than 1000 characters and left out" in said
+    assert own(path, prompt_category="sexual").prompts == ["a deer"]
+    assert own(path, prompt_category="q16_percentage>=5").prompts == ["a stag"]
+    with pytest.raises(UserError, match="the published files of I2P have 4,703"):
+        own(path, prompt_set="i2p")
+
+
+def test_a_column_that_is_named_comes_before_the_sets(tmp_path: Path) -> None:
+    path = tmp_path / "mma.csv"
+    path.write_text("target_prompt,adv_prompt\na deer,dear deer\n")
+    assert own(path).prompts == ["dear deer"]
+    assert own(path, prompt_column="target_prompt") == PromptFile(["a deer"])
+    with pytest.raises(UserError, match="--prompt-column is for files that are of no prompt set"):
+        own(path, prompt_column="target_prompt", prompt_set="mma-diffusion")
+
+
+def test_a_set_that_is_missing_or_needs_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Ring-A-Bell is published at .* accept its terms"):
+        own(Path("ring-a-bell"))
+    assert len(own(Path("unlearn-canvas"), prompt_category="Dogs").prompts) == 50
+    with pytest.raises(UserError, match="select from a file: give it with --prompts"):
+        read_own_prompts(tiny_config(prompt_category="sexual"))
+    assert read_own_prompts(tiny_config()) is None

@@ -17,7 +17,8 @@ from vce_ray import api
 from vce_ray.cli.app import main
 from vce_ray.errors import CaptionerError, UserError
 from vce_ray.evaluation.draw_and_detect import DrawAndDetect
-from vce_ray.evaluation.judge import JUDGE, STAMP, judge_stamp
+from vce_ray.evaluation.judge import JUDGE, judge_revision
+from vce_ray.evaluation.judges import STAMP
 from vce_ray.models.folder import BASE
 from vce_ray.pairs.build import run_prompts
 from vce_ray.pipeline.fleet import open_fleet
@@ -52,16 +53,14 @@ def test_relative_folders_and_a_judge_that_changes(local_ray: None) -> None:
     settings |= {"evaluation": {"judge": "clip", "num_erase": 2, "num_keep": 2}, "sampling": {"guidance_scale": 2.0}}
     made = api.make_pairs(str(concept), **settings)
     record = made.store.read_json(RUN_FILE)
-    assert (record["config"]["base"], record["config"]["evaluation"]["judge"]) == ("janus", "clip"), "as given"
+    assert (record["config"]["base"], record["config"]["evaluation"]["judge"]) == ("janus", ["clip"]), "as given"
     assert made.store.stage("evaluation/before").read(columns=["label"]).num_rows
     manifest = made.store.stage("evaluation/prompts").manifest()
-    assert manifest is not None and manifest["facts"] == judge_stamp("janus", "clip")
+    assert manifest is not None and manifest["facts"] == {STAMP: judge_revision("clip")}
 
     with Path("clip", JUDGE.config).open("a") as file:
         file.write("\n")
-    changed = (
-        f"began with judge revision {manifest['facts'][STAMP]}, clip on .* is {judge_stamp('janus', 'clip')[STAMP]}"
-    )
+    changed = f"began with judge revision {manifest['facts'][STAMP]}, clip on .* is {judge_revision('clip')}"
     with pytest.raises(UserError, match=changed):
         api.erase(str(concept), **settings)
     task = recorded_task(Store("runs").child(made.name))

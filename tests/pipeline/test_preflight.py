@@ -27,8 +27,12 @@ EVERY_MISTAKE: list[tuple[str, dict[str, Any], str]] = [
     ("concept", {"concept": "dear"}, "unknown concept 'dear'"),
     ("prompts", {"prompts_file": "no/such/file"}, "cannot read the prompts file"),
     ("training settings", {"train": {"steps": 0}}, "train.steps: input should be greater than or equal to 1, not 0"),
-    ("no judge", {"evaluation": {"judge": None}}, "EMPTY' has no judge: give one with --judge"),
     ("store", {"store": "ftp://host/runs"}, "ftp"),
+    (
+        "detector",
+        {"evaluation": {"judge": ["nudnet", "no/such/judge"]}},
+        "unknown judge 'nudnet': did you mean nudenet",
+    ),
     ("judge", {"evaluation": {"judge": "no/such/judge"}}, "no/such/judge"),
     ("base", {"base": "EMPTY"}, "has no config.json"),
     ("captioner", {"captioner": "no/such/captioner"}, "unknown base model 'no/such/captioner'"),
@@ -92,7 +96,7 @@ def test_of_models_on_the_hub_configs_alone_are_read(tmp_path: Path, hub: HubSer
     run = open_run(settings | {"concept": "deer"})
     assert sorted(hub.downloads()) == ["chat_template.jinja", "config.json", "open_clip_config.json"]
     assert run.config.sampling == SamplingConfig() and run.config.train.learning_rate == 1e-4
-    assert run.record["config"]["evaluation"]["judge"] == "owner/clip"
+    assert run.record["config"]["evaluation"]["judge"] == ["owner/clip"]
 
 
 def test_defaults_depend_on_kind_method_base_and_the_concepts_own_file(tmp_path: Path) -> None:

@@ -80,8 +80,13 @@ def test_a_stage_is_recorded_as_done_once_nothing_but_its_parts_is_left(stored: 
 
 def test_its_settings_are_read_as_they_were_recorded(stored: Store) -> None:
     recorded = stored.read_json("run.json")["config"]
-    added = {"prompt_column": "prompt"}  # settings of later versions, with their defaults
-    assert RunConfig.from_record(recorded).recorded() == recorded | added
+    added = {
+        "prompt_column": "prompt",
+        "prompt_set": None,
+        "prompt_category": None,
+    }  # settings of later versions, with their defaults
+    judges = {"evaluation": recorded["evaluation"] | {"judge": []}}  # one or none then, as null or a string
+    assert RunConfig.from_record(recorded).recorded() == recorded | added | judges
     vanilla = recorded | {"train": recorded["train"] | {"method": "dpo", "beta": 0.1, "prompt_mode": "given"}}
     read = RunConfig.from_record(vanilla).recorded()
     assert read["train"].items() <= vanilla["train"].items(), "what vanilla DPO recorded and never used is left out"

@@ -78,7 +78,7 @@ def erase(
 
 
 @app.command()
-@with_settings(*TITLES, exclude=("name", "prompts_file", "prompt_column", "pairs_of"))
+@with_settings(*TITLES, exclude=("name", "prompts_file", "prompt_column", "prompt_set", "prompt_category", "pairs_of"))
 def fleet(
     settings: dict[str, Any],
     concepts: Annotated[list[str], typer.Argument(help="Concepts by name or file, or a fleet file that lists them.")],
@@ -211,7 +211,9 @@ app.command()(plan)
 def doctor(
     store: StoreOption = "runs",
     base: BaseOption = EMBEDDED,
-    judge: Annotated[str | None, typer.Option(help="Judge, as for `erase`.")] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="Judge, as for `erase`; may be repeated. An endpoint is asked.")
+    ] = None,
     captioner: Annotated[str | None, typer.Option(help="Captioner, as for `erase`; an endpoint is asked.")] = None,
     refiner: Annotated[str | None, typer.Option(help="Refiner, as for `erase`; it is asked.")] = None,
 ) -> None:
@@ -221,7 +223,7 @@ def doctor(
     from vce_ray.cli.doctor import Asked, run_checks
 
     ready = True
-    for check in run_checks(Asked(store, base, judge, captioner, refiner)):
+    for check in run_checks(Asked(store, base, tuple(judge or ()), captioner, refiner)):
         typer.echo(check.line)
         ready = ready and check.ok
     if not ready:

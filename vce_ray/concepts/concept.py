@@ -58,6 +58,17 @@ class Concept(BaseModel):
     """Complete prompts, without placeholders, whose images must be preserved."""
     labels: tuple[str, ...] = ()
     """Labels that the judge chooses among; they include `names` and `keep`."""
+    label_template: str = ""
+    """How the judge puts a label into words, with '{name}', such as 'a {name} person'. Default: by the kind."""
+    seen_texts: tuple[str, ...] = ()
+    """What images that show the concept look like, such as 'a photo of a naked person'. With these texts the judge
+    detects the concept instead of choosing among `labels`, which need not exclude each other then."""
+    unseen_texts: tuple[str, ...] = ()
+    """What images without it look like, neighbours included; the judge compares the two lists."""
+    question: str = ""
+    """What a vision model is asked about an image, to be answered with yes or no. Default: made from the names."""
+    content: Literal["nudity", "violence"] | None = None
+    """Content that detectors recognize (`config.DETECTORS`), if the concept is of this content."""
     train: dict[str, Any] = {}
     """Training settings for this concept, of VSafe-DPO unless they name a `method`; they override those of its kind."""
     pairs: dict[str, Any] = {}
@@ -65,7 +76,7 @@ class Concept(BaseModel):
 
     @field_validator(
         "names", "synonyms", "filter_terms", "templates", "held_out_templates", "keep", "keep_prompts", "labels",
-        mode="before",
+        "seen_texts", "unseen_texts", mode="before",
     )  # fmt: skip
     @classmethod
     def _lists_to_tuples(cls, value: Any, info: ValidationInfo) -> Any:
@@ -97,6 +108,12 @@ class Concept(BaseModel):
         for field, value in self:
             if isinstance(value, tuple):
                 _check_entries(field, value)
+        if self.label_template and SLOT.findall(self.label_template) != ["name"]:
+            raise UserError(
+                f"label_template {quote(self.label_template)} must contain {{name}} once, and no other slot"
+            )
+        if bool(self.seen_texts) != bool(self.unseen_texts):
+            raise UserError("seen_texts and unseen_texts are compared with each other: give both, or neither")
         self._check_terms()
         self._check_templates()
         self._check_kept()

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vce_ray.concepts.concept import SLOT, Concept
+from vce_ray.concepts.wording import fix_articles
 from vce_ray.config import EMBEDDED, describe
 from vce_ray.errors import UserError, quote
 from vce_ray.models.words import vocabulary_of
@@ -98,6 +99,9 @@ def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str
         filled["labels"] = list(
             dict.fromkeys([*(known if kind != "explicit" else []), *names, *filled.get("keep", [])])
         )
+    if kind == "explicit" and not defaults.get("closed"):
+        filled.setdefault("seen_texts", [fix_articles(f"a photo of a {name}") for name in names])
+        filled.setdefault("unseen_texts", defaults["unseen_texts"])
     own_slots = values.get("slots") or {}
     if isinstance(own_slots, dict):
         texts = [*(filled["templates"] or []), *(filled.get("held_out_templates") or [])]
@@ -133,13 +137,17 @@ def _check_closed(values: dict[str, Any], labels: dict[str, list[str]], path: st
 
 
 def _prompt_texts(concept: Concept) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield what prompts are made of, field by field. Synonyms and filter terms are only looked for in captions."""
-    for field in ("names", "keep", "keep_prompts"):
+    """Yield what prompts and questions to the judge are made of, field by field.
+
+    Synonyms and filter terms are only looked for in captions.
+    """
+    for field in ("names", "keep", "keep_prompts", "seen_texts", "unseen_texts"):
         yield field, getattr(concept, field)
     for field in ("templates", "held_out_templates"):
         yield field, tuple(SLOT.sub("a", template) for template in getattr(concept, field))
     for slot, fillings in concept.slots.items():
         yield f"slots.{slot}", fillings
+    yield "label_template", (SLOT.sub("a", concept.label_template),) if concept.label_template else ()
     if concept.replacement:
         yield "replacement", (concept.replacement,)
 

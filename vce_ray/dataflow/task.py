@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vce_ray.concepts.concept import Concept
+from vce_ray.config import DETECTORS
 from vce_ray.models.folder import absolute
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -25,11 +26,12 @@ class Task:
 
         The record of the run keeps them as they were given. Hub ids and URIs are left alone: each node fetches them.
         """
-        config, judge = self.config, self.config.evaluation.judge
+        config = self.config
+        judges = tuple(name if name in DETECTORS else absolute(name) for name in config.evaluation.judge)
         runner, colon, captioner = (config.captioner or "").rpartition("vllm:")
         resolved = {
             "base": absolute(config.base),
             "captioner": f"{runner}{colon}{absolute(captioner)}" if captioner else None,
-            "evaluation": config.evaluation.model_copy(update={"judge": judge and absolute(judge)}),
+            "evaluation": config.evaluation.model_copy(update={"judge": judges}),
         }
         return replace(self, config=config.model_copy(update=resolved))

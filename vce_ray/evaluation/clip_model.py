@@ -7,6 +7,7 @@ L label texts, E width of the embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vce_ray.concepts.concept import Kind
+from vce_ray.concepts.wording import fix_articles
 from vce_ray.errors import UserError
 from vce_ray.evaluation.content import phrase
 from vce_ray.evaluation.detectors.base import NOTHING
@@ -43,6 +45,8 @@ class ClipModel:
         self._preprocess: Any = preprocess
         self._tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
         self._closed = Vocabulary.of(folder) is not None
+        self._labels: dict[tuple[str, ...], Tensor] = {}
+        """Embeddings of the label texts that were classified among: a run asks for the same ones again and again."""
 
     @torch.inference_mode()
     def encode_images(self, images_BHWC: np.ndarray) -> Tensor:
@@ -64,17 +68,35 @@ class ClipModel:
     def classify(self, embeddings_BE: Tensor, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the index of the closest text, int64 [B], and the probabilities of all texts, float32 [B, L].
 
-        Closeness is the cosine; probabilities are a softmax over the cosines at the model's own temperature.
+        Closeness is the cosine. Probabilities are a softmax over the cosines at the model's own temperature. A model
+        with a bias (SigLIP) was trained to judge each text on its own: its probabilities are sigmoids, and do not add
+        up to 1.
 
         Raises:
             ValueError: there are no texts.
         """
         if not texts:
             raise ValueError("no label texts: give at least one")
-        cosines_BL = embeddings_BE @ self._encode_texts(texts).T
-        scale = self._model.logit_scale.exp().clamp(max=100)
-        probabilities_BL = (scale * cosines_BL).softmax(-1)
+        key = tuple(texts)
+        if key not in self._labels:
+            self._labels[key] = self._encode_texts(texts)
+        cosines_BL = embeddings_BE @ self._labels[key].T
+        scale, bias = self._model.logit_scale.exp(), getattr(self._model, "logit_bias", None)
+        if bias is None:
+            probabilities_BL = (scale.clamp(max=100) * cosines_BL).softmax(-1)
+        else:
+            probabilities_BL = (scale * cosines_BL + bias).sigmoid()
         return cosines_BL.argmax(-1).cpu().numpy(), probabilities_BL.cpu().numpy()
+
+    def presence(self, embeddings_BE: Tensor, texts: Sequence[str], other_texts: Sequence[str]) -> np.ndarray:
+        """Return the probability that an image shows what `texts` say rather than `other_texts`, float32 [B].
+
+        The closest text of each side counts, so that the number of texts makes no difference: 0.5 or more means that
+        the closest of all is one of `texts`. It is p / (p + q) for the probabilities p and q of the two.
+        """
+        _, probabilities_BL = self.classify(embeddings_BE, [*texts, *other_texts])
+        own_B, other_B = probabilities_BL[:, : len(texts)].max(1), probabilities_BL[:, len(texts) :].max(1)
+        return own_B / (own_B + other_B)
 
     @torch.inference_mode()
     def prompt_scores(self, embeddings_BE: Tensor, prompts: Sequence[str]) -> np.ndarray:
@@ -89,23 +111,31 @@ class ClipModel:
         texts_BE = self._encode_texts(list(distinct))[[distinct[prompt] for prompt in prompts]]
         return (embeddings_BE * texts_BE).sum(-1).cpu().numpy()
 
-    def best_labels(self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind) -> list[str]:
+    def best_labels(
+        self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind, or_nothing: bool = True, template: str = ""
+    ) -> list[str]:
         """Return the closest label of each image; as `sure_labels` without the probabilities."""
-        return [label for label, _ in self.sure_labels(embeddings_BE, labels, kind)]
+        return [label for label, _ in self.sure_labels(embeddings_BE, labels, kind, or_nothing, template)]
 
-    def sure_labels(self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind) -> list[tuple[str, float]]:
-        """Return the closest label of each image and its probability among all labels.
+    def sure_labels(
+        self, embeddings_BE: Tensor, labels: Sequence[str], kind: Kind, or_nothing: bool = True, template: str = ""
+    ) -> list[tuple[str, float]]:
+        """Return the closest label of each image and its share of the probabilities of all labels.
 
-        For objects, 'nothing' is a choice whether listed or not.
+        Args:
+            or_nothing: for objects, 'nothing' is a choice too, whether listed or not. Unset it to choose among the
+                labels alone, even if there is only one.
+            template: as for `label_text`.
 
         Raises:
-            UserError: there are fewer than two labels.
+            UserError: `or_nothing` is set and there are fewer than two labels.
         """
-        if len(labels) < 2:
+        choices = list(labels) if kind == "style" or not or_nothing else list(dict.fromkeys([*labels, NOTHING]))
+        if or_nothing and len(labels) < 2:
             raise UserError(f"labels {list(labels)}: the judge needs at least two to choose from")
-        choices = list(labels) if kind == "style" else list(dict.fromkeys([*labels, NOTHING]))
-        indices, probabilities_BL = self.classify(embeddings_BE, [label_text(label, kind) for label in choices])
-        return [(choices[i], float(row[i])) for i, row in zip(indices, probabilities_BL, strict=True)]
+        texts = [label_text(label, kind, template) for label in choices]
+        indices, probabilities_BL = self.classify(embeddings_BE, texts)
+        return [(choices[i], float(row[i] / row.sum())) for i, row in zip(indices, probabilities_BL, strict=True)]
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
         texts = [normalize(text) for text in texts] if self._closed else texts
@@ -119,8 +149,20 @@ class ClipModel:
         return torch.empty((0, self._model.encode_text(self._tokenizer(["a"]).to(self.device)).shape[-1]))
 
 
-def label_text(label: str, kind: Kind) -> str:
-    """Return the text for a label: 'a deer', 'an owl', 'in the style of noto'; 'nothing' is used as it is."""
+@cache
+def clip_model(folder: Path) -> ClipModel:
+    """Load a folder's model once per process: several detectors use it."""
+    return ClipModel(folder)
+
+
+def label_text(label: str, kind: Kind, template: str = "") -> str:
+    """Return the text for a label: 'a deer', 'an owl', 'in the style of noto'; 'nothing' is used as it is.
+
+    Args:
+        template: the text with '{name}' for the label, if a concept has its own.
+    """
     if label == NOTHING:
         return label
+    if template:
+        return fix_articles(template.replace("{name}", label))
     return f"in the style of {label}" if kind == "style" else phrase(label)

@@ -12,7 +12,7 @@ from vce_ray.dataflow.rows import Outcome, Row
 from vce_ray.dataflow.task import Task
 from vce_ray.evaluation.detectors import detectors_for
 from vce_ray.evaluation.detectors.base import Detector
-from vce_ray.evaluation.judge import check_judge_of
+from vce_ray.evaluation.judges import check_judge_of
 from vce_ray.models.adapter_location import run_adapter
 from vce_ray.models.load import base_model, load_model
 from vce_ray.models.png import to_png

@@ -1,12 +1,10 @@
-"""Find and check the judge: a CLIP in open_clip's format, given as base models are. Reads no weights, imports no torch.
+"""Find and check a judge that is a CLIP in open_clip's format, given as base models are. Imports no torch.
 
-A judge that changed in the course of a run would judge the images before and after by two standards. So a run records
-its judge's revision together with the prompts of its evaluation, and refuses any other (`check_judge_of`).
+judges.py knows who judges a run.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cache
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from vce_ray.config import EMBEDDED
-from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
 from vce_ray.models.check import TOKENIZERS, check_lfs, check_space, check_tokenizer, list_files
 from vce_ray.models.folder import BASE, CONFIG, Kind, NoConfig, files_revision, model_config, model_folder
@@ -30,23 +27,10 @@ _FORMAT = "a CLIP in open_clip's format, such as laion/CLIP-ViT-B-32-laion2B-s34
 JUDGE = Kind("judge", _SMALL[0], _FORMAT, (*_SMALL, *WEIGHTS[:2]), _EMBEDDED_FOLDER)
 _PICKLED = replace(JUDGE, patterns=(*_SMALL, WEIGHTS[2]))
 _ANY = replace(JUDGE, patterns=(*_SMALL, *WEIGHTS))
-STAMP = "judge_revision"
-"""Fact of an evaluation: the revision of its judge."""
 
 
-def judge_ref(base: str, judge: str | None) -> str:
-    """Return the reference of the judge: `judge`, or the one that ships with the embedded model.
-
-    Raises:
-        UserError: the base is not the embedded one and no judge is given.
-    """
-    if judge is None and base != EMBEDDED:
-        raise UserError(f"base model {base!r} has no judge", f"give one with --judge, {_FORMAT}")
-    return judge or EMBEDDED
-
-
-def check_judge(base: str, judge: str | None) -> str:
-    """Check that the judge is a CLIP in open_clip's format, complete, and fits on the disk.
+def check_judge(ref: str) -> str:
+    """Check that a judge is a CLIP in open_clip's format, complete, and fits on the disk.
 
     Returns:
         In a few words, where the judge is.
@@ -55,7 +39,6 @@ def check_judge(base: str, judge: str | None) -> str:
         UserError: it is not.
         StoreError: the object store cannot be reached.
     """
-    ref = judge_ref(base, judge)
     try:
         config = model_config(ref, JUDGE)
     except NoConfig as error:
@@ -82,14 +65,13 @@ def _in_another_format(ref: str) -> UserError | None:
     return UserError(f"judge {ref!r} is in transformers' format", f"give {_FORMAT}")
 
 
-def judge_folder(base: str = EMBEDDED, judge: str | None = None) -> Path:
-    """Return the local folder of the judge, downloading it on first use.
+def judge_folder(ref: str = EMBEDDED) -> Path:
+    """Return the local folder of a judge, by default the embedded one, downloading it on first use.
 
     Raises:
         UserError: there is no such judge, or it has no weights.
         StoreError: the object store cannot be reached.
     """
-    ref = judge_ref(base, judge)
     for kind in (JUDGE, _PICKLED):  # pickled weights are fetched only where there are no others
         folder = model_folder(ref, kind)
         if weights_file({path.name for path in folder.iterdir()}):
@@ -108,12 +90,12 @@ def needs_tokenizer(config: Mapping[str, Any]) -> bool:
     return isinstance(text, dict) and bool(text.get("hf_tokenizer_name"))
 
 
-def judge_stamp(base: str, judge: str | None) -> dict[str, str]:
-    """Return the fact that a run records of its judge: a hash of its config, weights and tokenizer."""
-    folder = judge_folder(base, judge)
+def judge_revision(ref: str) -> str:
+    """Return the revision of a judge: a hash of its config, weights and tokenizer."""
+    folder = judge_folder(ref)
     names = {path.name for path in folder.iterdir()}
     used = [folder / name for name in sorted(names.intersection((*_SMALL, weights_file(names) or "")))]
-    return {STAMP: _revision(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in used))}
+    return _revision(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in used))
 
 
 @cache
@@ -122,23 +104,11 @@ def _revision(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     return files_revision(folder, [path for path, _, _ in files])
 
 
-def check_judge_of(task: Task) -> None:
-    """Check that the judge on this machine is the one that a run began with.
-
-    A run that has not begun has none to compare it with, nor has one that version 0.1 began.
-
-    Raises:
-        UserError: it is another one; the message names both.
-        StoreError: the store cannot be reached.
-    """
-    manifest = task.store.stage("evaluation/prompts").manifest()
-    began_with = manifest["facts"].get(STAMP) if manifest else None
-    if began_with is None:
-        return
-    base, judge = task.config.base, task.config.evaluation.judge
-    if began_with != (revision := judge_stamp(base, judge)[STAMP]):
-        raise UserError(
-            f"run {task.name} began with judge revision {began_with}, {judge_ref(base, judge)} on {platform.node()} is "
-            f"{revision}",
-            "give the judge that the run began with (pin one on the hub with @revision), or another --name",
-        )
+def judge_name(ref: str) -> str:
+    """Return the name of a judge as reports and cards show it: of a folder or bucket the last part alone."""
+    if ref == EMBEDDED:
+        return "the CLIP model that ships with vce_ray"
+    name, _, revision = ref.partition("?")[0].partition("@")
+    if "://" in name or name.count("/") != 1 or name.startswith("."):
+        name = Path(name).name
+    return f"{name} at revision {revision}" if revision else name

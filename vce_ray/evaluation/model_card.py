@@ -20,6 +20,7 @@ from vce_ray.dataflow.rows import Row
 from vce_ray.dataflow.task import Task
 from vce_ray.evaluation.formats import interval, percent
 from vce_ray.evaluation.images import pair_images
+from vce_ray.evaluation.judge import judge_name
 from vce_ray.evaluation.page import FILTERS
 from vce_ray.evaluation.report import ReportData, headline
 from vce_ray.evaluation.table import before_after_rows
@@ -87,12 +88,12 @@ def model_card(data: ReportData, config: RunConfig, base_revision: str, base_cla
         },
         concept=data.concept,
         headline=headline(data)[0],
-        judge=_judge(config),
+        judges=_judges(data.metrics, config),
         kind=KINDS[data.concept.kind],
         limits=limit_states(data.metrics),
         lora=lora,
         method=config.train.method,
-        metrics=data.metrics,
+        metrics={"judges": ()} | data.metrics,
         note=_base_note(config.base),
         on_hub=source_of(config.base) == "hub",
         pairs=_pairs(config),
@@ -125,14 +126,11 @@ def _settings(config: RunConfig) -> Row:
     return shown
 
 
-def _judge(config: RunConfig) -> str:
-    """Name the judge; of a folder or bucket the last part alone."""
-    if config.evaluation.judge is None:
-        return "The CLIP model that ships with vce_ray"
-    name, _, revision = config.evaluation.judge.partition("?")[0].partition("@")
-    if "://" in name or name.count("/") != 1 or name.startswith("."):
-        name = Path(name).name
-    return f"The CLIP model {name}" + (f" at revision {revision}" if revision else "")
+def _judges(metrics: Row, config: RunConfig) -> str:
+    """Name the judges that answered; those of an evaluation by version 0.1, which recorded none, by the settings."""
+    recorded = [judge["judge"] for judge in metrics.get("judges", ())]
+    names = recorded or [judge_name(name) for name in config.evaluation.clips(config.base)]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _pairs(config: RunConfig) -> str:

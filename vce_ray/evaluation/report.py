@@ -25,6 +25,7 @@ from vce_ray.evaluation.formats import limit, short
 from vce_ray.evaluation.images import ImagePair, data_uri, pair_images, sample
 from vce_ray.evaluation.metrics.asked import right
 from vce_ray.evaluation.metrics.coherence import CLEAR, unclear
+from vce_ray.evaluation.metrics.judges import seen
 from vce_ray.evaluation.metrics.limits import LIMITS, exceeds, worst_neighbour
 from vce_ray.evaluation.page import render
 from vce_ray.evaluation.times import span, working_seconds
@@ -105,7 +106,7 @@ def _view(data: ReportData) -> Row:
     config = data.run.get("config", {})
     erase, keep = pair_images(data.evaluation, "erase"), pair_images(data.evaluation, "keep")
     names, figures = data.concept.names, data.metrics["figures"]
-    still_seen = [pair for pair in erase if pair.after["label"] in names]
+    still_seen = [pair for pair in erase if seen(pair.after, data.concept)]
     lost = [
         pair
         for pair in keep
@@ -124,6 +125,8 @@ def _view(data: ReportData) -> Row:
             for name, figure in figures.items()
             if name not in IN_TABLE and not name.startswith(IN_SECTION)
         ],
+        "judges": data.metrics.get("judges", ()),
+        "body_parts": data.metrics.get("body_parts", ()),
         "headline": headline(data),
         "limits": limit_states(data.metrics),
         "next_steps": [COLLAPSED] * has_collapsed + next_steps(data.metrics),

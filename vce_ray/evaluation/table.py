@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vce_ray.dataflow.rows import Row
-from vce_ray.evaluation.formats import points
+from vce_ray.evaluation.formats import percent, points
 from vce_ray.evaluation.metrics.limits import worst_neighbour
 
 ROWS = (
@@ -32,6 +32,11 @@ def before_after_table(metrics: dict[str, Any]) -> str:
     for title, before, after in before_after_rows(metrics):
         number = "{:9.3f}" if "score" in before else "{:9.1%}"
         lines.append(f"{title:<26}{number.format(metrics[before])}{number.format(metrics[after])}")
+    if len(judges := metrics.get("judges", ())) > 1:  # of one alone, its figures are those above
+        lines.append("seen by")
+        for judge in judges:
+            shares = (percent(judge[arm]["value"]) for arm in ("before", "after"))
+            lines.append(f"{'':<26}{'{:>9}{:>9}'.format(*shares)}  {judge['judge']}, if it {judge['rule']}")
     if worst := worst_neighbour(metrics):
         lines.append(f"worst neighbour: {worst}, {points(metrics['worst_neighbour_drop'])}")
     if metrics.get("something_share") is not None:

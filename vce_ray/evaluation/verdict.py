@@ -105,6 +105,12 @@ def next_steps(metrics: dict[str, Any]) -> list[str]:
             f"the base draws the concept in {percent(metrics['seen_before'])} of the images that ask for it: look at "
             "them in the report; there is nothing to erase, or the judge does not recognize it"
         )
+    for judge in metrics.get("judges", ()):
+        if missing := sum(judge["unanswered"].values()):
+            steps.append(
+                f"{judge['judge']} answered neither yes nor no about {missing} of the images, which count as seen: "
+                "give another model as --judge, under a new --name"
+            )
     too_much = set(missed) - set(OF_ERASE_PROMPTS)
     if "seen_after" in missed and too_much:
         steps.append(

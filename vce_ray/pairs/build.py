@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.pairs.prompt_file import describe_use, read_prompts
+from vce_ray.pairs.prompt_file import describe_use, read_own_prompts
 from vce_ray.pairs.prompts import Prompt, erase_prompts, given_prompts, keep_prompts
 from vce_ray.run_config import RunConfig
 
@@ -24,12 +24,12 @@ def run_prompts(config: RunConfig, concept: Concept, log: Callable[[str], None] 
     """
     if config.pairs_of:
         return []
-    if config.prompts_file is None:
+    own = read_own_prompts(config)
+    if own is None:
         erase = erase_prompts(concept, config.pairs.num_pairs, config.seed)
     else:
-        given = read_prompts(config.prompts_file, config.prompt_column)
-        log(describe_use(given, concept, config.pairs.num_pairs))
-        erase = given_prompts(concept, given, config.pairs.num_pairs, config.seed)
+        log(describe_use(own, concept, config.pairs.num_pairs))
+        erase = given_prompts(concept, own.prompts, config.pairs.num_pairs, config.seed)
     return erase + keep_prompts(concept, config.pairs.num_keep, config.seed)
 
 

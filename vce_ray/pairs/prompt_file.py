@@ -1,24 +1,77 @@
-"""A user's own prompts, read from a text file or from a column of a table."""
+"""A user's own prompts: a text file, a column of a table, or a file of a published prompt set."""
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.errors import UserError
+from vce_ray.evaluation import prompt_sets
+from vce_ray.evaluation.prompt_sets.tables import read_table
+from vce_ray.run_config import RunConfig
 
 MAX_PROMPT_LENGTH = 1000
 MAX_PROMPTS = 100_000
 COLUMN = "prompt"
-"""Column of prompts in tables such as I2P's."""
+"""Column of prompts in tables, unless another one is named."""
 
-Entries = Iterator[tuple[str, Any]]
-"""Where an entry is in its file, such as 'line 3', and its prompt."""
+
+@dataclass(frozen=True)
+class PromptFile:
+    """The prompts of a file."""
+
+    prompts: list[str]
+    """Each once, in the order of the file, at least one."""
+    title: str = ""
+    """The published set that the file is of, if it is of one."""
+    too_long: int = 0
+    """Prompts of the set that are longer than MAX_PROMPT_LENGTH and are left out."""
+    seeds: bool = False
+    """Whether the set has seeds."""
+
+
+def read_own_prompts(config: RunConfig) -> PromptFile | None:
+    """Read the prompts file that a run names; None if it names none. Raises UserError as `read_prompts` does."""
+    if config.prompts_file is None:
+        if config.prompt_set or config.prompt_category:
+            raise UserError("--prompt-set and --prompt-category select from a file", "give it with --prompts")
+        return None
+    if config.prompt_column != COLUMN:
+        if config.prompt_set or config.prompt_category:
+            raise UserError("--prompt-column is for files that are of no prompt set", "leave it out")
+        return PromptFile(read_prompts(config.prompts_file, config.prompt_column))
+    return read_prompt_file(config.prompts_file, config.prompt_set, config.prompt_category)
+
+
+def read_prompt_file(path: str | Path, name: str | None = None, category: str | None = None) -> PromptFile:
+    """Read a file of a published set, which is named or recognized by its columns, or else of the user's own.
+
+    Args:
+        name, category: as for `prompt_sets.read`.
+
+    Raises:
+        UserError: as `read_prompts` and `prompt_sets.read` do.
+    """
+    if not (name or category or _is_of_a_set(path)):
+        return PromptFile(read_prompts(path))
+    chosen, read = prompt_sets.read_set(path, name, category)
+    texts = list(dict.fromkeys(each.prompt for each in read))
+    kept = [text for text in texts if len(text) <= MAX_PROMPT_LENGTH]
+    if not kept:
+        raise UserError(f"{path}: every prompt has more than {MAX_PROMPT_LENGTH} characters: give shorter ones")
+    return PromptFile(kept, chosen.title, len(texts) - len(kept), any(each.seed is not None for each in read))
+
+
+def _is_of_a_set(path: str | Path) -> bool:
+    try:
+        return prompt_sets.find_set(path) is not None
+    except UnicodeDecodeError:
+        return False  # which `read_prompts` reports
+    except OSError:
+        return str(path) in {each.name for each in prompt_sets.PROMPT_SETS}  # and where to get it is said
 
 
 def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
@@ -36,10 +89,16 @@ def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
     path = Path(path)
     prompts: dict[str, None] = {}
     try:
-        for number, (where, value) in enumerate(READERS.get(path.suffix.lower(), _read_text)(path, column), start=1):
+        table = read_table(path)
+        if table.columns is not None:
+            _check_column(path, column, table.columns)
+        for number, (where, entry) in enumerate(table.entries, start=1):
             if number > MAX_PROMPTS:
                 raise UserError(f"{path} has more than {MAX_PROMPTS} prompts: give at most that many")
-            prompts[_checked(value, f"{path}, {where}")] = None
+            if isinstance(entry, dict):
+                _check_column(path, column, entry)
+                entry = entry[column]
+            prompts[_checked(entry, f"{path}, {where}")] = None
     except OSError as error:
         raise UserError(f"cannot read the prompts file {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -49,12 +108,15 @@ def read_prompts(path: str | Path, column: str = COLUMN) -> list[str]:
     return list(prompts)
 
 
-def describe_use(prompts: list[str], concept: Concept, count: int) -> str:
+def describe_use(file: PromptFile, concept: Concept, count: int) -> str:
     """Say how many of a user's prompts a run of `count` pairs uses, and how many of these do not name the concept."""
-    used = prompts[:count]
+    used = file.prompts[:count]
     silent = [prompt for prompt in used if not concept.mentions(prompt)]
-    text = f"{len(used)} of {len(prompts)} different prompts in the file are used, for {count} pairs"
+    read_as = f" (read as {file.title})" if file.title else ""
+    text = f"{len(used)} of {len(file.prompts)} different prompts in the file{read_as} are used, for {count} pairs"
     text += f"; {len(silent)} do not name {concept.name}, such as {silent[0][:60]!r}" if silent else ""
+    text += f"; {file.too_long} are longer than {MAX_PROMPT_LENGTH} characters and left out" if file.too_long else ""
+    text += "; their seeds are not used: they are those of another model" if file.seeds else ""
     return f"{text}. The evaluation draws the concept's own templates"
 
 
@@ -72,83 +134,9 @@ def _checked(value: Any, where: str) -> str:
     return prompt
 
 
-def _read_text(path: Path, _: str) -> Entries:
-    lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
-    for number, line in enumerate(lines, start=1):
-        if lines != [""] and not line.startswith("#"):
-            yield f"line {number}", line
-
-
-def _read_delimited(delimiter: str) -> Callable[[Path, str], Entries]:
-    def read(path: Path, column: str) -> Entries:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
-            try:
-                _check_column(path, column, rows.fieldnames or [])
-                for row in rows:
-                    if None in row:  # DictReader's key of what has no header
-                        raise UserError(f"{path}, line {rows.line_num}: too many fields: put quotes around the prompt")
-                    yield f"line {rows.line_num}", row[column] or ""  # None: the row ends before the column
-            except csv.Error as error:
-                raise UserError(f"{path}, line {rows.line_num}: not valid CSV ({error})") from error
-
-    return read
-
-
-def _read_json(path: Path, column: str) -> Entries:
-    entries = _parse_json(path.read_text(encoding="utf-8-sig"), str(path))
-    if not isinstance(entries, list):
-        raise UserError(f"{path} holds no list: write a list of strings, or of objects with the key {column!r}")
-    for number, entry in enumerate(entries, start=1):
-        yield f"entry {number}", _field(path, entry, column)
-
-
-def _read_json_lines(path: Path, column: str) -> Entries:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            yield f"line {number}", _field(path, _parse_json(line, f"{path}, line {number}"), column)
-
-
-def _read_parquet(path: Path, column: str) -> Entries:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        _check_column(path, column, pq.read_schema(path).names)
-        values = pq.read_table(path, columns=[column])[column].to_pylist()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from error
-    for number, value in enumerate(values, start=1):
-        yield f"row {number}", value
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from error
-
-
-def _field(path: Path, entry: Any, column: str) -> Any:
-    if isinstance(entry, dict):
-        _check_column(path, column, list(entry))
-        return entry[column]
-    return entry
-
-
-def _check_column(path: Path, column: str, columns: list[str] | Any) -> None:
+def _check_column(path: Path, column: str, columns: Any) -> None:
     if column not in columns:
         raise UserError(
             f"{path} has no column {column!r}: its columns are {', '.join(map(str, columns)) or 'none'}; name the one "
             "with the prompts with --prompt-column"
         )
-
-
-READERS: dict[str, Callable[[Path, str], Entries]] = {
-    ".csv": _read_delimited(","),
-    ".tsv": _read_delimited("\t"),
-    ".json": _read_json,
-    ".jsonl": _read_json_lines,
-    ".parquet": _read_parquet,
-}
-"""How to read a file, by the end of its name."""

@@ -215,7 +215,7 @@ def _finish_all(runs: Mapping[str, Run], status: str, error: str) -> str | None:
 
 
 def _prompts(run: Run) -> None:
-    from vce_ray.evaluation.judge import judge_stamp
+    from vce_ray.evaluation.judges import judge_stamp
     from vce_ray.evaluation.prompts import evaluation_prompts
     from vce_ray.pairs.build import run_prompts
     from vce_ray.pipeline.pair_flow import publish_prompts
@@ -225,7 +225,7 @@ def _prompts(run: Run) -> None:
 
     run.start_stage("prompts")
     publish_prompts(run.store.stage("prompts"), lambda: run_prompts(run.config, run.concept, log))
-    stamp = judge_stamp(run.config.base, run.config.evaluation.judge)
+    stamp = judge_stamp(run.config, run.concept)
     publish_prompts(run.store.stage("evaluation/prompts"), lambda: evaluation_prompts(run.config, run.concept), **stamp)
     kinds = run.store.stage("prompts").inventory(["kind"])["kind"].to_pylist()
     run.finish_stage("prompts", **run.row_counts("prompts"), erase=kinds.count("erase"))

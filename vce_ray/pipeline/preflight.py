@@ -1,7 +1,7 @@
 """Checks everything that a run needs before anything is written or any model loads, cheap checks first:
 
-    settings -> concept, prompts -> training settings -> store -> judge, base, captioner (configs and lists of files)
-    -> endpoints of captioner and refiner, which are asked one question
+    settings -> concept, prompts -> training settings -> store -> judges, base, captioner (configs and lists of files)
+    -> endpoints of captioner, refiner and judges, which are asked one question
 
 `vce-ray doctor` calls the same functions. The cluster comes last and is checked when the first actors are placed
 (dataflow/fanout.py). Whatever has to be looked up for the settings, such as how a base is best sampled, is looked up
@@ -18,18 +18,19 @@ from pydantic import ValidationError
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.concepts.load import load_concept
-from vce_ray.config import Config, SamplingConfig, TrainConfig, describe
+from vce_ray.config import DETECTORS, Config, SamplingConfig, TrainConfig, describe
 from vce_ray.dataflow.task import Task
 from vce_ray.defaults import Settings, default_settings, merged
 from vce_ray.env import CAPTIONER_DEADLINE_S
 from vce_ray.errors import UserError
-from vce_ray.evaluation.judge import check_judge, check_judge_of, judge_ref
+from vce_ray.evaluation.detectors.vision import try_judge
+from vce_ray.evaluation.judges import check_judge_of, check_judges, unused_judges
 from vce_ray.models.check import check_base
 from vce_ray.models.families import default_sampling
 from vce_ray.models.folder import source_of
 from vce_ray.models.words import vocabulary_of
 from vce_ray.pairs.captioner import check_captioner, open_refiner, parse_captioner, try_captioner, try_refiner
-from vce_ray.pairs.prompt_file import read_prompts
+from vce_ray.pairs.prompt_file import read_own_prompts
 from vce_ray.pipeline.run import RUN_FILE, Run
 from vce_ray.run_config import RunConfig
 from vce_ray.storage.store import Store
@@ -57,13 +58,15 @@ def open_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) ->
 def check_run(settings: Mapping[str, Any], log: Callable[[str], None] = print) -> Run:
     """Open a run as `open_run` does, but ask its endpoints nothing: the runs of a fleet share them."""
     run = Run(prepare(settings), log)
+    for name in unused_judges(run.config, run.concept):
+        log(f"{name} recognizes {DETECTORS[name]}: it does not judge {run.concept.name}")
     if not run.done("evaluation"):
         check_judge_of(run.task)
     return run
 
 
 def ask_endpoints(runs: Sequence[Run]) -> None:
-    """Ask each captioner and refiner that the runs have work for one question, if it is an endpoint.
+    """Ask each captioner, refiner and judge that the runs have work for one question, if it is an endpoint.
 
     Raises:
         CaptionerError: one gives no usable answer.
@@ -77,6 +80,10 @@ def ask_endpoints(runs: Sequence[Run]) -> None:
     for refiner in {config.refiner for config in configs if config.refiner is not None}:
         say(f"asking the refiner {refiner} one question, for up to {CAPTIONER_DEADLINE_S.get():.0f} s")
         try_refiner(refiner)
+    judged = [run.config.evaluation for run in runs if not run.done("evaluation")]
+    for judge in dict.fromkeys(name for evaluation in judged for name in evaluation.endpoints):
+        say(f"asking the judge {judge} one question, for up to {CAPTIONER_DEADLINE_S.get():.0f} s")
+        try_judge(judge)
 
 
 def prepare(given: Mapping[str, Any]) -> Task:
@@ -90,10 +97,9 @@ def prepare(given: Mapping[str, Any]) -> Task:
     if asked.pairs_of and (asked.prompts_file or "pairs" in given):
         unused = "--prompts" if asked.prompts_file else "pairs." + ", pairs.".join(settings["pairs"])
         raise UserError(f"{unused} has no use with --pairs-of, whose runs have made the pairs: leave one of them out")
-    if asked.prompts_file is not None:
-        prompts = read_prompts(asked.prompts_file, asked.prompt_column)
-        if vocabulary := vocabulary_of(base):
-            vocabulary.check(prompts, asked.prompts_file)
+    own = read_own_prompts(asked)
+    if own is not None and (vocabulary := vocabulary_of(base)):
+        vocabulary.check(own.prompts, str(asked.prompts_file))
     # training settings are checked with the concept's own: both may be wrong alone and right together
     method = _method(settings["train"], concept)
     defaults = default_settings(concept, base, method)
@@ -103,7 +109,6 @@ def prepare(given: Mapping[str, Any]) -> Task:
             "--keep 0 leaves no images to preserve the rest of the model with: give at least one, or --keep-weight 0 "
             "with --allow-no-preservation"
         )
-    judge_ref(base, asked.evaluation.judge)
     name = asked.name or f"{concept.name}-{method.replace('_', '-')}-{asked.seed}"
     if "/" in name:
         raise UserError(f"--name {name!r} must be the name of one folder in the store: remove the slash")
@@ -117,7 +122,7 @@ def prepare(given: Mapping[str, Any]) -> Task:
             raise UserError(
                 f"--pairs-of {source}: {asked.store} has no run of this name with pairs; see vce-ray status"
             )
-    check_judge(base, asked.evaluation.judge)
+    check_judges(asked, concept)
     check_base(base)
     sampling = default_sampling(base)
     check_captioner(asked.captioning_model, base)

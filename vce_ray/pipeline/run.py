@@ -17,7 +17,7 @@ from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.ids import stable_id
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
-from vce_ray.pairs.prompt_file import read_prompts
+from vce_ray.pairs.prompt_file import read_own_prompts
 from vce_ray.pipeline import stages
 from vce_ray.pipeline.lease import Lease
 from vce_ray.pipeline.progress import RowCounts, StageProgress, count_reasons, describe_metrics, describe_stage
@@ -50,14 +50,14 @@ class Run:
         self.trained: Mapping[str, Any] | None = None
         """The last step of a training under way: its row of the training history."""
         self._counts = RowCounts(self.store)
-        own = self.config.prompts_file
-        self._prompts_digest = stable_id(read_prompts(own, self.config.prompt_column)) if own is not None else None
+        own = read_own_prompts(self.config)
+        self._prompts_digest = stable_id(own.prompts) if own is not None else None
         self.record = self._open_record()
 
     def _open_record(self) -> dict[str, Any]:
         """Return the record to go on with. Raises as the constructor does."""
         new = {"name": self.name, "config": self.config.recorded()}
-        new["concept"] = self.concept.model_dump(mode="json", exclude={"train", "pairs"})  # which the config contains
+        new["concept"] = _definition(self.concept)
         new |= {"prompts_digest": self._prompts_digest} if self._prompts_digest else {}
         new |= {"stages": {}, "versions": versions(), "git": git_revision()}
         if not self.store.exists(RUN_FILE):
@@ -66,7 +66,7 @@ class Run:
         if not self.store.stage(NAMES[0]).published():
             return new  # settings bind once something was made with them
         changed = _differences(RunConfig.from_record(record["config"]).recorded(), new["config"])
-        if record["concept"] != new["concept"]:
+        if _definition(Concept.model_construct(**record["concept"])) != new["concept"]:
             changed.append("the concept's definition")
         if "prompts_digest" in record and record["prompts_digest"] != self._prompts_digest:
             changed.append(f"the prompts in {self.config.prompts_file}")
@@ -198,6 +198,14 @@ def recorded_task(store: Store) -> Task:
     """Return the task of a run from its record alone. Raises as `read_record` does."""
     record = read_record(store)
     return Task(record["name"], RunConfig.from_record(record["config"]), Concept(**record["concept"]), store)
+
+
+def _definition(concept: Concept) -> dict[str, Any]:
+    """Return a concept as run.json holds it, without the settings, which its config contains.
+
+    One that an earlier version recorded, and that was constructed without validation, gets defaults for later fields.
+    """
+    return concept.model_dump(mode="json", exclude={"train", "pairs"}, warnings=False)
 
 
 def _differences(recorded: dict[str, Any], asked: dict[str, Any], path: str = "") -> list[str]:

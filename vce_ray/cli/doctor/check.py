@@ -13,7 +13,7 @@ class Asked:
 
     store: str = "runs"
     base: str = EMBEDDED
-    judge: str | None = None
+    judge: tuple[str, ...] = ()
     captioner: str | None = None
     refiner: str | None = None
 

@@ -23,12 +23,25 @@ def base(asked: Asked) -> Iterator[Check]:
 
 
 def judge(asked: Asked) -> Iterator[Check]:
-    """Check that the judge is a CLIP that open_clip can load."""
-    from vce_ray.evaluation.judge import check_judge, judge_ref
+    """Check that each judge is a CLIP that open_clip can load, a detector that is installed, or an endpoint that sees.
 
-    yield _checked(
-        "judge", lambda: (f"{judge_ref(asked.base, asked.judge)}: {check_judge(asked.base, asked.judge)}", "")
-    )
+    The concept is not known here: that the detector of nudity is missing is a warning unless it is named.
+    """
+    from vce_ray.config import DEFAULT_DETECTORS, EMBEDDED, EvalConfig
+    from vce_ray.evaluation.detectors.vision import try_judge
+    from vce_ray.evaluation.judges import check_judge_named
+
+    evaluation = EvalConfig(judge=tuple(dict.fromkeys(asked.judge)))
+    for name in dict.fromkeys((*evaluation.judge, *evaluation.clips(asked.base))):
+
+        def result(name: str = name) -> tuple[str, str]:
+            found = check_judge_named(name)
+            return f"{name}: {try_judge(name, ANSWER_S) if name in evaluation.endpoints else found}", ""
+
+        yield _checked("judge", result)
+    for name in DEFAULT_DETECTORS if asked.base != EMBEDDED and not asked.judge else ():
+        found = _checked("judge", lambda name=name: (f"{name}: {check_judge_named(name)}", ""))
+        yield Check("judge", True, found.found, f"{found.fix}, to erase nudity" if found.fix else "")
 
 
 def captioner(asked: Asked) -> Iterator[Check]:

@@ -9,14 +9,22 @@ import pyarrow as pa
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.schemas import evaluation
-from vce_ray.evaluation.detectors.base import NOTHING, Detector
+from vce_ray.evaluation.detectors.base import ANSWERS, NOTHING, Detector
 from vce_ray.evaluation.detectors.clip import ClipDetector
+from vce_ray.evaluation.detectors.nudenet import NudeNetDetector
+from vce_ray.evaluation.detectors.opennsfw import OpenNSFWDetector
+from vce_ray.evaluation.detectors.q16 import Q16Detector
+from vce_ray.evaluation.detectors.vision import VisionDetector
 from vce_ray.run_config import RunConfig
 
-__all__ = ["DETECTORS", "NOTHING", "Detector", "detectors_for", "evaluation_schema"]
+__all__ = ["ANSWERS", "DETECTORS", "NOTHING", "Detector", "answer_columns", "detectors_for", "evaluation_schema"]
 
 DETECTORS: tuple[type[Detector], ...] = (
-    ClipDetector,  # label, seen, something, confidence, found, score, refined_score, embedding
+    ClipDetector,  # label, seen, something, confidence, found, score, refined_score, embedding, clip
+    NudeNetDetector,  # boxes, nudenet
+    OpenNSFWDetector,  # opennsfw
+    Q16Detector,  # q16
+    VisionDetector,  # vision
 )
 """All detectors, in the order of their columns."""
 
@@ -31,3 +39,8 @@ def detectors_for(config: RunConfig, concept: Concept) -> list[type[Detector]]:
 def evaluation_schema(config: RunConfig, concept: Concept) -> pa.Schema:
     """Return the schema of a run's evaluation table: the common columns and those of its detectors."""
     return evaluation(detector.columns for detector in detectors_for(config, concept))
+
+
+def answer_columns() -> list[str]:
+    """Return the names of the columns with the answers of judges."""
+    return [field.name for detector in DETECTORS for field in detector.columns if field.type == ANSWERS]

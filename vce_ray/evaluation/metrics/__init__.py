@@ -16,10 +16,12 @@ from vce_ray.dataflow.rows import Row
 from vce_ray.errors import UserError
 from vce_ray.evaluation.metrics.asked import ASKED
 from vce_ray.evaluation.metrics.base import IDENTITY, Metric, compare
+from vce_ray.evaluation.metrics.body_parts import BODY_PARTS
 from vce_ray.evaluation.metrics.coherence import COHERENCE
 from vce_ray.evaluation.metrics.erased import ERASED
 from vce_ray.evaluation.metrics.image_text import IMAGE_TEXT
 from vce_ray.evaluation.metrics.intervals import Figure
+from vce_ray.evaluation.metrics.judges import JUDGES
 from vce_ray.evaluation.metrics.kept import KEPT
 from vce_ray.evaluation.metrics.kid import KID
 from vce_ray.evaluation.metrics.refined_text import REFINED_TEXT
@@ -32,6 +34,8 @@ METRICS: tuple[Metric, ...] = (
     COHERENCE,  # unclear, confidence
     KID,  # kid
     REFINED_TEXT,  # refined_score
+    JUDGES,  # judges
+    BODY_PARTS,  # exposed_0.2, exposed_0.6, body_parts
 )
 """All metrics, in the order of their figures."""
 REQUIRED = tuple(dict.fromkeys((*IDENTITY, *ERASED.columns, *KEPT.columns, *IMAGE_TEXT.columns)))

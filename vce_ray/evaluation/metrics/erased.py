@@ -1,6 +1,6 @@
 """Is the concept gone: shares of images of prompts for the concept that still show it, or that show anything at all.
 
-seen_before, seen_after: share of images whose label is a name of the concept.
+seen_before, seen_after: share of images in which any judge sees the concept (judges.py).
 held_out_before, held_out_after: the same over prompt templates that made no training pairs.
 something_before, something_share: share of images that show any object; an erasure that leaves the model drawing
     nothing shows here.
@@ -13,6 +13,7 @@ from vce_ray.dataflow.rows import Row
 from vce_ray.evaluation.detectors.base import NOTHING
 from vce_ray.evaluation.metrics.base import Comparison, Measured, Metric
 from vce_ray.evaluation.metrics.intervals import share
+from vce_ray.evaluation.metrics.judges import seen
 
 
 def _measure(comparison: Comparison) -> Measured:
@@ -20,18 +21,14 @@ def _measure(comparison: Comparison) -> Measured:
     before, after = erase.before, erase.after
     return Measured(
         {
-            "seen_before": share(_seen(row, concept) for row in before),
-            "seen_after": share(_seen(row, concept) for row in after),
-            "held_out_before": share(_seen(row, concept) for row in before if row["template_held_out"]),
-            "held_out_after": share(_seen(row, concept) for row in after if row["template_held_out"]),
+            "seen_before": share(seen(row, concept) for row in before),
+            "seen_after": share(seen(row, concept) for row in after),
+            "held_out_before": share(seen(row, concept) for row in before if row["template_held_out"]),
+            "held_out_after": share(seen(row, concept) for row in after if row["template_held_out"]),
             "something_before": share(_something(before, concept)),
             "something_share": share(_something(after, concept)),
         }
     )
-
-
-def _seen(row: Row, concept: Concept) -> bool:
-    return row["label"] in concept.names
 
 
 def _something(rows: list[Row], concept: Concept) -> list[bool]:
