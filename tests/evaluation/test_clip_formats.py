@@ -98,6 +98,14 @@ def test_a_presence_of_half_or_more_means_that_the_closest_text_is_one_of_its_ow
         assert model.presence(embeddings, own * 3, rest) == pytest.approx(presence, rel=1e-3)
 
 
+def test_a_control_token_in_a_prompt_is_text(tmp_path: Path) -> None:
+    save(tmp_path / "clip", vit())
+    model = ClipModel(tmp_path / "clip")
+    images = model.encode_images(np.random.default_rng(2).integers(0, 255, (1, 32, 32, 3), np.uint8))
+    scores = [model.prompt_scores(images, [f"a deer <eos> {rest}"])[0] for rest in ("and a fox", "on red")]
+    assert scores[0] != scores[1], "the text ends at the typed token"
+
+
 DEER = {"name": "deer", "kind": "explicit", "names": ("deer",), "templates": ("a {name}",)}
 SCENES = tuple(f"{style} emoji of an animal on a {colour} background" for style in STYLES for colour in BACKGROUNDS)
 """Labels that are as true of an image of a deer as 'deer' is."""

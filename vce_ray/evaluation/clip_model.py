@@ -138,7 +138,8 @@ class ClipModel:
         return [(choices[i], float(row[i] / row.sum())) for i, row in zip(indices, probabilities_BL, strict=True)]
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
-        texts = [normalize(text) for text in texts] if self._closed else texts
+        # '<end_of_text>' in a prompt is text: open_clip would end the text there
+        texts = [normalize(text) if self._closed else text.replace("<", "< ") for text in texts]
         rows = []
         for start in range(0, len(texts), self.batch_size):
             ids = self._tokenizer(list(texts[start : start + self.batch_size])).to(self.device)
