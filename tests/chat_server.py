@@ -16,7 +16,7 @@ Response = tuple[int, dict[str, str], bytes]
 class ChatServer:
     """Answers with what a test sets and records the requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.requests: list[dict[str, Any]] = []
         """Payload of each request, with its 'path'."""
         self.tokens: list[str | None] = []
@@ -45,7 +45,7 @@ class ChatServer:
 
             def log_message(self, format: str, *args: Any) -> None: ...
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.name = f"http://127.0.0.1:{self.http.server_port}/v1#tiny"
         """Name of this endpoint as a captioner."""
         threading.Thread(target=self.http.serve_forever, daemon=True).start()

@@ -23,13 +23,13 @@ def part_of(stage: str) -> str:
     return f"/{NAME}/{stage}/part-"
 
 
-def finish(job: subprocess.Popen[str], expected: str = "report:") -> None:
+def finish(job: subprocess.Popen[str], expected: str = "report:", seconds: float = TIMEOUT_S) -> None:
     """Wait for a job, which must succeed and print `expected`."""
     try:
-        output, _ = job.communicate(timeout=TIMEOUT_S)
+        output, _ = job.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         job.kill()
-        pytest.fail(f"the job did not end within {TIMEOUT_S} s:\n{job.communicate()[0][-6000:]}")
+        pytest.fail(f"the job did not end within {seconds:.0f} s:\n{job.communicate()[0][-6000:]}")
     assert job.returncode == 0, output[-6000:]
     assert expected in output
 
