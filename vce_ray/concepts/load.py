@@ -140,8 +140,9 @@ def _prompt_texts(concept: Concept) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield field, tuple(SLOT.sub("a", template) for template in getattr(concept, field))
     for slot, fillings in concept.slots.items():
         yield f"slots.{slot}", fillings
-    if concept.replacement:
-        yield "replacement", (concept.replacement,)
+    for field in ("replacement", "stand_in"):
+        if noun := getattr(concept, field):
+            yield field, (noun,)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
