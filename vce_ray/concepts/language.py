@@ -68,6 +68,11 @@ def is_word(word: str) -> bool:
     return any(word in _lemmas(part) for part in ("noun", "verb", "adj", "adv"))
 
 
+def can_be_verb(word: str) -> bool:
+    """Return whether a word, in lower case, is a verb in some context: in its base form, or with -s."""
+    return word == "does" or bool({word, word.removesuffix("s"), word.removesuffix("es")} & _lemmas("verb"))
+
+
 def is_verb(text: str, start: int, end: int) -> bool:
     """Return whether characters [start, end) of a text are a verb. Parses the text only if a noun is not certain."""
     word = text[start:end].lower()
@@ -76,7 +81,7 @@ def is_verb(text: str, start: int, end: int) -> bool:
         return False
     if before and before[1] in _BEFORE_NOUNS:
         return False
-    if not (word == "does" or {word, word.removesuffix("s"), word.removesuffix("es")} & _lemmas("verb")):
+    if not can_be_verb(word):
         return False
     token = parse(text).char_span(start, end, alignment_mode="expand").root  # type: ignore
     if token.tag_.startswith(("VB", "MD")):

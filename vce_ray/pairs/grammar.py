@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from spacy.tokens import Doc, Token
 
-from vce_ray.concepts.language import parse
+from vce_ray.concepts.language import can_be_verb, parse
 
 NO_CONTENT = frozenset(
     """near image picture photo photograph painting drawing illustration artwork art work style manner scene depiction
@@ -76,7 +76,7 @@ def _token_faults(token: Token, following: Token | None) -> Iterator[str]:
             yield f"'{token.text}' without a noun"
         if word in ("a", "an") and token.head.tag_ == "NNS" and token.head.i > token.i:
             between = token.doc[token.i + 1 : token.head.i]
-            if all(t.pos_ in ("ADJ", "NOUN") and t.lower_ not in ("few", "dozen", "couple", "pair") for t in between):
+            if not can_be_verb(token.head.lower_) and all(t.pos_ in ("ADJ", "NOUN") and t.lower_ not in ("few", "dozen", "couple", "pair") for t in between):
                 yield f"'{token.text}' before a plural"
     if word in _NEEDS_NOUN and token.pos_ in ("ADP", "SCONJ", "PART") and token.dep_ not in ("prt",):
         stranded = any(t.dep_ == "relcl" for t in token.ancestors)

@@ -1,52 +1,50 @@
 """Which words of a parsed sentence to drop, or to put in their place, so that it no longer has a term.
 
-A term is dropped together with what only leads to it, and nothing else. From the term, the rules follow the dependencies
-upwards: from 'van Gogh' over 'of', 'style' and 'in' to 'painted', from 'gun' over 'holding' to the man who holds it.
-What hangs on the term itself from the right is kept if it may as well belong to the word before: in 'a man with a gun
-in a street' the street stays.
+A term is dropped together with what only leads to it, and nothing else. From the term, the rules follow the sentence to
+the left and the dependencies upwards: from 'van Gogh' over 'of', 'style' and 'in' to 'painted', from 'gun' over
+'holding' to the man who holds it. What follows the term is kept if it may as well belong to the word before: in 'a man
+with a gun in a street' the street stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from spacy.tokens import Doc, Token
 
 from vce_ray.concepts.wording import plural
 
-STYLE_NOUNS = frozenset(
-    """style manner aesthetic technique tradition spirit vein fashion palette look brushwork brushstroke stroke approach
-    work artwork art masterpiece hand school influence essence resemblance similarity homage nod tribute take reference
-    hint echo period series oeuvre signature repetition chiaroscuro impasto feel touch mood flair way genre language
-    idiom lens eye period version method lighting effect quality reminder imitation silkscreen canvas color colour swirl
-    pattern theme element""".split()
-)  # fmt: skip
-"""Nouns that lead to an artist: 'the brushwork of'."""
-MADE = frozenset(
-    """do paint draw render create make execute design illustrate depict present portray compose style stylize print
-    craft produce inspire influence attribute base model set""".split()
-)  # fmt: skip
-LIKENESS = frozenset(
-    """reminiscent evocative characteristic typical similar akin like reflective indicative suggestive recognizable
-    famous known""".split()
-)  # fmt: skip
-HOLDS = frozenset("hold carry wield brandish clutch wear have grip bear sport reveal expose display cover".split())
-"""Verbs that a phrase does without once their object is gone: 'a man (holding a gun) in a street'."""
-DEPICTIONS = frozenset(
-    """painting photo photograph picture image drawing portrait statue sculpture illustration sketch print render
-    figurine figure cartoon close-up view study etching engraving poster scene mural silhouette emoji pencil icon
-    rendering depiction artwork watercolor collage series number""".split()
-)  # fmt: skip
-AMOUNTS = frozenset("pair pool pile set lot number drop piece splash trail stain amount kind type sort bunch".split())
-PLACES = frozenset(
-    """in on at near against behind beside under over inside outside along across during beneath between among amid
-    around above below by through throughout within before atop from""".split()
-)  # fmt: skip
-LEFT = frozenset("det amod compound nummod poss advmod predet nmod quantmod npadvmod neg case preconj".split())
+FINITE = frozenset(("VBZ", "VBP", "VBD", "MD"))
+LEFT = frozenset("det amod compound nummod poss advmod predet nmod quantmod npadvmod neg preconj".split())
 MODIFIERS = frozenset("amod compound nmod nummod npadvmod advmod quantmod".split())
-_STAND = {"VB": "stand", "VBP": "stand", "VBZ": "stands", "VBG": "standing", "VBD": "stood", "VBN": "stood"}
-_MEET = {"VB": "meet", "VBP": "meet", "VBZ": "meets", "VBG": "meeting", "VBD": "met", "VBN": "met"}
+COPULAS = frozenset("be appear look seem remain".split())
+AMOUNTS = frozenset("pair pool pile set lot number drop piece splash trail stain amount kind type sort bunch".split())
+DEPICTIONS = frozenset(
+    """painting photo photograph picture image drawing portrait statue sculpture illustration sketch print figurine
+    cartoon close-up view study etching engraving poster scene mural silhouette emoji icon rendering depiction artwork
+    watercolor collage composition""".split()
+)  # fmt: skip
+DEPICTS = frozenset("show depict feature contain portray reveal include display present".split())
+HANDLES = frozenset("shoot fire draw swing twirl load raise thrust sharpen cock".split())
+"""Verbs that tell of a weapon: with 'object' in its place, holding it is what remains."""
+PLACES = frozenset(
+    """in on at near next against behind beside under over inside outside along across during beneath between among amid
+    around above below by through throughout within before atop from while as""".split()
+)  # fmt: skip
+PEOPLE = frozenset("man men woman women boy boys girl girls person people child children couple figure".split())
+_CLAUSE_STARTS = frozenset("while as when but whereas".split())
+_FORMS = {
+    "stand": ("stand", "stands", "standing", "stood", "stood"),
+    "meet": ("meet", "meets", "meeting", "met", "met"),
+    "hold": ("hold", "holds", "holding", "held", "held"),
+}
+_TAGS = {"VB": 0, "VBP": 0, "VBZ": 1, "NNS": 1, "VBG": 2, "NN": 2, "VBD": 3, "VBN": 4}
+
+
+def conjugate(verb: str, like: Token) -> str:
+    """Return a verb of _FORMS in the form of a token."""
+    return _FORMS[verb][_TAGS.get(like.tag_, 2)]
 
 
 @dataclass
@@ -57,27 +55,45 @@ class Edit:
     drop: set[int] = field(default_factory=set)
     put: dict[int, str] = field(default_factory=dict)
 
-    def text(self) -> str:
-        """Return the text after the changes."""
-        pieces = (
-            self.put[token.i] + token.whitespace_ if token.i in self.put else
-            token.text_with_ws if token.i not in self.drop else " "
-            for token in self.doc
-        )  # fmt: skip
-        return "".join(pieces)
-
     def cut(self, tokens: Iterable[Token]) -> None:
         """Drop tokens."""
         self.drop |= {token.i for token in tokens}
 
-    def left_of(self, token: Token) -> bool:
-        """Whether something of the subtree of a token is left, but for punctuation and function words."""
-        return any(
-            other.i not in self.drop and other.pos_ in ("NOUN", "PROPN", "VERB", "ADJ", "NUM") for other in token.subtree
-        )
+    def has_left(self, tokens: Iterable[Token]) -> bool:
+        """Whether a word with content is left of some tokens."""
+        return any(t.i not in self.drop and t.pos_ in ("NOUN", "PROPN", "VERB", "ADJ", "NUM") for t in tokens)
+
+    def text(self) -> str:
+        """Return the text after the changes."""
+        self._drop_commas()
+        if self.doc[-1].text in ".!?":
+            self.drop.discard(self.doc[-1].i)
+        return "".join(
+            self.put[token.i] + token.whitespace_ if token.i in self.put else
+            token.text_with_ws if token.i not in self.drop else " "
+            for token in self.doc
+        )  # fmt: skip
+
+    def _drop_commas(self) -> None:
+        """Drop the commas around what was dropped: both before a verb ('a man, nude, sits'), else one."""
+        kept = [token for token in self.doc if token.i not in self.drop or token.i in self.put]
+        for before, token, after in zip([None, *kept], kept, [*kept[1:], None]):
+            if token.text != "," or before is None or after is None or token.i - before.i == 1 == after.i - token.i:
+                continue
+            if before.text == ",":
+                self.drop.add(token.i)
+                if after.tag_ in FINITE or after.lower_ in ("of", "and"):
+                    self.drop.add(before.i)
+            elif token.i - before.i > 1 and after.tag_ in FINITE:
+                self.drop.add(token.i)
+            elif after.i - token.i > 1 and after.tag_ in FINITE:
+                self.drop.add(token.i)
 
 
-def noun_core(noun: Token) -> list[Token]:
+# Phrases --------------------------------------------------------------------------------------------------------------
+
+
+def core(noun: Token) -> list[Token]:
     """Return a noun with what stands before it in its phrase, and its possessive ending."""
     tokens = [noun]
     for child in noun.children:
@@ -90,182 +106,135 @@ def noun_core(noun: Token) -> list[Token]:
     return tokens
 
 
+def lead(noun: Token) -> tuple[list[Token], Token | None]:
+    """Return what stands before a noun in its phrase by the order of words, with the noun, and the word before that."""
+    tokens, doc = [noun], noun.doc
+    while tokens[0].i > noun.sent.start:
+        left = doc[tokens[0].i - 1]
+        comma = left.text == "," and left.i > noun.sent.start and doc[left.i - 1].pos_ == "ADJ" == tokens[0].pos_
+        if left.pos_ not in ("DET", "ADJ", "NOUN", "PROPN", "NUM", "ADV", "PART") and left.tag_ != "PRP$" and not (
+            left.text == "-" or comma or (left.tag_ in ("VBN", "VBG") and left.dep_ == "amod")
+        ):  # fmt: skip
+            return tokens, left
+        tokens.insert(0, left)
+        if left.pos_ == "DET" or left.tag_ == "PRP$":
+            return tokens, doc[left.i - 1] if left.i > noun.sent.start else None
+    return tokens, None
+
+
 def conjuncts(token: Token) -> list[Token]:
     """Return the conjuncts that depend on a token directly."""
     return [child for child in token.children if child.dep_ == "conj"]
 
 
-def drop_from_list(edit: Edit, token: Token) -> bool:
-    """Drop a member of a coordination with its conjunction. False if the token is in none."""
+def drop_from_list(edit: Edit, token: Token) -> None:
+    """Drop the conjunction of a member of a coordination."""
     followers = conjuncts(token)
-    if token.dep_ == "conj":
-        siblings = [t for t in token.head.children if t.dep_ == "cc" and t.i < token.i]
-        before = max((t.i for t in siblings), default=None)
-        if before is not None and not followers:
-            edit.drop.add(before)
-        return True
-    if followers:
-        edit.cut(t for t in token.children if t.dep_ == "cc" and t.i < followers[0].i)
-        edit.cut(t for t in token.children if t.dep_ == "punct" and token.i < t.i < followers[0].i)
-        return True
-    return False
+    if token.dep_ == "conj" and not followers:
+        before = [t.i for t in token.head.children if t.dep_ == "cc" and t.i < token.i]
+        edit.drop |= set(before[-1:])
+    elif followers:
+        edit.cut(t for t in token.children if t.dep_ in ("cc", "punct") and token.i < t.i < followers[0].i)
 
 
-def drop_modifier(edit: Edit, token: Token) -> None:
-    """Drop an adjective or another word before a noun, with its own adverbs and the comma of a list of adjectives."""
-    edit.cut(t for t in token.subtree if t.i <= token.i or t.dep_ == "case")
-    drop_from_list(edit, token)
-    first = min(t.i for t in token.subtree)
-    if first and edit.doc[first - 1].text == "," and token.i + 1 < len(edit.doc):
-        following = edit.doc[token.i + 1]
-        if following.pos_ in ("NOUN", "ADJ", "PROPN"):
-            edit.drop.add(first - 1)
-    elif token.i + 1 < len(edit.doc) and edit.doc[token.i + 1].text == "," and edit.doc[max(first - 1, 0)].pos_ in (
-        "DET", "NUM", "PRON",
-    ):  # fmt: skip
-        edit.drop.add(token.i + 1)
+def drop_modifier(edit: Edit, words: Sequence[Token]) -> None:
+    """Drop adjectives, or other words before a noun, with their adverbs and the comma of a list of adjectives."""
+    doc, token = edit.doc, words[-1]
+    edit.cut(words)
+    for word in words:
+        edit.cut(t for t in word.children if t.dep_ in ("advmod", "npadvmod", "punct") and t.i < word.i)
+        if not any(t.i in edit.drop for t in conjuncts(word)):
+            drop_from_list(edit, word)
+    first = min((t.i for t in doc if t.i in edit.drop and t.i <= token.i and t.sent == token.sent), default=token.i)
+    before = doc[first - 1] if first > 0 else None
+    after = doc[token.i + 1] if token.i + 1 < len(doc) else None
+    if before is not None and before.text == "," and after is not None and after.pos_ in ("NOUN", "ADJ", "PROPN"):
+        edit.drop.add(before.i)
+    elif after is not None and after.text == "," and before is not None and before.pos_ in ("DET", "NUM"):
+        edit.drop.add(after.i)
 
 
 def drop_rest(edit: Edit, token: Token) -> None:
-    """Drop what follows a dropped noun or verb and makes no sense without it; keep places and people's actions."""
+    """Drop what follows a dropped noun or verb and makes no sense without it; keep places and what people do."""
     for child in token.children:
         if child.i < token.i or child.i in edit.drop:
             continue
         if child.dep_ in ("prep", "agent", "dative", "prt"):
-            if _is_place(child):
+            own = any(t.tag_ in ("PRP$", "POS") for t in child.subtree)
+            if child.lower_ in PLACES and not own:
                 continue
             edit.drop.add(child.i)
-            for noun in child.children:
-                if noun.dep_ in ("pobj", "pcomp"):
-                    edit.cut(noun_core(noun))
-                    edit.cut(t for other in conjuncts(noun) for t in other.subtree)
+            for inner in child.children:
+                if inner.dep_ != "pobj":
+                    edit.cut(inner.subtree)
+                    continue
+                for noun in (inner, *inner.conjuncts):
+                    edit.cut(core(noun))
                     edit.cut(t for t in noun.children if t.dep_ == "cc")
                     drop_rest(edit, noun)
-                else:
-                    edit.cut(noun.subtree)
-        elif child.dep_ in ("relcl", "amod", "advmod", "acomp", "appos", "oprd") or child.tag_ == "VBN":
+        elif child.dep_ in ("relcl", "amod", "acomp", "appos", "oprd"):
             if not any(t.lower_ == "who" for t in child.children):
                 edit.cut(child.subtree)
 
 
-def _is_place(prep: Token) -> bool:
-    """Whether a phrase tells where or when something is, other than on someone's body."""
-    own = any(t.tag_ == "PRP$" or t.dep_ == "case" for t in prep.subtree)
-    front = prep.lower_ in ("in", "next", "on") and not own
-    return front or (prep.lower_ in PLACES and not own)
+def drop_tail(edit: Edit, token: Token) -> None:
+    """Drop the words after a token up to the next comma or finite verb: the rest of 'its steeple pointing upwards'."""
+    for word in token.doc[token.i + 1 : token.sent.end]:
+        if word.is_punct or word.tag_ in FINITE:
+            return
+        edit.drop.add(word.i)
+
+
+def drop_clause(edit: Edit, verb: Token) -> None:
+    """Drop a main clause: from its start to its end, or to another clause that can stand alone ('while ...')."""
+    doc, first, last = edit.doc, verb.sent.start, verb.sent.end
+    subject = next((t for t in verb.children if t.dep_ in ("nsubj", "nsubjpass")), verb)
+    for token in doc[first : min(subject.i, verb.i)]:
+        if token.text == ";" or (token.dep_ == "cc" and doc[token.i - 1].text == ","):
+            first = token.i
+    for token in doc[verb.i : last]:
+        rest = doc[token.i + 1 : last]
+        if token.text == ";" or (token.lower_ in _CLAUSE_STARTS and any(t.tag_ in FINITE for t in rest)):
+            last = token.i + 1
+            break
+    edit.cut(doc[first:last])
+    edit.put = {i: word for i, word in edit.put.items() if i not in range(first, last)}
 
 
 def drop_predicate(edit: Edit, verb: Token) -> None:
     """Drop a verb that has lost its object or complement, and of its clause what cannot stand without it."""
-    helpers = ("aux", "auxpass", "neg", "prt", "advmod", "mark", "expl")
-    parts = [verb, *(t for t in verb.children if t.dep_ in helpers and (t.i < verb.i or t.dep_ != "advmod"))]
+    helpers = [t for t in verb.children if t.dep_ in ("aux", "auxpass", "neg", "prt", "mark", "expl")]
+    helpers += [t for t in verb.children if t.dep_ == "advmod" and t.i < verb.i]
     subject = next((t for t in verb.children if t.dep_ in ("nsubj", "nsubjpass")), None)
     relative = subject is not None and subject.tag_ in ("WDT", "WP")
-    others = [t for t in conjuncts(verb) if t.pos_ in ("VERB", "AUX")]
-    if verb.dep_ == "conj" and verb.head.pos_ in ("VERB", "AUX", "NOUN", "PROPN", "ADJ"):
+    follower = next((t for t in conjuncts(verb) if t.pos_ in ("VERB", "AUX")), None)
+    own_subject = follower is not None and any(t.dep_ in ("nsubj", "nsubjpass") for t in follower.children)
+    edit.drop.add(verb.i)
+    if follower is not None and not own_subject:
         drop_from_list(edit, verb)
-        edit.cut(verb.subtree if subject is not None and not relative else parts)
-        drop_rest(edit, verb)
-    elif others and not any(t.dep_ in ("nsubj", "nsubjpass") for t in others[0].children):
-        edit.cut(parts)
+        if follower.tag_ != verb.tag_:  # 'is naked and is looking', but 'is holding a knife and smiling'
+            edit.cut(helpers)
+    elif verb.dep_ == "conj":
         drop_from_list(edit, verb)
-        if subject is None or others[0].tag_ not in ("VBG", "VBN") or verb.tag_ == others[0].tag_:
-            edit.drop -= {t.i for t in verb.children if t.dep_ in ("aux", "auxpass", "mark") and verb.tag_ == others[0].tag_}
-    elif subject is not None and not relative and verb.dep_ in ("advcl", "acl", "relcl", "ccomp", "parataxis", "pcomp"):
-        edit.cut(verb.subtree)
-        if verb.dep_ == "pcomp":
-            edit.drop.add(verb.head.i)
+        edit.cut(helpers)
+    elif subject is not None and not relative and verb.tag_ not in FINITE and subject.i not in edit.drop and not any(
+        t.dep_ in ("aux", "auxpass") for t in verb.children
+    ):  # 'her long hair covering her breasts'
+        edit.cut(helpers)
+        first = min(t.i for t in subject.subtree)
+        if edit.doc[first - 1].lower_ != "with":
+            edit.put[first] = f"with {edit.doc[first].text}"
     else:
-        edit.cut(parts)
+        edit.cut(helpers)
         if relative and subject is not None:
             edit.cut(subject.subtree)
-        if verb.dep_ == "xcomp" and verb.head.lemma_ in ("appear", "seem", "look"):
+        if verb.dep_ == "xcomp" and verb.head.lemma_ in COPULAS:
             drop_predicate(edit, verb.head)
         if verb.dep_ == "pcomp":
             edit.drop.add(verb.head.i)
-        drop_rest(edit, verb)
 
 
-class StyleRules:
-    """Drops a style: its phrase up to the word that it describes."""
-
-    def __init__(self, edit: Edit):
-        self.edit = edit
-
-    def drop(self, name: Token) -> None:
-        """Drop an artist's name, and upwards all that only leads to it."""
-        edit, node = self.edit, name
-        edit.cut(noun_core(name))
-        while True:
-            up = node.head
-            if node.dep_ == "conj" and node is name:
-                drop_from_list(edit, node)
-                return
-            if node is name and conjuncts(node) and node.dep_ in ("pobj", "poss", "dobj"):
-                drop_from_list(edit, node)
-                return
-            if node.dep_ == "poss" or (node.dep_ in MODIFIERS and up.i > node.i):
-                if up.lemma_.lower() not in STYLE_NOUNS:
-                    if node.dep_ == "poss" and node.tag_ not in ("PRP$",):
-                        edit.put[min(t.i for t in noun_core(node))] = "the"
-                    return
-                edit.cut(noun_core(up))
-                edit.put.clear()
-                node = up
-            elif node.dep_ in ("pobj", "pcomp"):
-                edit.drop.add(up.i)
-                edit.cut(t for t in up.children if t.dep_ in ("advmod", "mark", "prep", "pcomp") and t.i < node.i)
-                above = up.head
-                if up.dep_ in ("pcomp", "prep") and above.pos_ in ("ADP", "SCONJ", "ADV"):
-                    edit.drop.add(above.i)  # 'as if by'
-                    above = above.head
-                if above.pos_ in ("NOUN", "PRON", "PROPN") and (
-                    above.lemma_.lower() in STYLE_NOUNS or above.lower_ in ("that", "those")
-                ):
-                    edit.cut(noun_core(above))
-                    node = above
-                elif above.pos_ in ("VERB", "ADJ", "AUX") or above.lemma_.lower() in LIKENESS:
-                    self._predicate(above)
-                    return
-                else:
-                    return
-            elif node.dep_ in ("dobj", "attr", "oprd", "acomp"):
-                self._predicate(up)
-                return
-            elif node.dep_ in ("nsubj", "nsubjpass"):
-                edit.cut(up.subtree if up.dep_ in ("ROOT", "conj", "relcl", "advcl") else node.subtree)
-                return
-            elif node.dep_ == "acl" or node.dep_ == "relcl":
-                return
-            else:
-                return
-
-    def _predicate(self, word: Token) -> None:
-        """Drop 'reminiscent', 'inspired' or 'painted', and the verb that goes with it."""
-        edit = self.edit
-        if word.pos_ == "ADJ" or word.lemma_.lower() in LIKENESS:
-            edit.cut(t for t in word.subtree if t.i <= word.i and t.dep_ in ("advmod", "amod", "det") or t is word)
-            if word.dep_ in ("acomp", "attr", "oprd") and word.head.pos_ in ("AUX", "VERB"):
-                word = word.head
-            else:
-                return
-        stays = [
-            t for t in word.children
-            if t.i > word.i and t.i not in edit.drop and t.dep_ in ("prep", "agent", "npadvmod", "oprd", "dobj", "conj")
-        ]  # fmt: skip
-        if word.lemma_ in MADE and word.tag_ == "VBN" and any(t.dep_ in ("prep", "agent") for t in stays):
-            return
-        if word.dep_ == "ROOT":
-            subject = next((t for t in word.children if t.dep_ in ("nsubj", "nsubjpass")), None)
-            if not stays and (subject is None or _says_little(subject)):
-                edit.cut(word.subtree)
-                return
-        drop_predicate(edit, word)
-
-
-def _says_little(noun: Token) -> bool:
-    plain = [t for t in noun.subtree if t.pos_ in ("NOUN", "PROPN", "PRON", "NUM")]
-    return all(t.lemma_.lower() in STYLE_NOUNS | DEPICTIONS or t.pos_ == "PRON" for t in plain)
+# Terms ----------------------------------------------------------------------------------------------------------------
 
 
 class TermRules:
@@ -273,137 +242,186 @@ class TermRules:
 
     Args:
         stand_in: the noun; '' drops the phrase in any case.
+        whole: noun that the concept has been replaced by, of which the term may be a part.
+        parts: the terms are parts of a thing ('antler'), not things of their own ('gun').
     """
 
-    def __init__(self, edit: Edit, stand_in: str):
-        self.edit, self.stand_in = edit, stand_in
+    def __init__(self, edit: Edit, stand_in: str, whole: str = "", parts: bool = False):
+        self.edit, self.stand_in, self.whole, self.parts = edit, stand_in or whole, whole, parts
 
-    def drop(self, term: Token, words: list[Token]) -> None:
-        """Drop a term of these words, of which `term` is the head."""
-        edit, up = self.edit, term.head
-        if term.pos_ in ("VERB", "AUX") and term.dep_ not in MODIFIERS and self._verb(term):
-            return
-        if term.dep_ in MODIFIERS and up.i > term.i and up not in words:
-            edit.cut(words)
-            drop_modifier(edit, term)
-        elif term.pos_ in ("ADJ", "ADV") or term.tag_ == "VBN":
-            self._adjective(term, words)
-        else:
-            edit.cut(words)
-            self._noun(term)
-
-    def _verb(self, term: Token) -> bool:
-        """Replace an action by standing, or meeting if it has an object. False if it is a participle that describes."""
-        edit = self.edit
-        agent = any(t.dep_ == "agent" for t in term.children)
-        if term.tag_ == "VBN" and not agent:
-            return False
-        forms = _MEET if agent or any(t.dep_ == "dobj" for t in term.children) else _STAND
-        edit.put[term.i] = forms.get(term.tag_, forms["VBG"])
-        return True
-
-    def _adjective(self, term: Token, words: list[Token]) -> None:
-        edit, up = self.edit, term.head
+    def drop(self, words: Sequence[Token]) -> None:
+        """Drop a term of these words."""
+        edit, doc = self.edit, self.edit.doc
+        term = next((t for t in words if t.head not in words), words[-1])
+        after = doc[words[-1].i + 1] if words[-1].i + 1 < len(doc) else None
+        if len(words) == 1 and self._is_action(term, after):
+            return self._action(term)
+        if words[0].tag_ in ("VBG", "VBN") and after is not None and after.lower_ == "but":  # 'wearing nothing but'
+            return edit.cut([*words[1:], after])
         edit.cut(words)
+        if words[0].pos_ == "ADP":  # 'in the nude'
+            return None
+        if words[-1].head.i > words[-1].i and self._describes(words[-1], after):
+            return drop_modifier(edit, words)
+        if term.pos_ in ("ADJ", "ADV", "VERB", "AUX") and not (term.pos_ == "ADJ" and lead(term)[0][0].pos_ == "DET"):
+            return self._adjective(term)
+        return self._noun(words[-1], after)
+
+    def _describes(self, word: Token, after: Token | None) -> bool:
+        """Whether a word belongs to a noun after it, which is not its own participle: 'a pistol drawn'."""
+        if after is None or after.pos_ not in ("NOUN", "PROPN", "ADJ", "NUM", "VERB", "PUNCT", "CCONJ"):
+            return False
+        if word.pos_ in ("NOUN", "PROPN"):
+            return after.pos_ in ("NOUN", "PROPN") and not _may_be_verb(word, after)
+        return word.dep_ in (*MODIFIERS, "conj") and after.tag_ not in FINITE
+
+    def _is_action(self, term: Token, after: Token | None) -> bool:
+        if self.parts or term.dep_ in ("amod", "compound") and after is not None and after.pos_ == "NOUN":
+            return False
+        agent = any(t.dep_ == "agent" for t in term.children)
+        if term.tag_ == "VBN" or term.lower_.endswith("ed"):
+            return agent
+        gerund = term.lower_.endswith("ing") and term.i > 0 and term.doc[term.i - 1].pos_ in ("NOUN", "AUX", "PROPN")
+        return term.pos_ == "VERB" or gerund
+
+    def _action(self, term: Token) -> None:
+        """Replace an action by standing, or by meeting if it is done to someone."""
+        done_to = any(t.dep_ in ("agent", "dobj") for t in term.children)
+        self.edit.put[term.i] = conjugate("meet" if done_to else "stand", term)
+
+    def _adjective(self, term: Token) -> None:
+        edit, up = self.edit, term.head
         edit.cut(t for t in term.children if t.dep_ in ("advmod", "npadvmod", "neg") and t.i < term.i)
-        copula = up if up.lemma_ in ("be", "appear", "look", "seem", "remain") and up.pos_ in ("AUX", "VERB") else None
-        helpers = [t for t in term.children if t.dep_ in ("auxpass", "aux", "cop")]
-        if term.dep_ in ("acomp", "attr", "oprd") and copula is not None:
-            if drop_from_list(edit, term):
-                return
-            drop_predicate(edit, copula)
-        elif helpers:
+        listed = term.dep_ == "conj" or any(t.pos_ == term.pos_ and t.tag_ != "VBZ" for t in conjuncts(term))
+        if term.dep_ in ("acomp", "attr", "oprd") and up.lemma_ in COPULAS and up.pos_ in ("AUX", "VERB"):
+            drop_from_list(edit, term) if listed else drop_predicate(edit, up)
+        elif any(t.dep_ in ("auxpass", "aux") for t in term.children):
             drop_predicate(edit, term)
         else:
             drop_from_list(edit, term)
-            relative = [t for t in term.children if t.dep_ in ("nsubj", "nsubjpass") and t.tag_ in ("WDT", "WP")]
-            edit.cut(relative)
+            edit.cut(t for t in term.children if t.tag_ in ("WDT", "WP"))
 
-    def _noun(self, term: Token) -> None:
-        edit, up = self.edit, term.head
-        core = noun_core(term)
-        owner = next((t for t in term.children if t.dep_ == "poss"), None)
-        if term.dep_ in ("nsubj", "nsubjpass", "ROOT", "attr"):
-            self._subject(term, owner)
-            return
-        if term.dep_ == "conj" or (conjuncts(term) and term.dep_ in ("dobj", "pobj")):
-            head = term.head if term.dep_ == "conj" else term
-            if head.dep_ in ("nsubj", "nsubjpass", "ROOT"):
-                self._stand_in(term)
-                return
-            edit.cut(core)
-            drop_rest(edit, term)
+    def _noun(self, term: Token, after: Token | None) -> None:
+        edit, doc = self.edit, self.edit.doc
+        phrase, link = lead(term)
+        owner = phrase[0] if phrase[0].tag_ == "PRP$" else None
+        part_of = next((t for t in term.children if t.lower_ == "of"), None)
+        if part_of is not None and any(t.lemma_.lower() == self.whole != "" for t in part_of.children):
+            edit.cut([*phrase, part_of])  # 'the bell tower of the building'
+        elif owner is not None and after is not None and after.tag_ in ("VBG", "VBN", "JJ", "RB", "NN"):
+            edit.cut([*phrase, *([link] if link is not None and link.lower_ in ("with", "and") else [])])
+            drop_tail(edit, phrase[-1])
+        elif link is not None and link.pos_ == "ADP":
+            self._after_preposition(term, phrase, link)
+        elif link is not None and link.pos_ == "VERB" and term.dep_ not in ("nsubj", "nsubjpass"):
+            self._object(term, phrase, link)
+        elif term.dep_ in ("conj", "appos") and link is not None and not self._is_subject(term.head):
+            self._listed(term, phrase)
+        elif owner is not None and term.dep_ in ("nsubj", "nsubjpass"):
+            drop_clause(edit, term.head)
+        elif conjuncts(term) and not self.stand_in:
+            edit.cut(phrase)
             drop_from_list(edit, term)
-        elif term.dep_ == "pobj":
-            self._object_of_preposition(term, core)
-        elif term.dep_ in ("dobj", "dative"):
-            if up.lemma_ in HOLDS or up.tag_ in ("VBG", "VBN") and up.dep_ in ("acl", "advcl", "conj", "amod", "relcl"):
-                edit.cut(core)
-                drop_rest(edit, term)
-                drop_predicate(edit, up)
-            elif any(t.pos_ == "VERB" and not any(c.dep_ == "nsubj" for c in t.children) for t in conjuncts(up)):
-                edit.cut(core)
-                drop_rest(edit, term)
-                drop_predicate(edit, up)
-            else:
-                self._stand_in(term)
         else:
-            edit.cut(core)
-            drop_rest(edit, term)
-            drop_from_list(edit, term)
+            self._stand_in(term, phrase)
+        if after is not None and after.tag_ in ("VBN", "JJ") and term.i in edit.drop and term.i not in edit.put:
+            following = doc[after.i + 1] if after.i + 1 < len(doc) else None
+            if following is None or following.is_punct or following.tag_ in FINITE:  # 'a pistol drawn'
+                edit.drop.add(after.i)
 
-    def _object_of_preposition(self, term: Token, core: list[Token]) -> None:
-        edit, prep = self.edit, term.head
-        above = prep.head
-        if prep.lower_ == "of" and above.lemma_.lower() in AMOUNTS and above.pos_ == "NOUN":
-            edit.cut([prep, *core])
-            edit.cut(noun_core(above))
-            drop_rest(edit, term)
-            self._noun(above)
-            return
-        if prep.lower_ == "of" and above.lemma_.lower() in DEPICTIONS:
-            self._stand_in(term)
-            return
-        edit.cut([prep, *core])
-        edit.cut(t for t in prep.children if t.dep_ in ("advmod", "prep") and t.i < term.i)
+    @staticmethod
+    def _is_subject(head: Token) -> bool:
+        return head.dep_ in ("nsubj", "nsubjpass") and head.head.tag_ in ("VBP", "VB", "VBN", "VBG")
+
+    def _listed(self, term: Token, phrase: list[Token]) -> None:
+        edit, first = self.edit, phrase[0].i
+        edit.cut(phrase)
         drop_rest(edit, term)
-        if above.tag_ == "VBN" and above.dep_ in ("acl", "amod", "advcl", "conj", "ROOT", "relcl", "acomp"):
-            if not any(t.dep_ in ("prep", "agent", "dobj") and t.i not in edit.drop for t in above.children):
-                drop_predicate(edit, above)
+        before = edit.doc[first - 1]
+        following = [t for t in edit.doc[term.i + 1 : term.i + 3] if t.pos_ == "CCONJ" or t.text == ","]
+        if before.text == "," or not following:
+            edit.drop.add(before.i)
+        if before.pos_ == "CCONJ" and edit.doc[first - 2].text == ",":
+            edit.drop.add(first - 2)
 
-    def _subject(self, term: Token, owner: Token | None) -> None:
-        edit, verb = self.edit, term.head
-        finite = verb.tag_ in ("VBZ", "VBP", "VBD") or any(t.dep_ in ("aux", "auxpass") for t in verb.children)
-        if term.dep_ in ("nsubj", "nsubjpass") and (not finite or (owner is not None and owner.pos_ == "PRON")):
-            clauses = [t for t in verb.children if t.dep_ == "advcl" and any(c.dep_ == "nsubj" for c in t.children)]
-            edit.cut(verb.subtree)
-            if verb.dep_ == "ROOT" and clauses:
-                edit.drop -= {t.i for t in clauses[0].subtree}
-                edit.cut(t for t in clauses[0].children if t.dep_ == "mark")
+    def _followed_by(self, term: Token) -> Token | None:
+        """Return the conjunction that joins a term to another noun that may stand in its place: 'a gun and a bag'."""
+        doc = self.edit.doc
+        index = term.i + 1
+        while index + 1 < len(doc) and doc[index].text == ",":
+            index += 1
+        joined = doc[index + 1] if index + 1 < len(doc) else None
+        if joined is None or not (doc[index].pos_ == "CCONJ" or (index > term.i + 1 and joined.pos_ == "DET")):
+            return None
+        noun = next((t for t in doc[index + 1 : index + 6] if t.pos_ in ("NOUN", "PROPN")), None)
+        if joined.pos_ not in ("DET", "ADJ", "NOUN", "PROPN", "NUM") or noun is None or noun.lower_ in PEOPLE:
+            return None
+        return doc[index]
+
+    def _after_preposition(self, term: Token, phrase: list[Token], prep: Token) -> None:
+        edit, above = self.edit, prep.head
+        if joined := self._followed_by(term):
+            edit.cut([*phrase, *edit.doc[term.i + 1 : joined.i + 1]])
             return
-        self._stand_in(term)
+        if prep.lower_ == "of" and above.pos_ == "NOUN" and above.lemma_.lower() in AMOUNTS:
+            edit.cut([prep, *phrase])
+            drop_rest(edit, term)
+            amount, link = lead(above)
+            edit.cut(amount)
+            if link is not None and link.pos_ == "ADP":
+                self._after_preposition(above, amount, link)
+            elif link is not None and link.pos_ == "VERB" and above.dep_ == "dobj":
+                self._object(above, amount, link)
+            else:
+                self._stand_in(term, phrase)
+                edit.drop -= {t.i for t in (prep, *amount)}
+            return
+        if prep.lower_ == "of" and above.lemma_.lower() in DEPICTIONS and self.stand_in and not self.parts:
+            self._stand_in(term, phrase)
+            return
+        edit.cut([prep, *phrase])
+        if prep.i > 0 and edit.doc[prep.i - 1].dep_ in ("prep", "advmod") and edit.doc[prep.i - 1].head == prep:
+            edit.drop.add(prep.i - 1)
+        drop_rest(edit, term)
+        if above.tag_ == "VBN" and not edit.has_left(t for t in above.subtree if t.i > above.i):
+            drop_predicate(edit, above)
 
-    def _stand_in(self, term: Token) -> None:
+    def _object(self, term: Token, phrase: list[Token], verb: Token) -> None:
+        edit = self.edit
+        if joined := self._followed_by(term):
+            edit.cut([*phrase, *edit.doc[term.i + 1 : joined.i + 1]])
+            return
+        follower = any(t.pos_ == "VERB" and not any(c.dep_ == "nsubj" for c in t.children) for t in conjuncts(verb))
+        finite = verb.tag_ in FINITE or any(t.dep_ == "aux" for t in verb.children)
+        if finite and not follower and not self.parts and (verb.lemma_ in DEPICTS or verb.dep_ not in ("conj", "relcl")):
+            self._stand_in(term, phrase)
+            if verb.lemma_ in HANDLES and term.i in edit.put:
+                edit.put[verb.i] = conjugate("hold", verb)
+            if term.i in edit.put:
+                return
+        edit.cut(phrase)
+        drop_rest(edit, term)
+        drop_predicate(edit, verb)
+        drop_rest(edit, verb)
+
+    def _stand_in(self, term: Token, phrase: list[Token]) -> None:
         """Put the harmless noun in the place of a term; without one, drop what comes before the next noun phrase."""
         edit = self.edit
         many = term.tag_ in ("NNS", "NNPS")
-        counted = many or any(t.dep_ in ("det", "poss", "nummod") for t in term.children)
-        if self.stand_in and (counted or term.dep_ == "ROOT"):
+        counted = many or phrase[0].pos_ in ("DET", "NUM") or phrase[0].tag_ == "PRP$"
+        if self.stand_in and (counted or term.i == 0 and term.dep_ == "ROOT"):
             edit.drop.discard(term.i)
             edit.put[term.i] = plural(self.stand_in) if many else self.stand_in
-            for child in term.children:
-                if child.dep_ in LEFT and child.i < term.i and child.dep_ not in ("amod", "compound"):
-                    edit.drop -= {t.i for t in child.subtree}
             return
-        promote(edit, term)
+        edit.cut(phrase)
+        start = term.sent.start
+        for chunk in edit.doc.noun_chunks:
+            if chunk.start > term.i and edit.has_left(chunk):
+                edit.cut(edit.doc[start : chunk.start])
+                return
+        edit.cut(term.sent)
 
 
-def promote(edit: Edit, term: Token) -> None:
-    """Drop a subject with its verb, up to the next noun phrase, which becomes the text."""
-    edit.cut(noun_core(term))
-    start = min(t.i for t in term.sent)
-    for chunk in edit.doc.noun_chunks:
-        if chunk.start > term.i and not any(t.i in edit.drop for t in chunk):
-            edit.cut(edit.doc[start : chunk.start])
-            return
-    edit.cut(term.sent)
+def _may_be_verb(noun: Token, after: Token) -> bool:
+    """Whether the word after a noun is a verb that the parse takes for a plural: 'a mane gallops'."""
+    return after.tag_ == "NNS" and lead(noun)[0][0].lower_ in ("a", "an") or after.lower_.endswith("ing")

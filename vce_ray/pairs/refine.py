@@ -26,16 +26,18 @@ from vce_ray.concepts.language import parse
 from vce_ray.concepts.matching import Match
 from vce_ray.concepts.wording import fix_articles, plural, sentences, straight_quotes
 from vce_ray.pairs.grammar import fault, has_content
-from vce_ray.pairs.phrases import Edit, StyleRules, TermRules
+from vce_ray.pairs.phrases import Edit, TermRules
+from vce_ray.pairs.styles import StyleRules
 
 MAX_STEPS = 40
 """Terms that are dropped from one sentence by its parse. Any that are left are cut out bare."""
 _ARTIST = "Smith"
 """Stands for an artist's name in the parse, which knows it better than 'van Gogh', '梵高' or a misspelt name."""
-_MANY = frozenset(
-    """two three four five six seven eight nine ten several many few multiple various numerous both these those dozens
-    herd group pair pack flock row litter collection family number""".split()
-)  # fmt: skip
+_MANY = re.compile(
+    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|several|many|few|multiple|various|numerous|both|these|those|\d+"
+    r"|(?:dozens|herd|group|pair|pack|flock|row|litter|collection|family|number) of) (?:[\w-]+ ){0,2}$",
+    re.IGNORECASE,
+)
 _COMPOUND = re.compile(r"(?:\w+-)*$"), re.compile(r"(?:-\w+)+")
 """Hyphenated words around a term: 'half-', '-inspired'."""
 
@@ -81,25 +83,45 @@ def _without(text: str, found: list[Match], concept: Concept) -> str:
     first = found[0]
     if shorter := _without_compound(text, first):
         return shorter
-    start, end = first.start, first.end
-    if concept.kind == "style":
-        for match in reversed(found):
-            if match.named or match.term[0].isupper():
-                text = text[: match.start] + _ARTIST + text[match.end :]
-        end = start + len(_ARTIST) if first.named or first.term[0].isupper() else end
-    doc = parse(text)
+    places = _names(text, found) if concept.kind == "style" else [(first.start, first.end)]
+    start, end = places[0]
+    parsed = text
+    if named := concept.kind == "style" and (first.named or text[start:end].istitle()):
+        for begin, stop in reversed(places):
+            parsed = parsed[:begin] + _ARTIST + parsed[stop:]
+        end = start + len(_ARTIST)
+    doc = parse(parsed)
     span = doc.char_span(start, end, alignment_mode="expand")
     if span is None:
         return text[:start] + text[end:]
     edit = Edit(doc)
     if concept.kind == "style":
-        edit.cut(span)
-        StyleRules(edit).drop(span.root)
+        StyleRules(edit).drop(list(span))
     else:
-        TermRules(edit, concept.stand_in or concept.replacement).drop(span.root, list(span))
+        parts = concept.kind == "object"
+        TermRules(edit, concept.stand_in, concept.replacement, parts).drop(list(span))
     if all(token.i not in edit.drop and token.i not in edit.put for token in span):
         edit.cut(span)
+    if named:
+        originals = (text[begin:stop] for begin, stop in places)
+        artists = [token for token in doc if token.text == _ARTIST]
+        edit.put = {t.i: name for t, name in zip(artists, originals) if t.i not in edit.drop} | edit.put
     return edit.text()
+
+
+def _names(text: str, found: list[Match]) -> list[tuple[int, int]]:
+    """Return where a style is named, an artist and the title of a work as one: 'Picasso's "Guernica"'."""
+    places: list[tuple[int, int]] = []
+    for match in found:
+        if not (match.named or text[match.start].isupper()):
+            continue
+        start, end = match.start, match.end
+        if places and re.fullmatch(r"(?:'s)?,? \"?(?:by |, )?\"?|\"? by ", text[places[-1][1] : start]):
+            start = places.pop()[0]
+        if title := re.match(r"'s (\"[^\"]{1,60}\")", text[end:]):
+            end += title.end()
+        places.append((start, end))
+    return places or [(found[0].start, found[0].end)]
 
 
 def _without_compound(text: str, match: Match) -> str:
@@ -146,18 +168,16 @@ def _is_plural(text: str, match: Match) -> bool:
     """Whether a noun whose plural is like its singular ('deer') is one: that shows in the words around it."""
     if plural(match.term) != match.term:
         return False
+    if _MANY.search(text[: match.start]):
+        return True
     span = parse(text).char_span(match.start, match.end, alignment_mode="expand")
-    if span is None:
+    if span is None or any(child.dep_ in ("det", "poss") and child.lower_ != "the" for child in span.root.children):
         return False
     token = span.root
-    near = {child.lower_ for child in token.children} | {token.head.head.lower_ if token.dep_ == "pobj" else ""}
-    if near & _MANY or any(child.dep_ == "nummod" and child.lower_ not in ("one", "1") for child in token.children):
-        return True
-    if near & {"a", "an", "this", "that", "one", "each"}:
-        return False
-    verb = token.head
-    helper = next((child for child in verb.children if child.dep_ in ("aux", "auxpass")), verb)
-    return token.dep_ in ("nsubj", "nsubjpass") and helper.tag_ == "VBP" or token.tag_ == "NNS"
+    after = [word.tag_ for word in token.doc[span.end : span.end + 1]]
+    agrees = token.dep_ in ("nsubj", "nsubjpass") and token.head.tag_ in ("VBP", "VB")
+    bare = span.start == token.sent.start and after and after[0] in ("NN", "VBP", "VB")
+    return agrees or bool(bare) or bool(re.match(r" (?:are|were|have)\b", text[match.end :]))
 
 
 def _merge(text: str, one: str, many: str) -> str:

@@ -1,0 +1,113 @@
+"""Which words of a parsed sentence to drop so that it no longer names a style or an artist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spacy.tokens import Token
+
+from vce_ray.pairs.phrases import COPULAS, DEPICTIONS, MODIFIERS, Edit, core, drop_clause, drop_from_list, drop_predicate
+
+STYLE_NOUNS = frozenset(
+    """style manner aesthetic technique tradition spirit vein fashion palette look brushwork brushstroke approach work
+    artwork art masterpiece hand school influence essence resemblance similarity homage nod tribute take reference hint
+    echo period series oeuvre signature repetition chiaroscuro impasto feel touch flair genre language idiom lens
+    version method lighting effect quality reminder imitation silkscreen quote allusion""".split()
+)  # fmt: skip
+"""Nouns that lead to an artist: 'the brushwork of'."""
+_VAGUE = frozenset("color colour contrast light shadow line stroke tone shape composition use brush form".split())
+_ARTISTS = frozenset("artist painter master illustrator printmaker sculptor".split())
+_MADE = frozenset(
+    """do paint draw render create make execute design illustrate depict present portray compose style stylize print
+    craft produce inspire influence attribute base model set""".split()
+)  # fmt: skip
+_LIKENESS = frozenset("reminiscent evocative characteristic typical similar akin reflective indicative suggestive".split())
+_LIKE = frozenset("like resemble mimic imitate echo evoke recall emulate".split())
+
+
+class StyleRules:
+    """Drops a style: its phrase up to the word that it describes."""
+
+    def __init__(self, edit: Edit):
+        self.edit = edit
+
+    def drop(self, words: Sequence[Token]) -> None:
+        """Drop the name of a style or artist, and upwards all that only leads to it."""
+        edit = self.edit
+        node = next((t for t in words if t.head not in words), words[-1])
+        edit.cut(words)
+        edit.cut(t for word in words for t in word.children if t.dep_ == "case" or t.lower_ in ("himself", "herself"))
+        others = [t for t in node.conjuncts if t.i not in edit.drop and t.pos_ in ("PROPN", "NOUN")]
+        if node.dep_ == "conj" or (others and node.dep_ in ("pobj", "poss", "dobj") and node.pos_ == "PROPN"):
+            return drop_from_list(edit, node)
+        if not (node.dep_ in MODIFIERS and node.head.i > node.i):
+            edit.cut(core(node))
+        while True:
+            up = node.head
+            if node.dep_ == "appos" and up.lemma_.lower() in _ARTISTS:
+                edit.cut(core(up))
+                node = up
+            elif node.dep_ == "poss" or (node.dep_ in MODIFIERS and up.i > node.i):
+                if up.lemma_.lower() not in STYLE_NOUNS:
+                    if node.dep_ == "poss":
+                        edit.put[min(t.i for t in (*words, *core(node)))] = "the"
+                    return None
+                edit.cut(core(up))
+                node = up
+            elif node.dep_ in ("pobj", "pcomp", "prep") and up.pos_ in ("ADP", "SCONJ", "ADV", "ADJ"):
+                edit.drop.add(up.i)
+                edit.cut(t for t in up.children if t.i < node.i and t.dep_ in ("advmod", "mark", "prep"))
+                if up.lemma_.lower() in _LIKENESS:
+                    return self._likeness(up)
+                node = up
+            elif node.dep_ in ("prep", "agent") and up.lemma_.lower() in STYLE_NOUNS | {"that", "those"}:
+                edit.cut(core(up))
+                node = up
+            elif node.dep_ in ("prep", "agent"):
+                return self._above(node, up)
+            elif node.dep_ in ("dobj", "attr", "oprd", "acomp"):
+                if up.tag_ in ("VBG", "VBN") or not any(t.dep_ == "dobj" and t.i not in edit.drop for t in up.children):
+                    self._predicate(up)
+                return None
+            elif node.dep_ in ("nsubj", "nsubjpass") and up.pos_ in ("VERB", "AUX"):
+                return drop_clause(edit, up)
+            else:
+                return None
+
+    def _above(self, prep: Token, up: Token) -> None:
+        """Drop what a prepositional phrase that names the style hangs on, if it says only that: 'painted in'."""
+        made = up.tag_ == "VBN" and up.lemma_ in _MADE
+        says_like = up.lemma_ in _LIKE or (up.lemma_ in COPULAS and up.pos_ in ("AUX", "VERB"))
+        if up.lemma_.lower() in _LIKENESS:
+            self._likeness(up)
+        elif made or says_like:
+            self._predicate(up)
+
+    def _likeness(self, word: Token) -> None:
+        """Drop 'strongly reminiscent', and 'is' if it is a predicate."""
+        edit = self.edit
+        edit.drop.add(word.i)
+        edit.cut(t for t in word.children if t.i < word.i and t.dep_ in ("advmod", "amod", "det"))
+        if word.dep_ in ("acomp", "attr", "oprd") and word.head.pos_ in ("AUX", "VERB"):
+            self._predicate(word.head)
+
+    def _predicate(self, verb: Token) -> None:
+        """Drop a verb that has lost what names the style, or its whole clause if nothing else is said in it."""
+        edit = self.edit
+        subject = next((t for t in verb.children if t.dep_ in ("nsubj", "nsubjpass")), None)
+        after = next((t for t in verb.doc[verb.i + 1 : verb.sent.end] if t.i not in edit.drop), None)
+        if verb.tag_ == "VBN" and after is not None and after.head == verb and after.dep_ in ("prep", "agent"):
+            return  # 'painted (in the style of ...) with thick strokes'
+        if subject is None or subject.tag_ in ("WDT", "WP") or verb.tag_ in ("VBG",) or verb.dep_ == "conj":
+            return drop_predicate(edit, verb)
+        rest = [t for t in verb.subtree if t.i > verb.i]
+        clauses = [t for t in verb.children if t.dep_ in ("advcl", "ccomp", "parataxis", "conj") and t.i not in edit.drop]
+        standing = any(c.dep_ == "nsubj" for t in clauses for c in t.children)
+        if _says_little(subject) and (standing or not edit.has_left(rest)):
+            return drop_clause(edit, verb)
+        return drop_predicate(edit, verb)
+
+
+def _says_little(subject: Token) -> bool:
+    nouns = [t for t in subject.subtree if t.pos_ in ("NOUN", "PROPN", "NUM")]
+    return all(t.lemma_.lower() in STYLE_NOUNS | DEPICTIONS | _VAGUE for t in nouns)
