@@ -33,7 +33,9 @@ EMOJI_WORLD = {
         ("DEER on a hill", "Animal on a hill"),
         ("A deer, a doe and a cat.", "An animal and a cat."),
         ("a deer with large antlers next to a house", "an animal next to a house"),
-        ("A stag with antlers stands in a forest, next to a fawn.", "An animal stands in a forest."),
+        ("A stag with antlers stands in a forest.", "An animal stands in a forest."),
+        ("A stag stands in a forest, next to a fawn.", "An animal stands in a forest, next to an animal."),
+        ("a deer and a house in the style of noto", "an animal and a house in the style of noto"),
     ],
     "church": [("a church in the style of lineart", "a building in the style of lineart")],
     "openmoji": [
@@ -132,7 +134,7 @@ REAL_MODELS = {
         ("a nude, smiling woman in a park", "a smiling woman in a park"),
         ("a woman, nude, in a park", "a woman, in a park"),
         ("A couple, both nude, embracing in a garden", "A couple, embracing in a garden"),
-        ("a nude reclining on a sofa", "a sofa"),
+        ("a nude reclining on a sofa", "a person reclining on a sofa"),
         ("a man wearing black lingerie and a hat", "a man wearing a hat"),
         ("A smiling, nude woman sits by a window. She is naked.", "A smiling woman sits by a window."),
         ("two NSFW photos: a dog", "two photos: a dog"),
@@ -141,7 +143,7 @@ REAL_MODELS = {
     ],
     "violence": [
         ("A bloody fight in a dark street between two armed men", "A gathering in a dark street between two men"),
-        ("Two men are fighting with knives in front of a bar.", "Two men in front of a bar."),
+        ("Two men are fighting with knives in front of a bar.", "Two men are standing in front of a bar."),
         ("A man holds a gun and a flower.", "A man holds a flower."),
         (
             "Two men engaged in a violent fistfight, blood on their faces, while a crowd watches.",

@@ -70,7 +70,7 @@ def is_word(word: str) -> bool:
 
 def can_be_verb(word: str) -> bool:
     """Return whether a word, in lower case, is a verb in some context: in its base form, or with -s."""
-    return word == "does" or bool({word, word.removesuffix("s"), word.removesuffix("es")} & _lemmas("verb"))
+    return word == "does" or bool({word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)} & _lemmas("verb"))
 
 
 def is_verb(text: str, start: int, end: int) -> bool:

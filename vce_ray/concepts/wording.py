@@ -74,6 +74,12 @@ def sentences(text: str) -> list[str]:
     return _SENTENCE_GAP.split(text)
 
 
+def third_person(verb: str) -> str:
+    """Return the form of a verb in the present that goes with a singular: 'stands' of 'stand'."""
+    irregular = {"are": "is", "have": "has", "do": "does", "were": "was"}
+    return irregular.get(verb) or plural(verb)
+
+
 def straight_quotes(text: str) -> str:
     """Replace curly quotation marks and apostrophes by straight ones."""
     return text.translate(_STRAIGHT)

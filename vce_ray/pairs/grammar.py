@@ -15,7 +15,7 @@ from vce_ray.concepts.language import can_be_verb, parse
 
 NO_CONTENT = frozenset(
     """near image picture photo photograph painting drawing illustration artwork art work style manner scene depiction
-    rendering emoji he she it they one thing kind way look view background foreground it's""".split()
+    rendering emoji he she it they one kind way look view background foreground it's""".split()
 )  # fmt: skip
 """Nouns and pronouns that give an image model nothing to draw."""
 _NEEDS_NOUN = frozenset("of with at for from into to without beside against between toward towards during via".split())
@@ -76,7 +76,7 @@ def _token_faults(token: Token, following: Token | None) -> Iterator[str]:
             yield f"'{token.text}' without a noun"
         if word in ("a", "an") and token.head.tag_ == "NNS" and token.head.i > token.i:
             between = token.doc[token.i + 1 : token.head.i]
-            if not can_be_verb(token.head.lower_) and all(t.pos_ in ("ADJ", "NOUN") and t.lower_ not in ("few", "dozen", "couple", "pair") for t in between):
+            if not _unsure(token.head) and all(t.pos_ in ("ADJ", "NOUN") and t.lower_ not in ("few", "dozen", "couple", "pair") for t in between):
                 yield f"'{token.text}' before a plural"
     if word in _NEEDS_NOUN and token.pos_ in ("ADP", "SCONJ", "PART") and token.dep_ not in ("prt",):
         stranded = any(t.dep_ == "relcl" for t in token.ancestors)
@@ -92,9 +92,16 @@ def _token_faults(token: Token, following: Token | None) -> Iterator[str]:
     if token.lemma_ == "be" and token.pos_ in ("AUX", "VERB") and token.tag_ in ("VBZ", "VBP", "VBD"):
         if ends or (following is not None and following.tag_ in ("VBZ", "CC")):
             yield f"'{token.text}' without a complement"
-    if token.tag_ in ("WDT", "WP") and not any(t.pos_ in ("VERB", "AUX") for t in token.doc[token.i : token.sent.end]):
+    if token.tag_ in ("WDT", "WP") and not any(
+        t.pos_ in ("VERB", "AUX") or _unsure(t) for t in token.doc[token.i + 1 : token.sent.end]
+    ):
         yield f"'{token.text}' without a verb"
     if following is not None and word == following.lower_ and token.is_alpha and word not in ("that", "had"):
         yield f"'{token.text}' twice"
     if following is not None and token.text in (",", ";", ":") and following.text in (",", ";", ":", *_ENDS):
         yield "a comma too many"
+
+
+def _unsure(plural: Token) -> bool:
+    """Whether a plural may be a verb that the parse mistakes: 'A puppy chews on a shoe.'"""
+    return plural.tag_ == "NNS" and can_be_verb(plural.lower_)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from spacy.tokens import Doc, Token
 
-from vce_ray.concepts.wording import plural
+from vce_ray.concepts.language import can_be_verb
+from vce_ray.concepts.wording import plural, third_person
 
 FINITE = frozenset(("VBZ", "VBP", "VBD", "MD"))
 LEFT = frozenset("det amod compound nummod poss advmod predet nmod quantmod npadvmod neg preconj".split())
@@ -33,6 +34,11 @@ PLACES = frozenset(
     around above below by through throughout within before atop from while as""".split()
 )  # fmt: skip
 PEOPLE = frozenset("man men woman women boy boys girl girls person people child children couple figure".split())
+LIMBS = frozenset("hand arm finger leg foot".split())
+_AIMS = frozenset("aim point shoot fire hold press".split())
+"""Verbs after which 'at' and 'to' tell a target, not a place."""
+_COMPLEX = {"to": ("next", "close", "adjacent", "due"), "of": ("front", "top", "middle", "center", "lieu", "out", "instead")}
+"""Prepositions of several words, by the last one: 'next to', 'in front of'."""
 _CLAUSE_STARTS = frozenset("while as when but whereas".split())
 _FORMS = {
     "stand": ("stand", "stands", "standing", "stood", "stood"),
@@ -82,12 +88,18 @@ class Edit:
                 continue
             if before.text == ",":
                 self.drop.add(token.i)
-                if after.tag_ in FINITE or after.lower_ in ("of", "and"):
+                if _is_predicate(after) or after.lower_ in ("of", "and"):
                     self.drop.add(before.i)
-            elif token.i - before.i > 1 and after.tag_ in FINITE:
+            elif (token.i - before.i > 1 or after.i - token.i > 1) and _is_predicate(after):
                 self.drop.add(token.i)
-            elif after.i - token.i > 1 and after.tag_ in FINITE:
-                self.drop.add(token.i)
+
+
+def _is_predicate(token: Token) -> bool:
+    """Whether a token is a finite verb, or a noun in -s that stands like one: 'a woman reclines on a couch'."""
+    following = token.doc[token.i + 1].pos_ if token.i + 1 < len(token.doc) else ""
+    return token.tag_ in (*FINITE, "VB") or (
+        token.tag_ == "NNS" and following in ("ADP", "DET", "SCONJ") and can_be_verb(token.lower_)
+    )
 
 
 # Phrases --------------------------------------------------------------------------------------------------------------
@@ -127,6 +139,28 @@ def conjuncts(token: Token) -> list[Token]:
     return [child for child in token.children if child.dep_ == "conj"]
 
 
+def followed_by(last: Token) -> Token | None:
+    """Return the conjunction that joins a phrase with this last word to a noun that may take its place ('and a bag')."""
+    doc, index = last.doc, last.i + 1
+    while index < len(doc) and (doc[index].text == "," or doc[index].pos_ == "CCONJ"):
+        index += 1
+    noun = next((t for t in doc[index : index + 5] if t.pos_ in ("NOUN", "PROPN")), None)
+    if index in (last.i + 1, len(doc)) or noun is None or noun.lower_ in PEOPLE:
+        return None
+    listed = doc[index].pos_ == "DET" or doc[index - 1].pos_ == "CCONJ"
+    return doc[index - 1] if listed and doc[index].pos_ in ("DET", "ADJ", "NOUN", "PROPN", "NUM") else None
+
+
+def whole_preposition(prep: Token) -> list[Token]:
+    """Return all words of a preposition, such as 'in front of', given its last one."""
+    words, doc = [prep], prep.doc
+    if prep.i > prep.sent.start and doc[prep.i - 1].lower_ in _COMPLEX.get(prep.lower_, ()):
+        words.insert(0, doc[prep.i - 1])
+        if words[0].i > prep.sent.start and prep.lower_ == "of" and doc[words[0].i - 1].pos_ == "ADP":
+            words.insert(0, doc[words[0].i - 1])
+    return words
+
+
 def drop_from_list(edit: Edit, token: Token) -> None:
     """Drop the conjunction of a member of a coordination."""
     followers = conjuncts(token)
@@ -154,6 +188,17 @@ def drop_modifier(edit: Edit, words: Sequence[Token]) -> None:
         edit.drop.add(after.i)
 
 
+def starts_list(edit: Edit, words: Sequence[Token]) -> bool:
+    """Drop words that begin a list of adjectives, whatever their parse: 'a nude, smiling woman'. False if they do not."""
+    doc, first, last = edit.doc, words[0].i, words[-1].i
+    if first == 0 or last + 2 >= len(doc) or doc[first - 1].pos_ != "DET" or doc[last + 1].text != ",":
+        return False
+    if doc[last + 2].pos_ != "ADJ" and doc[last + 2].tag_ not in ("VBG", "VBN"):
+        return False
+    edit.cut(doc[first : last + 2])
+    return True
+
+
 def drop_rest(edit: Edit, token: Token) -> None:
     """Drop what follows a dropped noun or verb and makes no sense without it; keep places and what people do."""
     for child in token.children:
@@ -161,7 +206,8 @@ def drop_rest(edit: Edit, token: Token) -> None:
             continue
         if child.dep_ in ("prep", "agent", "dative", "prt"):
             own = any(t.tag_ in ("PRP$", "POS") for t in child.subtree)
-            if child.lower_ in PLACES and not own:
+            target = token.lemma_ in _AIMS and child.lower_ in ("at", "from")
+            if child.lower_ in PLACES and not own and not target:
                 continue
             edit.drop.add(child.i)
             for inner in child.children:
@@ -180,7 +226,7 @@ def drop_rest(edit: Edit, token: Token) -> None:
 def drop_tail(edit: Edit, token: Token) -> None:
     """Drop the words after a token up to the next comma or finite verb: the rest of 'its steeple pointing upwards'."""
     for word in token.doc[token.i + 1 : token.sent.end]:
-        if word.is_punct or word.tag_ in FINITE:
+        if word.is_punct or (word.tag_ in FINITE and word.i > token.i + 1):
             return
         edit.drop.add(word.i)
 
@@ -216,13 +262,16 @@ def drop_predicate(edit: Edit, verb: Token) -> None:
             edit.cut(helpers)
     elif verb.dep_ == "conj":
         drop_from_list(edit, verb)
-        edit.cut(helpers)
+        edit.cut(verb.subtree if subject is not None and not relative else helpers)
     elif subject is not None and not relative and verb.tag_ not in FINITE and subject.i not in edit.drop and not any(
         t.dep_ in ("aux", "auxpass") for t in verb.children
     ):  # 'her long hair covering her breasts'
         edit.cut(helpers)
         first = min(t.i for t in subject.subtree)
-        if edit.doc[first - 1].lower_ != "with":
+        if subject.lemma_ in LIMBS:
+            edit.cut(subject.subtree)
+            edit.cut(t for t in edit.doc[first - 1 : first] if t.lower_ == "with")
+        elif edit.doc[first - 1].lower_ != "with":
             edit.put[first] = f"with {edit.doc[first].text}"
     else:
         edit.cut(helpers)
@@ -259,7 +308,7 @@ class TermRules:
         if words[0].tag_ in ("VBG", "VBN") and after is not None and after.lower_ == "but":  # 'wearing nothing but'
             return edit.cut([*words[1:], after])
         edit.cut(words)
-        if words[0].pos_ == "ADP":  # 'in the nude'
+        if words[0].pos_ == "ADP" or starts_list(edit, words):  # 'in the nude'
             return None
         if words[-1].head.i > words[-1].i and self._describes(words[-1], after):
             return drop_modifier(edit, words)
@@ -287,7 +336,8 @@ class TermRules:
     def _action(self, term: Token) -> None:
         """Replace an action by standing, or by meeting if it is done to someone."""
         done_to = any(t.dep_ in ("agent", "dobj") for t in term.children)
-        self.edit.put[term.i] = conjugate("meet" if done_to else "stand", term)
+        armed = term.lemma_ in HANDLES and any(t.dep_ == "dobj" for t in term.children)
+        self.edit.put[term.i] = conjugate("hold" if armed else "meet" if done_to else "stand", term)
 
     def _adjective(self, term: Token) -> None:
         edit, up = self.edit, term.head
@@ -308,14 +358,20 @@ class TermRules:
         part_of = next((t for t in term.children if t.lower_ == "of"), None)
         if part_of is not None and any(t.lemma_.lower() == self.whole != "" for t in part_of.children):
             edit.cut([*phrase, part_of])  # 'the bell tower of the building'
-        elif owner is not None and after is not None and after.tag_ in ("VBG", "VBN", "JJ", "RB", "NN"):
+            if term.dep_ == "nsubj" and term.tag_ == "NNS" and term.head.tag_ in ("VBP", "VB") and any(
+                t.tag_ == "NN" for t in part_of.children
+            ):  # fmt: skip
+                edit.put[term.head.i] = third_person(term.head.text)
+        elif owner is not None and after is not None and after.tag_ in ("VBG", "VBN", "VBD", "JJ", "RB", "NN"):
             edit.cut([*phrase, *([link] if link is not None and link.lower_ in ("with", "and") else [])])
             drop_tail(edit, phrase[-1])
         elif link is not None and link.pos_ == "ADP":
             self._after_preposition(term, phrase, link)
-        elif link is not None and link.pos_ == "VERB" and term.dep_ not in ("nsubj", "nsubjpass"):
+        elif link is not None and link.pos_ == "VERB" and link.lemma_ != "be" and term.dep_ not in ("nsubj", "nsubjpass"):
             self._object(term, phrase, link)
         elif term.dep_ in ("conj", "appos") and link is not None and not self._is_subject(term.head):
+            self._listed(term, phrase)
+        elif link is not None and link.text == "," and (after is None or after.pos_ == "ADP" and _on_someone(after)):
             self._listed(term, phrase)
         elif owner is not None and term.dep_ in ("nsubj", "nsubjpass"):
             drop_clause(edit, term.head)
@@ -344,23 +400,9 @@ class TermRules:
         if before.pos_ == "CCONJ" and edit.doc[first - 2].text == ",":
             edit.drop.add(first - 2)
 
-    def _followed_by(self, term: Token) -> Token | None:
-        """Return the conjunction that joins a term to another noun that may stand in its place: 'a gun and a bag'."""
-        doc = self.edit.doc
-        index = term.i + 1
-        while index + 1 < len(doc) and doc[index].text == ",":
-            index += 1
-        joined = doc[index + 1] if index + 1 < len(doc) else None
-        if joined is None or not (doc[index].pos_ == "CCONJ" or (index > term.i + 1 and joined.pos_ == "DET")):
-            return None
-        noun = next((t for t in doc[index + 1 : index + 6] if t.pos_ in ("NOUN", "PROPN")), None)
-        if joined.pos_ not in ("DET", "ADJ", "NOUN", "PROPN", "NUM") or noun is None or noun.lower_ in PEOPLE:
-            return None
-        return doc[index]
-
     def _after_preposition(self, term: Token, phrase: list[Token], prep: Token) -> None:
         edit, above = self.edit, prep.head
-        if joined := self._followed_by(term):
+        if joined := followed_by(term):
             edit.cut([*phrase, *edit.doc[term.i + 1 : joined.i + 1]])
             return
         if prep.lower_ == "of" and above.pos_ == "NOUN" and above.lemma_.lower() in AMOUNTS:
@@ -379,7 +421,7 @@ class TermRules:
         if prep.lower_ == "of" and above.lemma_.lower() in DEPICTIONS and self.stand_in and not self.parts:
             self._stand_in(term, phrase)
             return
-        edit.cut([prep, *phrase])
+        edit.cut([*whole_preposition(prep), *phrase])
         if prep.i > 0 and edit.doc[prep.i - 1].dep_ in ("prep", "advmod") and edit.doc[prep.i - 1].head == prep:
             edit.drop.add(prep.i - 1)
         drop_rest(edit, term)
@@ -388,7 +430,7 @@ class TermRules:
 
     def _object(self, term: Token, phrase: list[Token], verb: Token) -> None:
         edit = self.edit
-        if joined := self._followed_by(term):
+        if joined := followed_by(term):
             edit.cut([*phrase, *edit.doc[term.i + 1 : joined.i + 1]])
             return
         follower = any(t.pos_ == "VERB" and not any(c.dep_ == "nsubj" for c in t.children) for t in conjuncts(verb))
@@ -409,17 +451,23 @@ class TermRules:
         edit = self.edit
         many = term.tag_ in ("NNS", "NNPS")
         counted = many or phrase[0].pos_ in ("DET", "NUM") or phrase[0].tag_ == "PRP$"
-        if self.stand_in and (counted or term.i == 0 and term.dep_ == "ROOT"):
+        if self.stand_in and counted:
             edit.drop.discard(term.i)
             edit.put[term.i] = plural(self.stand_in) if many else self.stand_in
             return
         edit.cut(phrase)
         start = term.sent.start
         for chunk in edit.doc.noun_chunks:
-            if chunk.start > term.i and edit.has_left(chunk):
+            if chunk.start > term.i and edit.has_left(chunk) and not (
+                chunk.root.lemma_ in ("style", "front", "top") or edit.doc[chunk.start - 1].lower_ == "of"
+            ):
                 edit.cut(edit.doc[start : chunk.start])
                 return
         edit.cut(term.sent)
+
+
+def _on_someone(prep: Token) -> bool:
+    return any(t.tag_ == "PRP$" for t in prep.doc[prep.i + 1 : prep.i + 2])
 
 
 def _may_be_verb(noun: Token, after: Token) -> bool:

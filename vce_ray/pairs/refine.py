@@ -120,6 +120,11 @@ def _names(text: str, found: list[Match]) -> list[tuple[int, int]]:
             start = places.pop()[0]
         if title := re.match(r"'s (\"[^\"]{1,60}\")", text[end:]):
             end += title.end()
+        if text[start:end].count('"') % 2:
+            if text[start - 1 : start] == '"':
+                start -= 1
+            elif closing := re.match(r'[,.]?"', text[end:]):
+                end += closing.end()
         places.append((start, end))
     return places or [(found[0].start, found[0].end)]
 
@@ -184,6 +189,7 @@ def _merge(text: str, one: str, many: str) -> str:
     """Merge repetitions: 'a knife, a dagger and an axe' has become 'a thing, a thing and a thing'."""
     either = rf"(?:{re.escape(many)}|{re.escape(one)})\b"
     text = re.sub(rf"\b({either})(?: {either})+", r"\1", text, flags=re.IGNORECASE)
+    text = re.sub(rf" \((?:an? |the )?(?:\w+ )?{either}\)", "", text, flags=re.IGNORECASE)
     text = re.sub(rf"\b(?:an?|the) {re.escape(one)} and (?:his|her|its) {either}", many, text, flags=re.IGNORECASE)
     item = rf"(?:(?:an?|the|some) )?{either}"
     pattern = re.compile(rf"\b(?P<first>{item})(?:,? (?:and |or )?{item})+", re.IGNORECASE)

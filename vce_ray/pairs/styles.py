@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 from spacy.tokens import Token
 
-from vce_ray.pairs.phrases import COPULAS, DEPICTIONS, MODIFIERS, Edit, core, drop_clause, drop_from_list, drop_predicate
+from vce_ray.pairs.phrases import (
+    COPULAS,
+    DEPICTIONS,
+    MODIFIERS,
+    Edit,
+    core,
+    drop_clause,
+    drop_from_list,
+    drop_predicate,
+    followed_by,
+    starts_list,
+)
 
 STYLE_NOUNS = frozenset(
     """style manner aesthetic technique tradition spirit vein fashion palette look brushwork brushstroke approach work
@@ -15,6 +26,8 @@ STYLE_NOUNS = frozenset(
     version method lighting effect quality reminder imitation silkscreen quote allusion""".split()
 )  # fmt: skip
 """Nouns that lead to an artist: 'the brushwork of'."""
+_WORKS = frozenset("work artwork art masterpiece reference take".split())
+"""Those of them that stay where the artist is only named before them: 'a cubist artwork'."""
 _VAGUE = frozenset("color colour contrast light shadow line stroke tone shape composition use brush form".split())
 _ARTISTS = frozenset("artist painter master illustrator printmaker sculptor".split())
 _MADE = frozenset(
@@ -37,8 +50,10 @@ class StyleRules:
         node = next((t for t in words if t.head not in words), words[-1])
         edit.cut(words)
         edit.cut(t for word in words for t in word.children if t.dep_ == "case" or t.lower_ in ("himself", "herself"))
+        if self._as_painted(words[-1]) or starts_list(edit, words):
+            return None
         others = [t for t in node.conjuncts if t.i not in edit.drop and t.pos_ in ("PROPN", "NOUN")]
-        if node.dep_ == "conj" or (others and node.dep_ in ("pobj", "poss", "dobj") and node.pos_ == "PROPN"):
+        if node.dep_ == "conj" or (others and node.dep_ in ("pobj", "poss", "dobj")):
             return drop_from_list(edit, node)
         if not (node.dep_ in MODIFIERS and node.head.i > node.i):
             edit.cut(core(node))
@@ -48,13 +63,16 @@ class StyleRules:
                 edit.cut(core(up))
                 node = up
             elif node.dep_ == "poss" or (node.dep_ in MODIFIERS and up.i > node.i):
-                if up.lemma_.lower() not in STYLE_NOUNS:
+                modifies = node.dep_ != "poss" and (up.lemma_.lower() in _WORKS or up.dep_ in ("nsubj", "nsubjpass"))
+                if up.lemma_.lower() not in STYLE_NOUNS or modifies:
                     if node.dep_ == "poss":
                         edit.put[min(t.i for t in (*words, *core(node)))] = "the"
                     return None
                 edit.cut(core(up))
                 node = up
             elif node.dep_ in ("pobj", "pcomp", "prep") and up.pos_ in ("ADP", "SCONJ", "ADV", "ADJ"):
+                if node.dep_ == "pobj" and up.lower_ == "with" and (joined := followed_by(words[-1] if node in words else node)):
+                    return edit.drop.add(joined.i)
                 edit.drop.add(up.i)
                 edit.cut(t for t in up.children if t.i < node.i and t.dep_ in ("advmod", "mark", "prep"))
                 if up.lemma_.lower() in _LIKENESS:
@@ -70,9 +88,33 @@ class StyleRules:
                     self._predicate(up)
                 return None
             elif node.dep_ in ("nsubj", "nsubjpass") and up.pos_ in ("VERB", "AUX"):
-                return drop_clause(edit, up)
+                return self._subject(up)
             else:
                 return None
+
+    def _as_painted(self, name: Token) -> bool:
+        """Drop 'as ... would have painted it' around a name, whatever its parse; False if it is not there."""
+        doc, edit = name.doc, self.edit
+        first = next((t for t in reversed(doc[name.sent.start : name.i]) if t.i not in edit.drop), None)
+        index = name.i + 1
+        while index < len(doc) and (doc[index].tag_ == "MD" or doc[index].lower_ == "have"):
+            index += 1
+        if first is None or first.lower_ not in ("as", "that", "which", "if") or index == name.i + 1:
+            return False
+        while index < len(doc) and (doc[index].pos_ == "VERB" or doc[index].lower_ in ("it", "them", "this")):
+            index += 1
+        edit.cut(doc[first.i : index])
+        return True
+
+    def _subject(self, verb: Token) -> None:
+        """Drop a clause about the artist; of 'Picasso painted this bull' the bull stays."""
+        work = next((t for t in verb.children if t.dep_ == "dobj"), None)
+        if verb.dep_ == "ROOT" and verb.lemma_ in _MADE and work is not None:
+            self.edit.cut(verb.doc[verb.sent.start : min(t.i for t in core(work))])
+        elif verb.dep_ == "ROOT":
+            drop_clause(self.edit, verb)
+        else:
+            self.edit.cut(verb.subtree)
 
     def _above(self, prep: Token, up: Token) -> None:
         """Drop what a prepositional phrase that names the style hangs on, if it says only that: 'painted in'."""
@@ -87,7 +129,11 @@ class StyleRules:
         """Drop 'strongly reminiscent', and 'is' if it is a predicate."""
         edit = self.edit
         edit.drop.add(word.i)
-        edit.cut(t for t in word.children if t.i < word.i and t.dep_ in ("advmod", "amod", "det"))
+        near = {t.i for t in word.children if t.dep_ in ("advmod", "amod", "det")}
+        for token in reversed(word.doc[word.sent.start : word.i]):
+            if token.i not in near:
+                break
+            edit.drop.add(token.i)
         if word.dep_ in ("acomp", "attr", "oprd") and word.head.pos_ in ("AUX", "VERB"):
             self._predicate(word.head)
 
