@@ -146,12 +146,13 @@ def _replace(text: str, concept: Concept) -> str:
     """Replace names and synonyms by the concept's replacement, in the same number and letter case."""
     one, many = concept.replacement, plural(concept.replacement)
     names = frozenset(concept.names + concept.synonyms)
+    begun = len(text)
     for match in reversed([match for match in concept.matches(text) if match.term in names]):
         after = _COMPOUND[1].match(text, match.end)
-        if after or _is_action(text, match, concept):
+        if match.end > begun or after or _is_action(text, match, concept):
             continue
         before = _COMPOUND[0].search(text[: match.start])
-        start = before.start() if before else match.start
+        begun = start = before.start() if before else match.start
         noun = many if match.plural or _is_plural(text, match) else one
         noun = noun.capitalize() if text[match.start].isupper() and not text[:start].strip(" \"'(") else noun
         text = text[:start] + noun + text[match.end :]
