@@ -28,6 +28,8 @@ _BEFORE_NOUNS = frozenset(
     "few some of in on at by with without from near behind beside above below under over each every another"
     .split()
 )
+_BEFORE_VERBS = frozenset(("who", "which", "that", "he", "she", "it"))
+"""Words after which a form in -s is a verb: 'a shop that ships flowers'."""
 _MANY = frozenset(("few", "dozen", "couple", "hundred", "thousand", "number"))
 CACHED_DOCS = 512
 """Parsed texts that are kept: a caption is matched, refined and checked, and each needs its parse."""
@@ -83,6 +85,8 @@ def is_verb(text: str, start: int, end: int) -> bool:
         return False
     if not can_be_verb(word):
         return False
+    if before and before[1] in _BEFORE_VERBS and word.endswith("s"):
+        return True
     token = parse(text).char_span(start, end, alignment_mode="expand").root  # type: ignore
     if token.tag_.startswith(("VB", "MD")):
         return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from spacy.tokens import Doc, Token
+from spacy.tokens import Doc, Span, Token
 
 from vce_ray.concepts.language import can_be_verb
 from vce_ray.concepts.wording import plural, third_person
@@ -44,13 +44,14 @@ _FORMS = {
     "stand": ("stand", "stands", "standing", "stood", "stood"),
     "meet": ("meet", "meets", "meeting", "met", "met"),
     "hold": ("hold", "holds", "holding", "held", "held"),
+    "face": ("face", "faces", "facing", "faced", "faced"),
 }
-_TAGS = {"VB": 0, "VBP": 0, "VBZ": 1, "NNS": 1, "VBG": 2, "NN": 2, "VBD": 3, "VBN": 4}
+_TAGS = {"VB": 0, "VBP": 0, "NN": 0, "VBZ": 1, "NNS": 1, "VBG": 2, "VBD": 3, "VBN": 4}
 
 
 def conjugate(verb: str, like: Token) -> str:
     """Return a verb of _FORMS in the form of a token."""
-    return _FORMS[verb][_TAGS.get(like.tag_, 2)]
+    return _FORMS[verb][2 if like.lower_.endswith("ing") else _TAGS.get(like.tag_, 2)]
 
 
 @dataclass
@@ -97,9 +98,31 @@ class Edit:
 def _is_predicate(token: Token) -> bool:
     """Whether a token is a finite verb, or a noun in -s that stands like one: 'a woman reclines on a couch'."""
     following = token.doc[token.i + 1].pos_ if token.i + 1 < len(token.doc) else ""
-    return token.tag_ in (*FINITE, "VB") or (
-        token.tag_ == "NNS" and following in ("ADP", "DET", "SCONJ") and can_be_verb(token.lower_)
-    )
+    reads_as_verb = token.tag_ == "NNS" and following in ("ADP", "DET", "SCONJ") and can_be_verb(token.lower_)
+    return token.tag_ in (*FINITE, "VB") or reads_as_verb
+
+
+def lacks_verb(sentence: Span) -> bool:
+    """Whether a sentence has no finite verb before its first subordinate clause, as far as the parse knows."""
+    for token in sentence:
+        if token.lower_ in _CLAUSE_STARTS:
+            break
+        if token.tag_ in FINITE:
+            return False
+    return True
+
+
+def is_hidden_verb(token: Token) -> bool:
+    """Whether a noun is a verb that the parse mistakes: 'a mane gallops', 'in lingerie poses on', 'two men fight'."""
+    if token.tag_ not in ("NN", "NNS") or token.i == token.sent.start or not can_be_verb(token.lower_):
+        return False
+    if token.doc[token.i - 1].pos_ not in ("NOUN", "PROPN"):
+        return False
+    first = lead(token)[0][0].lower_
+    if token.tag_ == "NNS" and first in ("a", "an"):
+        return True
+    following = token.doc[token.i + 1].pos_ if token.i + 1 < len(token.doc) else "PUNCT"
+    return following in ("ADP", "DET", "SCONJ", "ADV") and lacks_verb(token.sent)
 
 
 # Phrases --------------------------------------------------------------------------------------------------------------
@@ -147,7 +170,10 @@ def followed_by(last: Token) -> Token | None:
     noun = next((t for t in doc[index : index + 5] if t.pos_ in ("NOUN", "PROPN")), None)
     if index in (last.i + 1, len(doc)) or noun is None or noun.lower_ in PEOPLE:
         return None
-    listed = doc[index].pos_ == "DET" or doc[index - 1].pos_ == "CCONJ"
+    following = doc[index + 1] if index + 1 < len(doc) else doc[index]
+    listed = doc[index].pos_ == "DET" or doc[index - 1].pos_ == "CCONJ" or (
+        doc[index].pos_ == "NOUN" and (following.text == "," or following.pos_ == "CCONJ")
+    )  # fmt: skip
     return doc[index - 1] if listed and doc[index].pos_ in ("DET", "ADJ", "NOUN", "PROPN", "NUM") else None
 
 
@@ -252,14 +278,14 @@ def drop_predicate(edit: Edit, verb: Token) -> None:
     helpers = [t for t in verb.children if t.dep_ in ("aux", "auxpass", "neg", "prt", "mark", "expl")]
     helpers += [t for t in verb.children if t.dep_ == "advmod" and t.i < verb.i]
     subject = next((t for t in verb.children if t.dep_ in ("nsubj", "nsubjpass")), None)
-    relative = subject is not None and subject.tag_ in ("WDT", "WP")
+    relative = subject is not None and any(t.tag_ in ("WDT", "WP", "WP$") for t in subject.subtree)  # 'one of whom'
     follower = next((t for t in conjuncts(verb) if t.pos_ in ("VERB", "AUX")), None)
     own_subject = follower is not None and any(t.dep_ in ("nsubj", "nsubjpass") for t in follower.children)
     edit.drop.add(verb.i)
     if follower is not None and not own_subject:
         drop_from_list(edit, verb)
-        if follower.tag_ != verb.tag_:  # 'is naked and is looking', but 'is holding a knife and smiling'
-            edit.cut(helpers)
+        if follower.tag_ != verb.tag_ or any(t.dep_ in ("aux", "auxpass") for t in follower.children):
+            edit.cut(helpers)  # 'is naked and is looking', but not 'is holding a knife and smiling'
     elif verb.dep_ == "conj":
         drop_from_list(edit, verb)
         edit.cut(verb.subtree if subject is not None and not relative else helpers)
@@ -321,7 +347,7 @@ class TermRules:
         if after is None or after.pos_ not in ("NOUN", "PROPN", "ADJ", "NUM", "VERB", "PUNCT", "CCONJ"):
             return False
         if word.pos_ in ("NOUN", "PROPN"):
-            return after.pos_ in ("NOUN", "PROPN") and not _may_be_verb(word, after)
+            return after.pos_ in ("NOUN", "PROPN") and not after.lower_.endswith("ing") and not is_hidden_verb(after)
         return word.dep_ in (*MODIFIERS, "conj") and after.tag_ not in FINITE
 
     def _is_action(self, term: Token, after: Token | None) -> bool:
@@ -331,7 +357,7 @@ class TermRules:
         if term.tag_ == "VBN" or term.lower_.endswith("ed"):
             return agent
         gerund = term.lower_.endswith("ing") and term.i > 0 and term.doc[term.i - 1].pos_ in ("NOUN", "AUX", "PROPN")
-        return term.pos_ == "VERB" or gerund
+        return term.pos_ == "VERB" or gerund or is_hidden_verb(term)
 
     def _action(self, term: Token) -> None:
         """Replace an action by standing, or by meeting if it is done to someone."""
@@ -342,6 +368,8 @@ class TermRules:
     def _adjective(self, term: Token) -> None:
         edit, up = self.edit, term.head
         edit.cut(t for t in term.children if t.dep_ in ("advmod", "npadvmod", "neg") and t.i < term.i)
+        edit.cut(t for prep in term.children if prep.lower_ == "from" and prep.i == term.i + 1 for t in prep.subtree)
+        edit.cut(t for t in edit.doc[term.i + 1 : term.i + 5] if t.lower_ in ("up", "down") and t.i - 1 in edit.drop)
         listed = term.dep_ == "conj" or any(t.pos_ == term.pos_ and t.tag_ != "VBZ" for t in conjuncts(term))
         if term.dep_ in ("acomp", "attr", "oprd") and up.lemma_ in COPULAS and up.pos_ in ("AUX", "VERB"):
             drop_from_list(edit, term) if listed else drop_predicate(edit, up)
@@ -355,6 +383,8 @@ class TermRules:
         edit, doc = self.edit, self.edit.doc
         phrase, link = lead(term)
         owner = phrase[0] if phrase[0].tag_ == "PRP$" else None
+        own = next((t for t in phrase if t.tag_ == "POS"), None)
+        alive = self.parts or self.stand_in == "person"
         part_of = next((t for t in term.children if t.lower_ == "of"), None)
         if part_of is not None and any(t.lemma_.lower() == self.whole != "" for t in part_of.children):
             edit.cut([*phrase, part_of])  # 'the bell tower of the building'
@@ -362,6 +392,10 @@ class TermRules:
                 t.tag_ == "NN" for t in part_of.children
             ):  # fmt: skip
                 edit.put[term.head.i] = third_person(term.head.text)
+        elif own is not None and alive and term.dep_ in ("nsubj", "nsubjpass"):  # 'the woman's breasts are'
+            edit.cut(doc[own.i : term.i + 1])
+            if after is not None and after.tag_ == "VBP" and doc[own.i - 1].tag_ != "NNS":
+                edit.put[after.i] = third_person(after.text)
         elif owner is not None and after is not None and after.tag_ in ("VBG", "VBN", "VBD", "JJ", "RB", "NN"):
             edit.cut([*phrase, *([link] if link is not None and link.lower_ in ("with", "and") else [])])
             drop_tail(edit, phrase[-1])
@@ -402,8 +436,14 @@ class TermRules:
 
     def _after_preposition(self, term: Token, phrase: list[Token], prep: Token) -> None:
         edit, above = self.edit, prep.head
-        if joined := followed_by(term):
-            edit.cut([*phrase, *edit.doc[term.i + 1 : joined.i + 1]])
+        last = term
+        spread = edit.doc[term.i + 1] if term.i + 1 < len(edit.doc) else term
+        if not _is_counted(term, phrase) and spread.lower_ in ("on", "over", "across"):  # 'with blood on the carpet'
+            last = next((t for t in edit.doc[term.i + 2 : term.sent.end] if t.pos_ == "NOUN"), term)
+            edit.cut(edit.doc[term.i + 1 : last.i + 1])
+        worn = last is not term and edit.doc[term.i + 2].tag_ == "PRP$"  # 'with blood on their face and clothes'
+        if not worn and (joined := followed_by(last)):
+            edit.cut([*phrase, *edit.doc[last.i + 1 : joined.i + 1]])
             return
         if prep.lower_ == "of" and above.pos_ == "NOUN" and above.lemma_.lower() in AMOUNTS:
             edit.cut([prep, *phrase])
@@ -418,7 +458,7 @@ class TermRules:
                 self._stand_in(term, phrase)
                 edit.drop -= {t.i for t in (prep, *amount)}
             return
-        if prep.lower_ == "of" and above.lemma_.lower() in DEPICTIONS and self.stand_in and not self.parts:
+        if prep.lower_ == "of" and above.lemma_.lower() in DEPICTIONS and _is_counted(term, phrase) and not self.parts:
             self._stand_in(term, phrase)
             return
         edit.cut([*whole_preposition(prep), *phrase])
@@ -432,6 +472,11 @@ class TermRules:
         edit = self.edit
         if joined := followed_by(term):
             edit.cut([*phrase, *edit.doc[term.i + 1 : joined.i + 1]])
+            return
+        aim = edit.doc[term.i + 1] if term.i + 1 < len(edit.doc) else term
+        if aim.lower_ in ("at", "toward", "towards") and verb.lemma_ in HANDLES | _AIMS:
+            edit.cut([*phrase, aim])  # 'aims a rifle at a target'
+            edit.put[verb.i] = conjugate("face", verb)
             return
         follower = any(t.pos_ == "VERB" and not any(c.dep_ == "nsubj" for c in t.children) for t in conjuncts(verb))
         finite = verb.tag_ in FINITE or any(t.dep_ == "aux" for t in verb.children)
@@ -449,11 +494,9 @@ class TermRules:
     def _stand_in(self, term: Token, phrase: list[Token]) -> None:
         """Put the harmless noun in the place of a term; without one, drop what comes before the next noun phrase."""
         edit = self.edit
-        many = term.tag_ in ("NNS", "NNPS")
-        counted = many or phrase[0].pos_ in ("DET", "NUM") or phrase[0].tag_ == "PRP$"
-        if self.stand_in and counted:
+        if self.stand_in and _is_counted(term, phrase):
             edit.drop.discard(term.i)
-            edit.put[term.i] = plural(self.stand_in) if many else self.stand_in
+            edit.put[term.i] = plural(self.stand_in) if term.tag_ in ("NNS", "NNPS") else self.stand_in
             return
         edit.cut(phrase)
         start = term.sent.start
@@ -466,10 +509,9 @@ class TermRules:
         edit.cut(term.sent)
 
 
+def _is_counted(term: Token, phrase: Sequence[Token]) -> bool:
+    return term.tag_ in ("NNS", "NNPS") or phrase[0].pos_ in ("DET", "NUM") or phrase[0].tag_ == "PRP$"
+
+
 def _on_someone(prep: Token) -> bool:
     return any(t.tag_ == "PRP$" for t in prep.doc[prep.i + 1 : prep.i + 2])
-
-
-def _may_be_verb(noun: Token, after: Token) -> bool:
-    """Whether the word after a noun is a verb that the parse takes for a plural: 'a mane gallops'."""
-    return after.tag_ == "NNS" and lead(noun)[0][0].lower_ in ("a", "an") or after.lower_.endswith("ing")

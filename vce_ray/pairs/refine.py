@@ -26,7 +26,7 @@ from vce_ray.concepts.language import parse
 from vce_ray.concepts.matching import Match
 from vce_ray.concepts.wording import fix_articles, plural, sentences, straight_quotes
 from vce_ray.pairs.grammar import fault, has_content
-from vce_ray.pairs.phrases import Edit, TermRules
+from vce_ray.pairs.phrases import Edit, TermRules, is_hidden_verb
 from vce_ray.pairs.styles import StyleRules
 
 MAX_STEPS = 40
@@ -167,7 +167,8 @@ def _is_action(text: str, match: Match, concept: Concept) -> bool:
     if span is None:
         return False
     token = span.root
-    return token.pos_ in ("VERB", "ADJ") or (token.dep_ in ("compound", "amod") and token.head.i > token.i)
+    describes = token.dep_ in ("compound", "amod") and token.head.i > token.i and not is_hidden_verb(token.head)
+    return token.pos_ in ("VERB", "ADJ") or describes or is_hidden_verb(token)
 
 
 def _is_plural(text: str, match: Match) -> bool:

@@ -16,6 +16,7 @@ from vce_ray.pairs.phrases import (
     drop_from_list,
     drop_predicate,
     followed_by,
+    lead,
     starts_list,
 )
 
@@ -57,6 +58,15 @@ class StyleRules:
             return drop_from_list(edit, node)
         if not (node.dep_ in MODIFIERS and node.head.i > node.i):
             edit.cut(core(node))
+        link = lead(words[0])[1]
+        if link is not None and link.lemma_ in _LIKE and link.tag_ == "VBG":  # 'an artist resembling Picasso'
+            edit.cut(edit.doc[link.i : words[0].i])
+            return None
+        return self._climb(node, words)
+
+    def _climb(self, node: Token, words: Sequence[Token] = ()) -> None:
+        """Drop what leads to a dropped node."""
+        edit = self.edit
         while True:
             up = node.head
             if node.dep_ == "appos" and up.lemma_.lower() in _ARTISTS:
@@ -81,8 +91,11 @@ class StyleRules:
             elif node.dep_ in ("prep", "agent") and up.lemma_.lower() in STYLE_NOUNS | {"that", "those"}:
                 edit.cut(core(up))
                 node = up
+            elif node.dep_ in ("prep", "agent") and up.lemma_.lower() in DEPICTIONS and _is_compared(up):
+                edit.cut(core(up))  # 'similar to the famous drawing by'
+                node = up
             elif node.dep_ in ("prep", "agent"):
-                return self._above(node, up)
+                return self._above(up)
             elif node.dep_ in ("dobj", "attr", "oprd", "acomp"):
                 if up.tag_ in ("VBG", "VBN") or not any(t.dep_ == "dobj" and t.i not in edit.drop for t in up.children):
                     self._predicate(up)
@@ -116,9 +129,11 @@ class StyleRules:
         else:
             self.edit.cut(verb.subtree)
 
-    def _above(self, prep: Token, up: Token) -> None:
+    def _above(self, up: Token) -> None:
         """Drop what a prepositional phrase that names the style hangs on, if it says only that: 'painted in'."""
-        made = up.tag_ == "VBN" and up.lemma_ in _MADE
+        edit = self.edit
+        bare = up.dep_ in ("acl", "advcl") and not edit.has_left(t for t in up.subtree if t.i > up.i)
+        made = up.tag_ == "VBN" and (up.lemma_ in _MADE or bare)
         says_like = up.lemma_ in _LIKE or (up.lemma_ in COPULAS and up.pos_ in ("AUX", "VERB"))
         if up.lemma_.lower() in _LIKENESS:
             self._likeness(up)
@@ -136,6 +151,16 @@ class StyleRules:
             edit.drop.add(token.i)
         if word.dep_ in ("acomp", "attr", "oprd") and word.head.pos_ in ("AUX", "VERB"):
             self._predicate(word.head)
+        else:
+            self._bare_style(word.head)
+
+    def _bare_style(self, noun: Token) -> None:
+        """Drop a style of which nothing is told any more: 'in a style (reminiscent of Picasso)'."""
+        if noun.lemma_.lower() in ("style", "manner", "fashion", "way") and not any(
+            t.dep_ in ("amod", "compound", "relcl", "acl") and t.i not in self.edit.drop for t in noun.children
+        ):
+            self.edit.cut(core(noun))
+            self._climb(noun)
 
     def _predicate(self, verb: Token) -> None:
         """Drop a verb that has lost what names the style, or its whole clause if nothing else is said in it."""
@@ -145,13 +170,18 @@ class StyleRules:
         if verb.tag_ == "VBN" and after is not None and after.head == verb and after.dep_ in ("prep", "agent"):
             return  # 'painted (in the style of ...) with thick strokes'
         if subject is None or subject.tag_ in ("WDT", "WP") or verb.tag_ in ("VBG",) or verb.dep_ == "conj":
-            return drop_predicate(edit, verb)
+            drop_predicate(edit, verb)
+            return self._bare_style(verb.head) if verb.dep_ in ("relcl", "acl") else None
         rest = [t for t in verb.subtree if t.i > verb.i]
         clauses = [t for t in verb.children if t.dep_ in ("advcl", "ccomp", "parataxis", "conj") and t.i not in edit.drop]
         standing = any(c.dep_ == "nsubj" for t in clauses for c in t.children)
         if _says_little(subject) and (standing or not edit.has_left(rest)):
             return drop_clause(edit, verb)
         return drop_predicate(edit, verb)
+
+
+def _is_compared(noun: Token) -> bool:
+    return noun.dep_ == "pobj" and noun.head.lower_ in ("to", "like")
 
 
 def _says_little(subject: Token) -> bool:
