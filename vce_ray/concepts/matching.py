@@ -141,8 +141,9 @@ class TermTable:
     def _misspelt(self, word: str) -> str:
         """Return the artist whose misspelt name a word is, or ''."""
         for name, term in self._artists:
-            allowed = 1 if len(name) < 7 or " " in term else 2
-            if word[0] != name[0] or abs(len(word) - len(name)) > 1:
+            same_letters = " " not in term and len(name) > FUZZY_LENGTH and set(word) == set(name)  # 'Piccaso'
+            allowed = 2 if same_letters else 1
+            if word[:1] != name[0] or abs(len(word) - len(name)) > 1:
                 continue
             if OSA.distance(word, name, score_cutoff=allowed) <= allowed and not is_word(word):
                 return term

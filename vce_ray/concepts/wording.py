@@ -17,7 +17,7 @@ _IRREGULAR = {
     "fungus": "fungi",
     "octopus": "octopuses",
 }
-_UNCHANGED = frozenset({"deer", "sheep", "fish", "aircraft", "watercraft", "elk", "moose", "swine", "bison", "series"})
+_UNCHANGED = frozenset({"deer", "reindeer", "caribou", "sheep", "fish", "aircraft", "watercraft", "elk", "moose", "swine", "bison", "series"})
 _VES = re.compile(r"(?:(?<!go)(?<!gu)l|kni|wi|li|lea|thie|loa|shea|hoo|scar|whar|dwar)fe?$")
 """Nouns with -ves: wolf, shelf, knife, leaf, hoof, scarf."""
 _OES = re.compile(r"(?:her|tomat|potat|ech|torped|mosquit|mang|buffal|volcan|tornad|domin|carg)o$")

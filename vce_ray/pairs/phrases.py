@@ -35,6 +35,7 @@ PLACES = frozenset(
 )  # fmt: skip
 PEOPLE = frozenset("man men woman women boy boys girl girls person people child children couple figure".split())
 LIMBS = frozenset("hand arm finger leg foot".split())
+BODY = LIMBS | frozenset("eye face head nose knee shoulder ear chest lip mouth cheek".split())
 _AIMS = frozenset("aim point shoot fire hold press".split())
 """Verbs after which 'at' and 'to' tell a target, not a place."""
 _COMPLEX = {"to": ("next", "close", "adjacent", "due"), "of": ("front", "top", "middle", "center", "lieu", "out", "instead")}
@@ -121,6 +122,8 @@ def is_hidden_verb(token: Token) -> bool:
     first = lead(token)[0][0].lower_
     if token.tag_ == "NNS" and first in ("a", "an"):
         return True
+    if token.tag_ == "NN" and first in ("a", "an", "the", "this", "that", "each", "every", "his", "her", "its"):
+        return False  # 'a street brawl', but 'two men fight'
     following = token.doc[token.i + 1].pos_ if token.i + 1 < len(token.doc) else "PUNCT"
     return following in ("ADP", "DET", "SCONJ", "ADV") and lacks_verb(token.sent)
 
@@ -147,6 +150,10 @@ def lead(noun: Token) -> tuple[list[Token], Token | None]:
     while tokens[0].i > noun.sent.start:
         left = doc[tokens[0].i - 1]
         comma = left.text == "," and left.i > noun.sent.start and doc[left.i - 1].pos_ == "ADJ" == tokens[0].pos_
+        listed = left.pos_ == "CCONJ" and left.i > noun.sent.start and doc[left.i - 1].pos_ == "ADJ" == tokens[0].pos_
+        if listed and doc[left.i - 1].i > noun.sent.start:
+            tokens.insert(0, left)
+            continue
         if left.pos_ not in ("DET", "ADJ", "NOUN", "PROPN", "NUM", "ADV", "PART") and left.tag_ != "PRP$" and not (
             left.text == "-" or comma or (left.tag_ in ("VBN", "VBG") and left.dep_ == "amod")
         ):  # fmt: skip
@@ -284,8 +291,10 @@ def drop_predicate(edit: Edit, verb: Token) -> None:
     edit.drop.add(verb.i)
     if follower is not None and not own_subject:
         drop_from_list(edit, verb)
-        if follower.tag_ != verb.tag_ or any(t.dep_ in ("aux", "auxpass") for t in follower.children):
-            edit.cut(helpers)  # 'is naked and is looking', but not 'is holding a knife and smiling'
+        if any(t.dep_ in ("aux", "auxpass") for t in follower.children) or follower.tag_ in FINITE:
+            edit.cut(helpers)  # 'is naked and is looking'
+        elif verb.lemma_ == "be" and follower.tag_ in ("VBG", "VBN"):
+            edit.drop.discard(verb.i)  # 'is naked and looking'
     elif verb.dep_ == "conj":
         drop_from_list(edit, verb)
         edit.cut(verb.subtree if subject is not None and not relative else helpers)
@@ -337,6 +346,10 @@ class TermRules:
         if words[0].pos_ == "ADP" or starts_list(edit, words):  # 'in the nude'
             return None
         if words[-1].head.i > words[-1].i and self._describes(words[-1], after):
+            noun = words[-1].head
+            phrase, link = lead(noun)
+            if noun.lemma_ in BODY and link is not None and link.lower_ == "with" and len(phrase) == len(words) + 2:
+                return edit.cut([link, *phrase])  # 'with a wounded leg'
             return drop_modifier(edit, words)
         if term.pos_ in ("ADJ", "ADV", "VERB", "AUX") and not (term.pos_ == "ADJ" and lead(term)[0][0].pos_ == "DET"):
             return self._adjective(term)
@@ -362,6 +375,11 @@ class TermRules:
     def _action(self, term: Token) -> None:
         """Replace an action by standing, or by meeting if it is done to someone."""
         done_to = any(t.dep_ in ("agent", "dobj") for t in term.children)
+        target = self.edit.doc[term.i + 1] if term.i + 1 < len(self.edit.doc) else term
+        if target.lower_ in ("at", "toward", "towards") and term.lemma_ in HANDLES | _AIMS:
+            self.edit.drop.add(target.i)
+            self.edit.put[term.i] = conjugate("face", term)
+            return
         armed = term.lemma_ in HANDLES and any(t.dep_ == "dobj" for t in term.children)
         self.edit.put[term.i] = conjugate("hold" if armed else "meet" if done_to else "stand", term)
 
@@ -370,7 +388,7 @@ class TermRules:
         edit.cut(t for t in term.children if t.dep_ in ("advmod", "npadvmod", "neg") and t.i < term.i)
         edit.cut(t for prep in term.children if prep.lower_ == "from" and prep.i == term.i + 1 for t in prep.subtree)
         edit.cut(t for t in edit.doc[term.i + 1 : term.i + 5] if t.lower_ in ("up", "down") and t.i - 1 in edit.drop)
-        listed = term.dep_ == "conj" or any(t.pos_ == term.pos_ and t.tag_ != "VBZ" for t in conjuncts(term))
+        listed = term.dep_ == "conj" or any(t.tag_ not in FINITE for t in conjuncts(term))
         if term.dep_ in ("acomp", "attr", "oprd") and up.lemma_ in COPULAS and up.pos_ in ("AUX", "VERB"):
             drop_from_list(edit, term) if listed else drop_predicate(edit, up)
         elif any(t.dep_ in ("auxpass", "aux") for t in term.children):

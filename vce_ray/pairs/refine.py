@@ -22,7 +22,7 @@ import re
 import unicodedata
 
 from vce_ray.concepts.concept import Concept
-from vce_ray.concepts.language import parse
+from vce_ray.concepts.language import can_be_verb, parse
 from vce_ray.concepts.matching import Match
 from vce_ray.concepts.wording import fix_articles, plural, sentences, straight_quotes
 from vce_ray.pairs.grammar import fault, has_content
@@ -181,10 +181,10 @@ def _is_plural(text: str, match: Match) -> bool:
     if span is None or any(child.dep_ in ("det", "poss") and child.lower_ != "the" for child in span.root.children):
         return False
     token = span.root
-    after = [word.tag_ for word in token.doc[span.end : span.end + 1]]
+    after = "".join(word.lower_ for word in token.doc[span.end : span.end + 1])
     agrees = token.dep_ in ("nsubj", "nsubjpass") and token.head.tag_ in ("VBP", "VB")
-    bare = span.start == token.sent.start and after and after[0] in ("NN", "VBP", "VB")
-    return agrees or bool(bare) or bool(re.match(r" (?:are|were|have)\b", text[match.end :]))
+    bare = span.start == token.sent.start and not after.endswith("s") and can_be_verb(after)  # 'Elk graze in a valley.'
+    return agrees or bare or bool(re.match(r" (?:are|were|have)\b", text[match.end :]))
 
 
 def _merge(text: str, one: str, many: str) -> str:

@@ -24,7 +24,7 @@ STYLE_NOUNS = frozenset(
     """style manner aesthetic technique tradition spirit vein fashion palette look brushwork brushstroke approach work
     artwork art masterpiece hand school influence essence resemblance similarity homage nod tribute take reference hint
     echo period series oeuvre signature repetition chiaroscuro impasto feel touch flair genre language idiom lens
-    version method lighting effect quality reminder imitation silkscreen quote allusion""".split()
+    version method lighting effect quality reminder imitation silkscreen quote allusion year career""".split()
 )  # fmt: skip
 """Nouns that lead to an artist: 'the brushwork of'."""
 _WORKS = frozenset("work artwork art masterpiece reference take".split())
@@ -58,7 +58,10 @@ class StyleRules:
             return drop_from_list(edit, node)
         if not (node.dep_ in MODIFIERS and node.head.i > node.i):
             edit.cut(core(node))
-        link = lead(words[0])[1]
+        phrase, link = lead(words[0])
+        if link is not None and link.pos_ == "ADP" and node.dep_ not in ("pobj", "pcomp", "poss", *MODIFIERS):
+            edit.cut([link, *phrase])
+            return self._climb(link)
         if link is not None and link.lemma_ in _LIKE and link.tag_ == "VBG":  # 'an artist resembling Picasso'
             edit.cut(edit.doc[link.i : words[0].i])
             return None
@@ -135,8 +138,12 @@ class StyleRules:
         bare = up.dep_ in ("acl", "advcl") and not edit.has_left(t for t in up.subtree if t.i > up.i)
         made = up.tag_ == "VBN" and (up.lemma_ in _MADE or bare)
         says_like = up.lemma_ in _LIKE or (up.lemma_ in COPULAS and up.pos_ in ("AUX", "VERB"))
+        tribute = next((t for t in up.children if t.dep_ == "dobj" and t.lemma_.lower() in STYLE_NOUNS), None)
         if up.lemma_.lower() in _LIKENESS:
             self._likeness(up)
+        elif tribute is not None and up.pos_ == "VERB":  # 'pays homage to'
+            edit.cut(core(tribute))
+            self._predicate(up)
         elif made or says_like:
             self._predicate(up)
 
@@ -175,13 +182,17 @@ class StyleRules:
         rest = [t for t in verb.subtree if t.i > verb.i]
         clauses = [t for t in verb.children if t.dep_ in ("advcl", "ccomp", "parataxis", "conj") and t.i not in edit.drop]
         standing = any(c.dep_ == "nsubj" for t in clauses for c in t.children)
+        if verb.dep_ in ("advcl", "ccomp") and verb.head.lemma_ in COPULAS and _says_little(subject):
+            edit.cut(verb.subtree)  # 'looks like it was made by'
+            return self._predicate(verb.head)
         if _says_little(subject) and (standing or not edit.has_left(rest)):
             return drop_clause(edit, verb)
         return drop_predicate(edit, verb)
 
 
 def _is_compared(noun: Token) -> bool:
-    return noun.dep_ == "pobj" and noun.head.lower_ in ("to", "like")
+    before = noun.doc[noun.head.i - 1].lower_ if noun.head.i else ""
+    return noun.dep_ == "pobj" and (noun.head.lower_ in ("to", "like") or (before, noun.head.lower_) == ("as", "in"))
 
 
 def _says_little(subject: Token) -> bool:
