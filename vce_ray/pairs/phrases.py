@@ -232,6 +232,26 @@ def starts_list(edit: Edit, words: Sequence[Token]) -> bool:
     return True
 
 
+def is_segment(edit: Edit, words: Sequence[Token], others: frozenset[str] = frozenset()) -> bool:
+    """Drop words that stand alone between commas, with their adverbs, whatever their parse. False if they do not.
+
+    Args:
+        others: lemmas of nouns that may stand with them.
+    """
+    doc, first, last = edit.doc, words[0].i, words[-1].i
+    while first > 0 and (doc[first - 1].pos_ == "ADV" or doc[first - 1].lower_ in ("in", "both", *others)):
+        first -= 1
+    while last + 1 < len(doc) and doc[last + 1].lemma_.lower() in others:
+        last += 1
+    closed = last + 1 == len(doc) or doc[last + 1].text in (",", ".", ")", ";")
+    if not closed or first == 0 or doc[first - 1].text not in (",", "("):
+        return False
+    if doc[first - 1].text == "," and any(t.pos_ == "CCONJ" for t in doc[last + 1 : last + 3]):
+        return False
+    edit.cut(doc[first : last + 1])
+    return True
+
+
 def drop_rest(edit: Edit, token: Token) -> None:
     """Drop what follows a dropped noun or verb and makes no sense without it; keep places and what people do."""
     for child in token.children:
@@ -343,7 +363,7 @@ class TermRules:
         if words[0].tag_ in ("VBG", "VBN") and after is not None and after.lower_ == "but":  # 'wearing nothing but'
             return edit.cut([*words[1:], after])
         edit.cut(words)
-        if words[0].pos_ == "ADP" or starts_list(edit, words):  # 'in the nude'
+        if words[0].pos_ == "ADP" or starts_list(edit, words) or is_segment(edit, words):  # 'in the nude'
             return None
         if words[-1].head.i > words[-1].i and self._describes(words[-1], after):
             noun = words[-1].head

@@ -166,9 +166,10 @@ def _is_action(text: str, match: Match, concept: Concept) -> bool:
     span = parse(text).char_span(match.start, match.end, alignment_mode="expand")
     if span is None:
         return False
-    token = span.root
+    token, after = span.root, text[match.end : match.end + 1]
     describes = token.dep_ in ("compound", "amod") and token.head.i > token.i and not is_hidden_verb(token.head)
-    return token.pos_ in ("VERB", "ADJ") or describes or is_hidden_verb(token)
+    acts = token.pos_ == "VERB" and token.i > token.sent.start
+    return acts or (describes and after == " ") or is_hidden_verb(token)
 
 
 def _is_plural(text: str, match: Match) -> bool:

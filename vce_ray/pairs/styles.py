@@ -16,6 +16,7 @@ from vce_ray.pairs.phrases import (
     drop_from_list,
     drop_predicate,
     followed_by,
+    is_segment,
     lead,
     starts_list,
 )
@@ -51,7 +52,7 @@ class StyleRules:
         node = next((t for t in words if t.head not in words), words[-1])
         edit.cut(words)
         edit.cut(t for word in words for t in word.children if t.dep_ == "case" or t.lower_ in ("himself", "herself"))
-        if self._as_painted(words[-1]) or starts_list(edit, words):
+        if self._as_painted(words[-1]) or starts_list(edit, words) or is_segment(edit, words, STYLE_NOUNS):
             return None
         others = [t for t in node.conjuncts if t.i not in edit.drop and t.pos_ in ("PROPN", "NOUN")]
         if node.dep_ == "conj" or (others and node.dep_ in ("pobj", "poss", "dobj")):
