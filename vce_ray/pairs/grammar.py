@@ -92,6 +92,8 @@ def _token_faults(token: Token, following: Token | None) -> Iterator[str]:
     if token.lemma_ == "be" and token.pos_ in ("AUX", "VERB") and token.tag_ in ("VBZ", "VBP", "VBD"):
         if ends or (following is not None and following.tag_ in ("VBZ", "CC")):
             yield f"'{token.text}' without a complement"
+        if following is not None and following.tag_ in ("VB", "VBP", "VBZ") and following.pos_ == "VERB":
+            yield f"'{token.text} {following.text}'"
     if token.tag_ in ("WDT", "WP") and not any(
         t.pos_ in ("VERB", "AUX") or _unsure(t) for t in token.doc[token.i + 1 : token.sent.end]
     ):

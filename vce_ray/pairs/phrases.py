@@ -277,9 +277,10 @@ def drop_rest(edit: Edit, token: Token) -> None:
 
 
 def drop_tail(edit: Edit, token: Token) -> None:
-    """Drop the words after a token up to the next comma or finite verb: the rest of 'its steeple pointing upwards'."""
+    """Drop the words after a token up to the next comma, finite verb or place: the rest of 'its steeple pointing up'."""
     for word in token.doc[token.i + 1 : token.sent.end]:
-        if word.is_punct or (word.tag_ in FINITE and word.i > token.i + 1):
+        place = word.lower_ in ("in", "on", "at", "near", "beside", "behind") and not _on_someone(word)
+        if word.is_punct or place or (word.tag_ in FINITE and word.i > token.i + 1):
             return
         edit.drop.add(word.i)
 
@@ -311,7 +312,7 @@ def drop_predicate(edit: Edit, verb: Token) -> None:
     edit.drop.add(verb.i)
     if follower is not None and not own_subject:
         drop_from_list(edit, verb)
-        if any(t.dep_ in ("aux", "auxpass") for t in follower.children) or follower.tag_ in FINITE:
+        if any(t.dep_ in ("aux", "auxpass") for t in follower.children) or follower.tag_ in (*FINITE, "VB"):
             edit.cut(helpers)  # 'is naked and is looking'
         elif verb.lemma_ == "be" and follower.tag_ in ("VBG", "VBN"):
             edit.drop.discard(verb.i)  # 'is naked and looking'
@@ -371,6 +372,8 @@ class TermRules:
             if noun.lemma_ in BODY and link is not None and link.lower_ == "with" and len(phrase) == len(words) + 2:
                 return edit.cut([link, *phrase])  # 'with a wounded leg'
             return drop_modifier(edit, words)
+        if term.dep_ == "attr" and term.head.lemma_ in COPULAS and not _is_counted(term, lead(term)[0]):
+            return self._adjective(term)  # 'is shirtless', which the parse takes for a noun
         if term.pos_ in ("ADJ", "ADV", "VERB", "AUX") and not (term.pos_ == "ADJ" and lead(term)[0][0].pos_ == "DET"):
             return self._adjective(term)
         return self._noun(words[-1], after)
@@ -430,8 +433,8 @@ class TermRules:
                 t.tag_ == "NN" for t in part_of.children
             ):  # fmt: skip
                 edit.put[term.head.i] = third_person(term.head.text)
-        elif own is not None and alive and term.dep_ in ("nsubj", "nsubjpass"):  # 'the woman's breasts are'
-            edit.cut(doc[own.i : term.i + 1])
+        elif own is not None and alive and (term.dep_ in ("nsubj", "nsubjpass") or (after and _is_predicate(after))):
+            edit.cut(doc[own.i : term.i + 1])  # 'the woman's breasts are'
             if after is not None and after.tag_ == "VBP" and doc[own.i - 1].tag_ != "NNS":
                 edit.put[after.i] = third_person(after.text)
         elif owner is not None and after is not None and after.tag_ in ("VBG", "VBN", "VBD", "JJ", "RB", "NN"):

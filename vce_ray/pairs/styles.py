@@ -9,6 +9,7 @@ from spacy.tokens import Token
 from vce_ray.pairs.phrases import (
     COPULAS,
     DEPICTIONS,
+    FINITE,
     MODIFIERS,
     Edit,
     core,
@@ -60,7 +61,8 @@ class StyleRules:
         if not (node.dep_ in MODIFIERS and node.head.i > node.i):
             edit.cut(core(node))
         phrase, link = lead(words[0])
-        if link is not None and link.pos_ == "ADP" and node.dep_ not in ("pobj", "pcomp", "poss", *MODIFIERS):
+        acts = node.dep_ == "nsubj" and node.head.tag_ in FINITE  # 'in the way Picasso drew'
+        if link is not None and link.pos_ == "ADP" and not acts and node.dep_ not in ("pobj", "poss", *MODIFIERS):
             edit.cut([link, *phrase])
             return self._climb(link)
         if link is not None and link.lemma_ in _LIKE and link.tag_ == "VBG":  # 'an artist resembling Picasso'
@@ -132,6 +134,8 @@ class StyleRules:
             drop_clause(self.edit, verb)
         else:
             self.edit.cut(verb.subtree)
+            if verb.dep_ == "relcl":
+                self._bare_style(verb.head)
 
     def _above(self, up: Token) -> None:
         """Drop what a prepositional phrase that names the style hangs on, if it says only that: 'painted in'."""
@@ -152,6 +156,7 @@ class StyleRules:
         """Drop 'strongly reminiscent', and 'is' if it is a predicate."""
         edit = self.edit
         edit.drop.add(word.i)
+        edit.cut(t for prep in word.children for t in prep.subtree if _in_style(prep))
         near = {t.i for t in word.children if t.dep_ in ("advmod", "amod", "det")}
         for token in reversed(word.doc[word.sent.start : word.i]):
             if token.i not in near:
@@ -164,7 +169,8 @@ class StyleRules:
 
     def _bare_style(self, noun: Token) -> None:
         """Drop a style of which nothing is told any more: 'in a style (reminiscent of Picasso)'."""
-        if noun.lemma_.lower() in ("style", "manner", "fashion", "way") and not any(
+        apposed = noun.dep_ == "appos" and noun.lemma_.lower() in STYLE_NOUNS  # ', a technique (associated with Picasso)'
+        if apposed or noun.lemma_.lower() in ("style", "manner", "fashion", "way") and not any(
             t.dep_ in ("amod", "compound", "relcl", "acl") and t.i not in self.edit.drop for t in noun.children
         ):
             self.edit.cut(core(noun))
@@ -189,6 +195,11 @@ class StyleRules:
         if _says_little(subject) and (standing or not edit.has_left(rest)):
             return drop_clause(edit, verb)
         return drop_predicate(edit, verb)
+
+
+def _in_style(prep: Token) -> bool:
+    """Whether a phrase is 'in style' or the like, after 'similar'."""
+    return prep.lower_ == "in" and any(t.dep_ == "pobj" and t.lemma_.lower() in STYLE_NOUNS for t in prep.children)
 
 
 def _is_compared(noun: Token) -> bool:
