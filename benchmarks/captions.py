@@ -1,6 +1,6 @@
 """Measure the filter of captions on tests/data/captions_labelled.jsonl, by its rules alone.
 
-    python -m benchmarks.captions              # prints the table and every failing case, writes docs/results/captions.json
+    python -m benchmarks.captions       # prints the table and every failing case, writes docs/results/captions.json
     python -m benchmarks.captions --split "held out third" --texts     # also prints every refined caption of a part
 
 Each line of the file is one caption, with the concept that it is refined for and the catalogue of that concept:
@@ -35,7 +35,7 @@ from vce_ray.concepts.wording import fix_articles
 from vce_ray.config import EMBEDDED
 from vce_ray.evaluation.metrics.intervals import share
 from vce_ray.pairs.grammar import fault
-from vce_ray.pairs.refine import refine
+from vce_ray.pairs.refine import is_gutted, refine
 
 LABELLED = Path("tests/data/captions_labelled.jsonl")
 RESULTS = Path("docs/results/captions.json")
@@ -94,6 +94,8 @@ def problems(label: dict[str, Any], refined: str) -> list[str]:
         wrong.append("broken")
     if problem := fault(refined):
         wrong.append(f"refused: {problem}")
+    if is_gutted(label["caption"], refined):
+        wrong.append("refused: most of the caption is lost")
     if refined in label.get("faulty", ()):
         wrong.append("a reader finds it wanting")
     elif refined not in label.get("accepted", ()):
@@ -198,7 +200,10 @@ def main() -> int:
         print(f"{case['concept']}: {case['caption']}\n    {case['refined'] or '-'}\n    {'; '.join(case['why'])}")
     print(table(parts))
     rates = speed(labels)
-    print(f"captions per second on one core: {rates['without_the_concept']} without the concept, {rates['refined']} refined")
+    print(
+        f"captions per second on one core: {rates['without_the_concept']} without the concept, "
+        f"{rates['refined']} refined"
+    )
     if args.split is None:
         command = shlex.join(["python", "-m", "benchmarks.captions", *sys.argv[1:]])
         report = {"command": command, "parts": parts, "captions_per_second": rates, "failing": cases}

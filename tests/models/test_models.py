@@ -62,7 +62,9 @@ def test_it_is_small_and_its_revision_is_a_hash_of_its_contents(tmp_path: Path) 
 def test_captions_name_the_object(model, renderings) -> None:
     scenes, images = renderings
     captions = model.caption(images)
-    named = [f" {OBJECTS[s.thing]} " in f" {c} " for s, (c, _) in zip(scenes, captions, strict=True) if s.thing is not None]
+    named = [
+        f" {OBJECTS[s.thing]} " in f" {c} " for s, (c, _) in zip(scenes, captions, strict=True) if s.thing is not None
+    ]
     assert np.mean(named) >= 0.85  # 0.95 on many more images is checked by tools.emoji_world.measure
     assert model.caption(images[3:5]) == captions[3:5]
     assert all(complete for _, complete in captions)

@@ -70,8 +70,8 @@ class Concept(BaseModel):
     """PairConfig settings for this concept, for every method."""
 
     @field_validator(
-        "names", "synonyms", "filter_terms", "other_senses", "templates", "held_out_templates", "keep", "keep_prompts", "labels",
-        mode="before",
+        "names", "synonyms", "filter_terms", "other_senses", "templates", "held_out_templates", "keep", "keep_prompts",
+        "labels", mode="before",
     )  # fmt: skip
     @classmethod
     def _lists_to_tuples(cls, value: Any, info: ValidationInfo) -> Any:
@@ -192,7 +192,9 @@ class Concept(BaseModel):
         Phrases of `other_senses` do not count, nor, for an object, do verbs: 'ships' in 'a shop that ships flowers'.
         """
         table = _table(self.kind, self.names + self.synonyms, self.filter_terms, self.other_senses)
-        return [match for match in table.find(text) if self.kind != "object" or not is_verb(text, match.start, match.end)]
+        return [
+            match for match in table.find(text) if self.kind != "object" or not is_verb(text, match.start, match.end)
+        ]
 
 
 @lru_cache(maxsize=256)

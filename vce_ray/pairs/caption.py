@@ -11,7 +11,7 @@ from vce_ray.models.words import vocabulary_of
 from vce_ray.pairs.answers import Caption, clean, question_for
 from vce_ray.pairs.captioner import open_captioner, open_refiner
 from vce_ray.pairs.grammar import fault
-from vce_ray.pairs.refine import refine
+from vce_ray.pairs.refine import is_gutted, refine
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,11 @@ class Describe:
     A row is rejected, independently of the others and with its own reason, if
 
     - the captioner's answer is unusable (answers.py),
-    - the answer does not mention the concept in any of its sentences, so that the image gives no contrast to learn from,
+    - no sentence of the answer mentions the concept, so that the image gives no contrast to learn from,
     - nothing is left of the caption without the concept,
     - the refined caption still mentions the concept, or
-    - it is no prompt: not grammatical (grammar.py), or with a word that the base model does not know.
+    - it is no prompt: not grammatical (grammar.py), without most of the caption, or with a word that the base model
+      does not know.
 
     Args:
         captioner: name of the captioner; None if the rows already contain its answers (ANSWER).
@@ -73,7 +74,7 @@ class Describe:
                 reason = "nothing left of the caption"
             elif concept.mentions(refined):
                 reason = "concept still in refined caption"
-            elif problem := fault(refined) or self._unknown(refined, caption):
+            elif problem := self._problem(refined, caption):
                 reason = UNUSABLE
             else:
                 described.append(
@@ -89,13 +90,17 @@ class Describe:
             rejects.append(reject(row, "captions", reason, detail))
         return described, rejects
 
-    def _unknown(self, refined: str, caption: Caption) -> str:
-        """Return in a few words which word refining has brought in that the base does not know; '' if none."""
-        if self.vocabulary is None:
-            return ""
-        known = set(self.vocabulary.unknown(caption.text))
-        new = [word for word in self.vocabulary.unknown(refined) if word not in known]
-        return f"the base does not know '{new[0]}'" if new else ""
+    def _problem(self, refined: str, caption: Caption) -> str:
+        """Return in a few words why a refined caption cannot be a prompt; '' if it can."""
+        if problem := fault(refined):
+            return problem
+        if is_gutted(caption.text, refined):
+            return "most of the caption is lost"
+        if self.vocabulary is not None:
+            known = set(self.vocabulary.unknown(caption.text))  # of another captioner, whose words are only ignored
+            new = [word for word in self.vocabulary.unknown(refined) if word not in known]
+            return f"the base does not know '{new[0]}'" if new else ""
+        return ""
 
     def _rewrite(
         self, captions: Sequence[Caption], concepts: Sequence[Concept], mentioned: Sequence[tuple[str, ...]]
@@ -103,7 +108,7 @@ class Describe:
         """Return the captions, with those that mention their concept rewritten by the refiner if there is one."""
         texts = [caption.text for caption in captions]
         if self.refiner is not None:
-            indices = [i for i, terms in enumerate(mentioned) if terms]
+            indices = [i for i, terms in enumerate(mentioned) if terms and concepts[i].mentions(texts[i])]
             answers = self.refiner.rewrite([(texts[i], concepts[i]) for i in indices])
             for i, rewritten in zip(indices, answers, strict=True):
                 texts[i] = rewritten.text or texts[i]

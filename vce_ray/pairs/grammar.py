@@ -13,22 +13,23 @@ from collections.abc import Iterator
 from spacy.tokens import Doc, Token
 
 from vce_ray.concepts.language import can_be_verb, parse
+from vce_ray.concepts.wording import word_set
 
-NO_CONTENT = frozenset(
-    """a an the this that these those it its it's he his she her they them their there here some one ones who which is are
-    was were be been being has have had and or but of in on at by with without from as to for like into near while image
-    picture photo photograph painting paintings drawing illustration artwork art work style manner scene depiction
-    rendering emoji draw draws drawn show shows showing depict depicts depicting feature features featuring portrays
-    made done painted very highly detailed both also still completely view kind way""".split()
+NO_CONTENT = word_set(
+    """a an the this that these those it its it's he his she her they them their there here some one ones who which is
+    are was were be been being has have had and or but of in on at by with without from as to for like into near
+    while image picture photo photograph painting paintings drawing illustration artwork art work style manner scene
+    depiction rendering emoji draw draws drawn show shows showing depict depicts depicting feature features
+    featuring portrays made done painted very highly detailed both also still completely view kind way"""
 )
 """Words that give an image model nothing to draw."""
-_NEEDS_NOUN = frozenset("of with at for from into to without beside against between toward towards during via".split())
+_NEEDS_NOUN = word_set("""of with at for from into to without beside against between toward towards during via""")
 """Prepositions that do not stand alone as adverbs, as 'above' does."""
-_NEEDS_OBJECT = frozenset(
-    """hold wield wear depict show feature contain carry portray cover include clutch have display resemble evoke recall
-    surround use capture""".split()
-)  # fmt: skip
-_ARTICLES = frozenset("a an the his her its their my your our this these those every each".split())
+_NEEDS_OBJECT = word_set(
+    """hold wield wear depict show feature contain carry portray cover include clutch have display resemble evoke
+    recall surround use capture"""
+)
+_ARTICLES = word_set("a an the his her its their my your our this these those every each")
 _ENDS = ".!?"
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
 
@@ -40,7 +41,12 @@ def fault(text: str) -> str:
 
 def has_content(text: str) -> bool:
     """Return whether a text has a word that an image model could draw. Does not parse it."""
-    return any(word not in NO_CONTENT for word in _WORD.findall(text.lower()))
+    return bool(content_words(text))
+
+
+def content_words(text: str) -> set[str]:
+    """Return the words of a text, in lower case, that an image model could draw. Does not parse it."""
+    return set(_WORD.findall(text.lower())) - NO_CONTENT
 
 
 def _faults(doc: Doc) -> Iterator[str]:
@@ -70,13 +76,16 @@ def _token_faults(token: Token, following: Token | None) -> Iterator[str]:
             and (following.pos_ in ("CCONJ", "DET") or following.tag_ in ("IN", "VBZ", "VBP", "MD", "TO"))
             and following.lower_ not in ("like", "half", "many", "what", "all", "both")
         )
-        if closed and following is not None and following.tag_ in ("VBZ", "VBP") and token.head == following.head:
-            closed = False  # 'the stands', mistaken for a verb
+        if word in ("a", "an") and following is not None and following.tag_ == "NNS" and can_be_verb(following.lower_):
+            beyond = token.doc[following.i + 1].pos_ if following.i + 1 < len(token.doc) else "PUNCT"
+            closed = beyond in ("ADP", "DET", "PUNCT", "ADV", "SCONJ")  # 'with a stands near'
         if closed and word not in ("her", "his", "this", "these", "those", "each"):
             yield f"'{token.text}' without a noun"
         if word in ("a", "an") and token.head.tag_ == "NNS" and token.head.i > token.i:
             between = token.doc[token.i + 1 : token.head.i]
-            if not _unsure(token.head) and all(t.pos_ in ("ADJ", "NOUN") and t.lower_ not in ("few", "dozen", "couple", "pair") for t in between):
+            if not _unsure(token.head) and all(
+                t.pos_ in ("ADJ", "NOUN") and t.lower_ not in ("few", "dozen", "couple", "pair") for t in between
+            ):
                 yield f"'{token.text}' before a plural"
     if word in _NEEDS_NOUN and token.pos_ in ("ADP", "SCONJ", "PART") and token.dep_ not in ("prt",):
         stranded = any(t.dep_ == "relcl" for t in token.ancestors)

@@ -7,7 +7,7 @@ Each sentence that mentions the concept goes through these steps:
 
 1. Names and synonyms are replaced by `concept.replacement`, in singular or plural, if there is one.
 2. Other terms are dropped one after the other, with the words that only lead to them, by rules over a parse of the
-   sentence (phrases.py). A term that the sentence needs, such as its subject, becomes `concept.stand_in`.
+   sentence (terms.py, styles.py). A term that the sentence needs, such as its subject, becomes `concept.stand_in`.
 3. The text is tidied: doubled commas, empty brackets, articles.
 4. A sentence without content is dropped, and so is one that is not grammatical any more (grammar.py), if others remain.
 
@@ -25,9 +25,11 @@ from vce_ray.concepts.concept import Concept
 from vce_ray.concepts.language import can_be_verb, parse
 from vce_ray.concepts.matching import Match
 from vce_ray.concepts.wording import fix_articles, plural, sentences, straight_quotes
-from vce_ray.pairs.grammar import fault, has_content
-from vce_ray.pairs.phrases import Edit, TermRules, is_hidden_verb
+from vce_ray.pairs.edits import Edit
+from vce_ray.pairs.grammar import content_words, fault, has_content
+from vce_ray.pairs.phrases import is_hidden_verb
 from vce_ray.pairs.styles import StyleRules
+from vce_ray.pairs.terms import TermRules
 
 MAX_STEPS = 40
 """Terms that are dropped from one sentence by its parse. Any that are left are cut out bare."""
@@ -57,6 +59,15 @@ def refine(caption: str, concept: Concept) -> str:
     while match := next(iter(concept.matches(text)), None):  # words of two sentences can join into a term
         text = _tidy(text[: match.start] + text[match.end :])
     return text if has_content(text) else ""
+
+
+def is_gutted(caption: str, refined: str) -> bool:
+    """Return whether a refined caption has lost so much that the rules are likely to have misread the caption.
+
+    That is the case if a caption of at least six words with content has kept less than a third of them.
+    """
+    before, after = content_words(caption), content_words(refined)
+    return len(before) >= 6 and 3 * len(before & after) < len(before)
 
 
 def _refine_sentence(sentence: str, concept: Concept) -> str:
@@ -199,7 +210,7 @@ def _merge(text: str, one: str, many: str) -> str:
 
     def merged(match: re.Match[str]) -> str:
         words = [token for token in parse(text) if token.idx >= match.end()][:1]
-        if words and words[0].tag_ == "VBP" or words and words[0].lower_ in ("are", "were", "have"):
+        if (words and words[0].tag_ == "VBP") or (words and words[0].lower_ in ("are", "were", "have")):
             return many
         return match["first"]
 

@@ -6,39 +6,27 @@ from collections.abc import Sequence
 
 from spacy.tokens import Token
 
-from vce_ray.pairs.phrases import (
-    COPULAS,
-    DEPICTIONS,
-    FINITE,
-    MODIFIERS,
-    Edit,
-    core,
-    drop_clause,
-    drop_from_list,
-    drop_predicate,
-    followed_by,
-    is_segment,
-    lead,
-    starts_list,
-)
+from vce_ray.concepts.wording import word_set
+from vce_ray.pairs.edits import Edit, drop_clause, drop_from_list, drop_predicate, is_segment, starts_list
+from vce_ray.pairs.phrases import COPULAS, DEPICTIONS, FINITE, MODIFIERS, core, followed_by, lead
 
-STYLE_NOUNS = frozenset(
+STYLE_NOUNS = word_set(
     """style manner aesthetic technique tradition spirit vein fashion palette look brushwork brushstroke approach work
-    artwork art masterpiece hand school influence essence resemblance similarity homage nod tribute take reference hint
-    echo period series oeuvre signature repetition chiaroscuro impasto feel touch flair genre language idiom lens
-    version method lighting effect quality reminder imitation silkscreen quote allusion year career""".split()
-)  # fmt: skip
+    artwork art masterpiece hand school influence essence resemblance similarity homage nod tribute take reference
+    hint echo period series oeuvre signature repetition chiaroscuro impasto feel touch flair genre language idiom
+    lens version method lighting effect quality reminder imitation silkscreen quote allusion year career"""
+)
 """Nouns that lead to an artist: 'the brushwork of'."""
-_WORKS = frozenset("work artwork art masterpiece reference take".split())
+_WORKS = word_set("work artwork art masterpiece reference take")
 """Those of them that stay where the artist is only named before them: 'a cubist artwork'."""
-_VAGUE = frozenset("color colour contrast light shadow line stroke tone shape composition use brush form".split())
-_ARTISTS = frozenset("artist painter master illustrator printmaker sculptor".split())
-_MADE = frozenset(
+_VAGUE = word_set("""color colour contrast light shadow line stroke tone shape composition use brush form""")
+_ARTISTS = word_set("artist painter master illustrator printmaker sculptor")
+_MADE = word_set(
     """do paint draw render create make execute design illustrate depict present portray compose style stylize print
-    craft produce inspire influence attribute base model set""".split()
-)  # fmt: skip
-_LIKENESS = frozenset("reminiscent evocative characteristic typical similar akin reflective indicative suggestive".split())
-_LIKE = frozenset("like resemble mimic imitate echo evoke recall emulate".split())
+    craft produce inspire influence attribute base model set"""
+)
+_LIKENESS = word_set("""reminiscent evocative characteristic typical similar akin reflective indicative suggestive""")
+_LIKE = word_set("like resemble mimic imitate echo evoke recall emulate")
 
 
 class StyleRules:
@@ -87,7 +75,11 @@ class StyleRules:
                 edit.cut(core(up))
                 node = up
             elif node.dep_ in ("pobj", "pcomp", "prep") and up.pos_ in ("ADP", "SCONJ", "ADV", "ADJ"):
-                if node.dep_ == "pobj" and up.lower_ == "with" and (joined := followed_by(words[-1] if node in words else node)):
+                if (
+                    node.dep_ == "pobj"
+                    and up.lower_ == "with"
+                    and (joined := followed_by(words[-1] if node in words else node))
+                ):
                     return edit.drop.add(joined.i)
                 edit.drop.add(up.i)
                 edit.cut(t for t in up.children if t.i < node.i and t.dep_ in ("advmod", "mark", "prep"))
@@ -169,9 +161,14 @@ class StyleRules:
 
     def _bare_style(self, noun: Token) -> None:
         """Drop a style of which nothing is told any more: 'in a style (reminiscent of Picasso)'."""
-        apposed = noun.dep_ == "appos" and noun.lemma_.lower() in STYLE_NOUNS  # ', a technique (associated with Picasso)'
-        if apposed or noun.lemma_.lower() in ("style", "manner", "fashion", "way") and not any(
-            t.dep_ in ("amod", "compound", "relcl", "acl") and t.i not in self.edit.drop for t in noun.children
+        apposed = (
+            noun.dep_ == "appos" and noun.lemma_.lower() in STYLE_NOUNS
+        )  # ', a technique (associated with Picasso)'
+        if apposed or (
+            noun.lemma_.lower() in ("style", "manner", "fashion", "way")
+            and not any(
+                t.dep_ in ("amod", "compound", "relcl", "acl") and t.i not in self.edit.drop for t in noun.children
+            )
         ):
             self.edit.cut(core(noun))
             self._climb(noun)
@@ -187,7 +184,9 @@ class StyleRules:
             drop_predicate(edit, verb)
             return self._bare_style(verb.head) if verb.dep_ in ("relcl", "acl") else None
         rest = [t for t in verb.subtree if t.i > verb.i]
-        clauses = [t for t in verb.children if t.dep_ in ("advcl", "ccomp", "parataxis", "conj") and t.i not in edit.drop]
+        clauses = [
+            t for t in verb.children if t.dep_ in ("advcl", "ccomp", "parataxis", "conj") and t.i not in edit.drop
+        ]
         standing = any(c.dep_ == "nsubj" for t in clauses for c in t.children)
         if verb.dep_ in ("advcl", "ccomp") and verb.head.lemma_ in COPULAS and _says_little(subject):
             edit.cut(verb.subtree)  # 'looks like it was made by'
