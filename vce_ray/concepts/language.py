@@ -52,10 +52,10 @@ def parse(text: str) -> Doc:
 def _pipeline() -> Language:
     import spacy
 
-    return spacy.load(_pipeline_folder(), exclude=["ner", "senter"])
+    return spacy.load(pipeline_folder(), exclude=["ner", "senter"])
 
 
-def _pipeline_folder() -> Path:
+def pipeline_folder() -> Path:
     """Return the folder with the data of the pipeline. Raises UserError if there is none, or other files are in it."""
     for name in (OFFICIAL, MIRROR):
         spec = importlib.util.find_spec(name)  # finds a package without running its code

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-
-from spacy.tokens import Doc, Token
+from typing import TYPE_CHECKING
 
 from vce_ray.concepts.wording import word_set
 from vce_ray.pairs.phrases import CLAUSE_STARTS, COPULAS, FINITE, conjuncts, core, on_someone, reads_as_verb
+
+if TYPE_CHECKING:
+    from spacy.tokens import Doc, Token
 
 AIMS = word_set("aim point shoot fire hold press")
 """Verbs after which 'at' and 'to' tell a target, not a place."""

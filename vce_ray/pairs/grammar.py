@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-
-from spacy.tokens import Doc, Token
+from typing import TYPE_CHECKING
 
 from vce_ray.concepts.language import can_be_verb, parse
 from vce_ray.concepts.wording import word_set
+
+if TYPE_CHECKING:
+    from spacy.tokens import Doc, Token
 
 NO_CONTENT = word_set(
     """a an the this that these those it its it's he his she her they them their there here some one ones who which is

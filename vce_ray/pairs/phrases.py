@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from spacy.tokens import Span, Token
+from typing import TYPE_CHECKING
 
 from vce_ray.concepts.language import can_be_verb
 from vce_ray.concepts.wording import word_set
+
+if TYPE_CHECKING:
+    from spacy.tokens import Span, Token
 
 FINITE = frozenset(("VBZ", "VBP", "VBD", "MD"))
 LEFT = word_set("det amod compound nummod poss advmod predet nmod quantmod npadvmod neg preconj")
@@ -93,14 +96,15 @@ def whole_preposition(prep: Token) -> list[Token]:
 
 
 def on_someone(prep: Token) -> bool:
+    """Whether a possessive pronoun follows: 'on her face'."""
     return any(t.tag_ == "PRP$" for t in prep.doc[prep.i + 1 : prep.i + 2])
 
 
 def reads_as_verb(token: Token) -> bool:
     """Whether a token is a finite verb, or a noun in -s that stands like one: 'a woman reclines on a couch'."""
     following = token.doc[token.i + 1].pos_ if token.i + 1 < len(token.doc) else ""
-    reads_as_verb = token.tag_ == "NNS" and following in ("ADP", "DET", "SCONJ") and can_be_verb(token.lower_)
-    return token.tag_ in (*FINITE, "VB") or reads_as_verb
+    mistaken = token.tag_ == "NNS" and following in ("ADP", "DET", "SCONJ") and can_be_verb(token.lower_)
+    return token.tag_ in (*FINITE, "VB") or mistaken
 
 
 def lacks_verb(sentence: Span) -> bool:

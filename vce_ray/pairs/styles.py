@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from spacy.tokens import Token
+from typing import TYPE_CHECKING
 
 from vce_ray.concepts.wording import word_set
 from vce_ray.pairs.edits import Edit, drop_clause, drop_from_list, drop_predicate, is_segment, starts_list
 from vce_ray.pairs.phrases import COPULAS, DEPICTIONS, FINITE, MODIFIERS, core, followed_by, lead
+
+if TYPE_CHECKING:
+    from spacy.tokens import Token
 
 STYLE_NOUNS = word_set(
     """style manner aesthetic technique tradition spirit vein fashion palette look brushwork brushstroke approach work

@@ -8,8 +8,7 @@ if it may as well belong to the word before: in 'a man with a gun in a street' t
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from spacy.tokens import Token
+from typing import TYPE_CHECKING
 
 from vce_ray.concepts.wording import plural, third_person, word_set
 from vce_ray.pairs.edits import (
@@ -38,6 +37,9 @@ from vce_ray.pairs.phrases import (
     reads_as_verb,
     whole_preposition,
 )
+
+if TYPE_CHECKING:
+    from spacy.tokens import Token
 
 AMOUNTS = word_set("""pair pool pile set lot number drop piece splash trail stain amount kind type sort bunch""")
 DEPICTS = word_set("show depict feature contain portray reveal include display present")
