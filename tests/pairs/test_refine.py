@@ -81,6 +81,7 @@ REAL_MODELS = {
         ("Van Gogh's sunflowers in a vase", "The sunflowers in a vase"),
         ("A self-portrait of Van Gogh with a bandaged ear", "A self-portrait with a bandaged ear"),
         ("Vincent van Gogh painted this bedroom in bright colors.", "This bedroom in bright colors."),
+        ("Mr. Smith in a garden, painted by Van Gogh and Rembrandt.", "Mr. Smith in a garden, painted by Rembrandt."),
         ("in Van Gogh style", ""),
         ("The painting is by Van Gogh.", ""),
         (

@@ -96,12 +96,12 @@ def _without(text: str, found: list[Match], concept: Concept) -> str:
         return shorter
     places = _names(text, found) if concept.kind == "style" else [(first.start, first.end)]
     start, end = places[0]
-    parsed = text
-    if named := concept.kind == "style" and (first.named or text[start:end].istitle()):
-        for begin, stop in reversed(places):
-            parsed = parsed[:begin] + _ARTIST + parsed[stop:]
+    originals: dict[int, str] = {}
+    """Names by where the parsed text has another one in their place."""
+    if concept.kind == "style" and (first.named or text[start:end].istitle()):
+        text, originals = _with_plain_names(text, places)
         end = start + len(_ARTIST)
-    doc = parse(parsed)
+    doc = parse(text)
     span = doc.char_span(start, end, alignment_mode="expand")
     if span is None:
         return text[:start] + text[end:]
@@ -113,18 +113,28 @@ def _without(text: str, found: list[Match], concept: Concept) -> str:
         TermRules(edit, concept.stand_in, concept.replacement, parts).drop(list(span))
     if all(token.i not in edit.drop and token.i not in edit.put for token in span):
         edit.cut(span)
-    if named:
-        originals = (text[begin:stop] for begin, stop in places)
-        artists = [token for token in doc if token.text == _ARTIST]
-        edit.put = {t.i: name for t, name in zip(artists, originals) if t.i not in edit.drop} | edit.put
+    names = {token.i: originals[token.idx] for token in doc if token.idx in originals}
+    edit.put = {i: name for i, name in names.items() if i not in edit.drop} | edit.put
     return edit.text()
+
+
+def _with_plain_names(text: str, places: list[tuple[int, int]]) -> tuple[str, dict[int, str]]:
+    """Return the text with _ARTIST at each of the places, and what was there by where it now is."""
+    originals: dict[int, str] = {}
+    shift = 0
+    for begin, stop in places:
+        originals[begin + shift] = text[begin + shift : stop + shift]
+        text = text[: begin + shift] + _ARTIST + text[stop + shift :]
+        shift += len(_ARTIST) - (stop - begin)
+    return text, originals
 
 
 def _names(text: str, found: list[Match]) -> list[tuple[int, int]]:
     """Return where a style is named, an artist and the title of a work as one: 'Picasso's "Guernica"'."""
     places: list[tuple[int, int]] = []
     for match in found:
-        if not (match.named or text[match.start].isupper()):
+        within = bool(places) and match.start < places[-1][1]  # the title in quotation marks after an artist
+        if within or not (match.named or text[match.start].isupper()):
             continue
         start, end = match.start, match.end
         if places and re.fullmatch(r"(?:'s)?,? \"?(?:by |, )?\"?|\"? by ", text[places[-1][1] : start]):

@@ -163,9 +163,7 @@ class StyleRules:
 
     def _bare_style(self, noun: Token) -> None:
         """Drop a style of which nothing is told any more: 'in a style (reminiscent of Picasso)'."""
-        apposed = (
-            noun.dep_ == "appos" and noun.lemma_.lower() in STYLE_NOUNS
-        )  # ', a technique (associated with Picasso)'
+        apposed = noun.dep_ == "appos" and noun.lemma_.lower() in STYLE_NOUNS  # ', a technique (of Picasso)'
         if apposed or (
             noun.lemma_.lower() in ("style", "manner", "fashion", "way")
             and not any(
