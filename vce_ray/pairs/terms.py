@@ -219,7 +219,7 @@ class TermRules:
                 self._stand_in(term, phrase)
                 edit.drop -= {t.i for t in (prep, *amount)}
             return
-        if prep.lower_ == "of" and above.lemma_.lower() in DEPICTIONS and _is_counted(term, phrase) and not self.parts:
+        if prep.lower_ == "of" and above.lemma_.lower() in DEPICTIONS and _is_counted(term, phrase):
             self._stand_in(term, phrase)
             return
         edit.cut([*whole_preposition(prep), *phrase])

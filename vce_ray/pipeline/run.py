@@ -57,7 +57,7 @@ class Run:
     def _open_record(self) -> dict[str, Any]:
         """Return the record to go on with. Raises as the constructor does."""
         new = {"name": self.name, "config": self.config.recorded()}
-        new["concept"] = self.concept.model_dump(mode="json", exclude={"train", "pairs"})  # which the config contains
+        new["concept"] = _recorded(self.concept)
         new |= {"prompts_digest": self._prompts_digest} if self._prompts_digest else {}
         new |= {"stages": {}, "versions": versions(), "git": git_revision()}
         if not self.store.exists(RUN_FILE):
@@ -66,7 +66,7 @@ class Run:
         if not self.store.stage(NAMES[0]).published():
             return new  # settings bind once something was made with them
         changed = _differences(RunConfig.from_record(record["config"]).recorded(), new["config"])
-        if record["concept"] != new["concept"]:
+        if _recorded(Concept.model_validate(record["concept"])) != new["concept"]:
             changed.append("the concept's definition")
         if "prompts_digest" in record and record["prompts_digest"] != self._prompts_digest:
             changed.append(f"the prompts in {self.config.prompts_file}")
@@ -198,6 +198,14 @@ def recorded_task(store: Store) -> Task:
     """Return the task of a run from its record alone. Raises as `read_record` does."""
     record = read_record(store)
     return Task(record["name"], RunConfig.from_record(record["config"]), Concept(**record["concept"]), store)
+
+
+def _recorded(concept: Concept) -> dict[str, Any]:
+    """Return the definition of a concept as a run records it, without what the config contains.
+
+    A record of an earlier version goes through `Concept` before it is compared, which adds the fields it lacks.
+    """
+    return concept.model_dump(mode="json", exclude={"train", "pairs"})
 
 
 def _differences(recorded: dict[str, Any], asked: dict[str, Any], path: str = "") -> list[str]:
