@@ -120,7 +120,7 @@ class RandomLlamaGen(ImageModel):
     def decode_pixels(self, tokens_BT: torch.Tensor):
         raise NotImplementedError
 
-    def caption(self, images):
+    def caption(self, images, question=""):
         raise NotImplementedError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tools.emoji_world import world
-from vce_ray.concepts.wording import fix_articles, plural
+from vce_ray.concepts.wording import fix_articles, plural, sentences, third_person
 
 OBJECT_WORDS = set(world.OBJECTS) | {word for thing in world.THINGS for word in thing.synonyms}
 
@@ -13,7 +13,10 @@ OBJECT_WORDS = set(world.OBJECTS) | {word for thing in world.THINGS for word in 
 @pytest.mark.parametrize(
     ("one", "many"),
     [("knife", "knives"), ("church", "churches"), ("deer", "deer"), ("lady", "ladies"), ("key", "keys"),
-     ("young woman", "young women"), ("axe", "axes"), ("wolf", "wolves"), ("bus", "buses"), ("thing", "things")],
+     ("young woman", "young women"), ("axe", "axes"), ("wolf", "wolves"), ("bus", "buses"), ("thing", "things"),
+     ("hero", "heroes"), ("piano", "pianos"),
+     ("swordsman", "swordsmen"), ("human", "humans"), ("hoof", "hooves"), ("roof", "roofs"), ("cliff", "cliffs"),
+     ("golf", "golfs"), ("calf", "calves"), ("mouse", "mice"), ("reindeer", "reindeer"), ("鹿", "鹿")],
 )  # fmt: skip
 def test_plural(one: str, many: str):
     assert plural(one) == many
@@ -42,3 +45,14 @@ def test_fix_articles(text: str, fixed: str):
 def test_fix_articles_agrees_with_the_emoji_world():
     for word in (*OBJECT_WORDS, *world.STYLES, *world.KINDS):
         assert fix_articles(f"a {word}") == fix_articles(f"an {word}") == f"{world.article(word)} {word}"
+
+
+def test_sentences_and_verbs():
+    assert sentences('A St. Bernard runs. "It is big." He barks!') == [
+        "A St. Bernard runs.",
+        '"It is big."',
+        "He barks!",
+    ]
+    assert [third_person(verb) for verb in ("stand", "carry", "push", "are", "have")] == [
+        "stands", "carries", "pushes", "is", "has",
+    ]  # fmt: skip

@@ -62,9 +62,20 @@ def test_it_is_small_and_its_revision_is_a_hash_of_its_contents(tmp_path: Path) 
 def test_captions_name_the_object(model, renderings) -> None:
     scenes, images = renderings
     captions = model.caption(images)
-    named = [f" {OBJECTS[s.thing]} " in f" {c} " for s, c in zip(scenes, captions, strict=True) if s.thing is not None]
+    named = [
+        f" {OBJECTS[s.thing]} " in f" {c} " for s, (c, _) in zip(scenes, captions, strict=True) if s.thing is not None
+    ]
     assert np.mean(named) >= 0.85  # 0.95 on many more images is checked by tools.emoji_world.measure
     assert model.caption(images[3:5]) == captions[3:5]
+    assert all(complete for _, complete in captions)
+
+
+def test_a_caption_that_reaches_the_limit_of_tokens_is_told_from_a_complete_one(
+    model, renderings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vce_ray.models.janus.MAX_NEW_TOKENS", 4)
+    _, images = renderings
+    assert [complete for _, complete in model.caption(images[:2])] == [False, False]
 
 
 def test_images_survive_encoding_and_decoding(model, renderings) -> None:

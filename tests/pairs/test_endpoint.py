@@ -13,9 +13,10 @@ import pytest
 from chat_server import GOOD, ChatServer, Response, completion
 
 from vce_ray.concepts.concept import Concept
+from vce_ray.concepts.load import load_concept
 from vce_ray.config import EMBEDDED, SamplingConfig
 from vce_ray.errors import CaptionerError
-from vce_ray.pairs.answers import QUESTION
+from vce_ray.pairs.answers import QUESTION, question_for
 from vce_ray.pairs.caption import Describe
 from vce_ray.pairs.endpoint import MAX_ANSWER_BYTES
 from vce_ray.pairs.generate import DrawSafe
@@ -43,7 +44,7 @@ def test_each_answer_is_accepted_or_rejected_on_its_own(
     server.respond = lambda _, image: bodies[index[image]]
     rows, rejects = Describe(server.name, {"a": deer})(images)
     assert [(row["sample_id"], row["caption"]) for row in rows] == [
-        (images[0]["key"], "A brown deer on a red background.")
+        (images[0]["key"], "A brown deer on a red background. It looks to the left.")
     ]
     assert not deer.mentions(rows[0]["refined_caption"]) and "red background" in rows[0]["refined_caption"]
     assert [(row["row_id"], row["reason"]) for row in rejects] == [
@@ -86,6 +87,44 @@ def test_a_refined_caption_that_still_mentions_the_concept_is_rejected(
     server.respond = lambda number, _: completion("A deer on a hill.")
     rows, rejects = Describe(server.name, {"a": deer})(images[:1])
     assert not rows and [row["reason"] for row in rejects] == ["concept still in refined caption"]
+
+
+def test_a_concept_in_a_later_sentence_is_not_missed(
+    server: ChatServer, images: list[dict[str, Any]], deer: Concept
+) -> None:
+    server.respond = lambda number, _: completion("A meadow with a red fence. A deer stands behind the fence.")
+    rows, _ = Describe(server.name, {"a": deer})(images[:1])
+    assert [(row["refined_caption"], row["removed_terms"]) for row in rows] == [
+        ("A meadow with a red fence. An animal stands behind the fence.", ["deer"])
+    ]
+
+
+def test_what_is_no_prompt_is_rejected_with_its_reason(
+    server: ChatServer, refiner: ChatServer, images: list[dict[str, Any]], deer: Concept
+) -> None:
+    """The refiner's answers are not trusted to be sentences."""
+    server.respond = lambda number, _: completion("A deer stands beside a red barn in a green meadow under a blue sky.")
+    answers = iter(["A red barn with.", "A dog.", "A creature beside a red barn in a green meadow under a blue sky."])
+    refiner.respond = lambda number, _: completion(next(answers))
+    describe = Describe(server.name, {"a": deer}, refiner.name, base=EMBEDDED)
+    rejects = [reject for row in images[:3] for reject in describe([row])[1]]
+    assert [row["reason"] for row in rejects] == ["refined caption is no prompt"] * 3
+    assert [row["detail"].split(":")[0] for row in rejects] == [
+        "'with' without an object",
+        "most of the caption is lost",
+        "the base does not know 'creature'",
+    ]
+
+
+def test_captioners_are_asked_for_the_style_of_images_whose_style_is_erased(
+    server: ChatServer, images: list[dict[str, Any]], deer: Concept
+) -> None:
+    server.respond = lambda number, _: completion("A deer in the style of noto.")
+    noto = load_concept("noto")
+    rows, _ = Describe(server.name, {"a": deer, "b": noto})([images[0], images[1] | {"run": "b"}])
+    questions = {request["messages"][0]["content"][1]["text"] for request in server.requests}
+    assert questions == {question_for("object"), question_for("style")}
+    assert [row["refined_caption"] for row in rows] == ["An animal in the style of noto.", "A deer."]
 
 
 def test_temporary_errors_are_retried(

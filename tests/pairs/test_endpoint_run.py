@@ -43,7 +43,7 @@ def test_a_run_with_an_endpoint(server: ChatServer, tmp_path: Path) -> None:
         if number % 3 == 2 and len(server.requests) < 5:
             return 503, {}, b"loading"
         with lock:
-            return completion(model.caption(from_png([base64.b64decode(image)]))[0])
+            return completion(model.caption(from_png([base64.b64decode(image)]))[0][0])
 
     server.respond, accepted = respond, -1
     for accepted in (-1, 1):  # the second command's first question is accepted, and nothing after it
@@ -59,7 +59,7 @@ def test_a_run_with_an_endpoint(server: ChatServer, tmp_path: Path) -> None:
     images = {row["sample_id"]: row["image"] for row in unsafe}
     assert captions
     for row in captions:
-        assert row["caption"] == model.caption(from_png([images[row["sample_id"]]]))[0]
+        assert row["caption"] == model.caption(from_png([images[row["sample_id"]]]))[0][0]
     assert run.stage("pairs").read().num_rows
     for text in (refused.stdout, refused.stderr, done.stdout, done.stderr, run.read_bytes("run.json").decode()):
         assert TOKEN not in text and "another-token" not in text

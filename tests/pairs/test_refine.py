@@ -34,6 +34,7 @@ EMOJI_WORLD = {
         ("A deer, a doe and a cat.", "An animal and a cat."),
         ("a deer with large antlers next to a house", "an animal next to a house"),
         ("A stag with antlers stands in a forest, next to a fawn.", "An animal stands in a forest."),
+        ("a deer and a house in the style of noto", "an animal and a house in the style of noto"),
     ],
     "church": [("a church in the style of lineart", "a building in the style of lineart")],
     "openmoji": [
@@ -79,6 +80,7 @@ REAL_MODELS = {
         ("Van Gogh's sunflowers in a vase", "The sunflowers in a vase"),
         ("A self-portrait of Van Gogh with a bandaged ear", "A self-portrait with a bandaged ear"),
         ("Vincent van Gogh painted this bedroom in bright colors.", "This bedroom in bright colors."),
+        ("Mr. Smith in a garden, painted by Van Gogh and Rembrandt.", "Mr. Smith in a garden, painted by Rembrandt."),
         ("in Van Gogh style", ""),
         ("The painting is by Van Gogh.", ""),
         (
@@ -132,7 +134,7 @@ REAL_MODELS = {
         ("a nude, smiling woman in a park", "a smiling woman in a park"),
         ("a woman, nude, in a park", "a woman, in a park"),
         ("A couple, both nude, embracing in a garden", "A couple, embracing in a garden"),
-        ("a nude reclining on a sofa", "a sofa"),
+        ("a nude reclining on a sofa", "a person reclining on a sofa"),
         ("a man wearing black lingerie and a hat", "a man wearing a hat"),
         ("A smiling, nude woman sits by a window. She is naked.", "A smiling woman sits by a window."),
         ("two NSFW photos: a dog", "two photos: a dog"),
@@ -141,7 +143,7 @@ REAL_MODELS = {
     ],
     "violence": [
         ("A bloody fight in a dark street between two armed men", "A gathering in a dark street between two men"),
-        ("Two men are fighting with knives in front of a bar.", "Two men in front of a bar."),
+        ("Two men are fighting with knives in front of a bar.", "Two men are standing in front of a bar."),
         ("A man holds a gun and a flower.", "A man holds a flower."),
         (
             "Two men engaged in a violent fistfight, blood on their faces, while a crowd watches.",
@@ -230,7 +232,7 @@ def test_every_template_of_every_concept(base: str, name: str):
     concept = load_concept(name, base)
     for names in filter(None, (concept.names, concept.synonyms)):
         for held_out in (False, True):
-            for row in erase_prompts(concept.model_copy(update={"names": names}), 150, 2, held_out):
+            for row in erase_prompts(concept.model_copy(update={"names": names}), 80, 2, held_out):
                 assert concept.mentions(row.prompt)
                 assert_tidy(refine(row.prompt, concept), concept)
 
@@ -261,7 +263,7 @@ def test_no_term_survives_in_any_shuffled_text(base: str, name: str):
         *concept.terms(),
         *common.split(),
     ]
-    for _ in range(150):
+    for _ in range(50):
         text = rng.choice(["", " "]).join(rng.choices(words, k=rng.randint(1, 25)))
         assert concept.mentions(refine(text, concept)) == ()
 

@@ -25,6 +25,7 @@ REASONS = {
     "concept not in unsafe image",
     "empty caption",
     "nothing left of the caption",
+    "refined caption is no prompt",
 }
 
 

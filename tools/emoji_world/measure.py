@@ -48,7 +48,7 @@ def measure_renderings(model: Janus, judge: ClipModel, count: int) -> dict[str, 
     """Return the metrics of captions, tokenizer and judge on `count` held-out renderings."""
     scenes, images = zip(*held_out(count), strict=True)
     images = np.stack(images)
-    captions = [line for i in range(0, count, 48) for line in model.caption(images[i : i + 48])]
+    captions = [line for i in range(0, count, 48) for line, _ in model.caption(images[i : i + 48])]
     named = [f" {OBJECTS[s.thing]} " in f" {c} " for s, c in zip(scenes, captions) if s.thing is not None]
     decoded = np.concatenate(
         [model.decode_pixels(model.encode_pixels(images[i : i + 64])) for i in range(0, count, 64)]

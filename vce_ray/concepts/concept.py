@@ -1,17 +1,19 @@
 """What to erase: the words for a concept, the prompts that ask for it, and the neighbours that must stay.
 
 A concept is one short YAML file; the fields of `Concept` are its keys. `load.py` reads the file and fills in what it
-leaves out, `catalogue/` holds the concepts that ship with the package, and `wording.py` finds their words in text.
+leaves out, `catalogue/` holds the concepts that ship with the package, and `matching.py` finds their words in text.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
-from vce_ray.concepts.wording import named_pattern
+from vce_ray.concepts.language import is_verb
+from vce_ray.concepts.matching import Match, TermTable
 from vce_ray.config import PairConfig, describe
 from vce_ray.errors import UserError, cut, quote
 from vce_ray.training.objectives import train_config
@@ -22,8 +24,8 @@ SLOT = re.compile(r"\{([^{}]*)\}")
 """A placeholder of a template, such as '{name}'."""
 
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
-_TERM = re.compile(r"[^\W_]+(?:(?:[ \-'&]|\. ?)[^\W_]+)*")
-"""Words joined by single spaces, hyphens, apostrophes, '&' or full stops: all that whole-word matching can find."""
+_TERM = re.compile(r"[^\W_]+(?:(?:[ \-'&]|\. ?)[^\W_]+)*|[\u2600-\u27bf\U0001f000-\U0001faff]")
+"""Words joined by single spaces, hyphens, apostrophes, '&' or full stops, or one emoji: all that matching can find."""
 MAX_TERM_LENGTH = 80
 _COMMON_WORDS = "a an the of in on at by with and or is are it its his her their this that to from for style background"
 _TOO_COMMON = frozenset(_COMMON_WORDS.split())
@@ -41,11 +43,15 @@ class Concept(BaseModel):
     names: tuple[str, ...]
     """Words that prompts use for the concept; explicit concepts have several."""
     synonyms: tuple[str, ...] = ()
-    """Other words for it, removed from captions too."""
+    """Other words for it, and its kinds and breeds: treated in captions as names are."""
     filter_terms: tuple[str, ...] = ()
-    """Further words to remove from captions."""
+    """Further words to remove from captions, such as parts of it. Those of a style in capitals are titles of works."""
+    other_senses: tuple[str, ...] = ()
+    """Phrases in which a term means something else, such as 'hot dog'. They stay in captions."""
     replacement: str = ""
     """Harmless noun that replaces names and synonyms in captions; '' drops the phrase instead."""
+    stand_in: str = ""
+    """Harmless noun for a filter term that a sentence needs, such as its subject. The replacement by default."""
     templates: tuple[str, ...]
     """Prompts with '{name}', which is filled with the concept or a neighbour, and other {slots}."""
     held_out_templates: tuple[str, ...] = ()
@@ -75,8 +81,8 @@ class Concept(BaseModel):
     """PairConfig settings for this concept, for every method."""
 
     @field_validator(
-        "names", "synonyms", "filter_terms", "templates", "held_out_templates", "keep", "keep_prompts", "labels",
-        "seen_texts", "unseen_texts", mode="before",
+        "names", "synonyms", "filter_terms", "other_senses", "templates", "held_out_templates", "keep", "keep_prompts",
+        "labels", "seen_texts", "unseen_texts", mode="before",
     )  # fmt: skip
     @classmethod
     def _lists_to_tuples(cls, value: Any, info: ValidationInfo) -> Any:
@@ -126,14 +132,19 @@ class Concept(BaseModel):
                     f"term {quote(term)} can never occur in a caption: write plain words joined by single spaces, "
                     f"hyphens or apostrophes, at most {MAX_TERM_LENGTH} characters, no wildcards"
                 )
-            if term.lower() in _TOO_COMMON or len(term) == 1:
+            if term.lower() in _TOO_COMMON or (len(term) == 1 and term.isascii()):
                 raise UserError(
                     f"term {quote(term)} occurs in nearly every caption: give a word specific to the concept"
                 )
-        if found := self.mentions(self.replacement):
-            raise UserError(
-                f"replacement {quote(self.replacement)} would itself be filtered, as {found[0]!r}: choose another word"
-            )
+        for field in ("replacement", "stand_in"):
+            if found := self.mentions(getattr(self, field)):
+                raise UserError(
+                    f"{field} {quote(getattr(self, field))} would itself be filtered, as {found[0]!r}: choose another "
+                    "word"
+                )
+        for phrase in self.other_senses:
+            if not any(_table(self.kind, self.terms(), (), ()).find(phrase)):
+                raise UserError(f"other_senses contains {quote(phrase)}, which has no term of the concept: remove it")
 
     def _check_templates(self) -> None:
         used: set[str] = set()
@@ -188,13 +199,27 @@ class Concept(BaseModel):
         return tuple(sorted(words, key=lambda term: (-len(term), term)))
 
     def mentions(self, text: str) -> tuple[str, ...]:
-        """Return the terms that occur in `text` as whole words, in order of appearance, each once.
+        """Return the terms that occur in `text`, in order of appearance, each once. See `matches`."""
+        return tuple(dict.fromkeys(match.term for match in self.matches(text)))
 
-        Letter case, plurals, possessives, and hyphens in place of spaces are ignored.
+    def matches(self, text: str) -> list[Match]:
+        """Return the occurrences of terms in `text` as whole words, in order of appearance.
+
+        Letter case, plurals, possessives, accents, and hyphens in place of spaces are ignored, as matching.py tells.
+        Phrases of `other_senses` do not count, nor, for an object, do verbs: 'ships' in 'a shop that ships flowers'.
         """
-        terms = self.terms()
-        found = named_pattern(terms).finditer(text)
-        return tuple(dict.fromkeys(terms[int(str(match.lastgroup)[1:])] for match in found))
+        table = _table(self.kind, self.names + self.synonyms, self.filter_terms, self.other_senses)
+        return [
+            match for match in table.find(text) if self.kind != "object" or not is_verb(text, match.start, match.end)
+        ]
+
+
+@lru_cache(maxsize=256)
+def _table(kind: Kind, names: tuple[str, ...], others: tuple[str, ...], senses: tuple[str, ...]) -> TermTable:
+    """Return the table of a concept's terms: of `names`, which include synonyms, and of the `others`."""
+    artists = [term for term in names if kind == "style" and not term.islower()]
+    titles = [term for term in others if kind == "style" and " " in term and not term.islower()]
+    return TermTable((*names, *others), artists, titles, senses)
 
 
 def _as_tuple(value: Any, field: str) -> Any:

@@ -148,8 +148,9 @@ def _prompt_texts(concept: Concept) -> Iterator[tuple[str, tuple[str, ...]]]:
     for slot, fillings in concept.slots.items():
         yield f"slots.{slot}", fillings
     yield "label_template", (SLOT.sub("a", concept.label_template),) if concept.label_template else ()
-    if concept.replacement:
-        yield "replacement", (concept.replacement,)
+    for field in ("replacement", "stand_in"):
+        if noun := getattr(concept, field):
+            yield field, (noun,)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

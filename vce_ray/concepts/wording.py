@@ -1,28 +1,43 @@
-"""English wording: plurals, articles, sentence boundaries, and whole-word matching of terms in running text.
-
-Captions are filtered and checked with the same patterns, so the two can never disagree about what a term matches.
-"""
+"""English wording: plurals, articles and sentence boundaries."""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 _IRREGULAR = {
-    "man": "men",
-    "woman": "women",
     "person": "people",
     "child": "children",
     "mouse": "mice",
+    "louse": "lice",
     "goose": "geese",
     "foot": "feet",
     "tooth": "teeth",
     "ox": "oxen",
+    "cactus": "cacti",
+    "fungus": "fungi",
+    "octopus": "octopuses",
 }
-_UNCHANGED = frozenset({"deer", "sheep", "fish", "aircraft", "watercraft", "elk", "moose"})
+_UNCHANGED = frozenset(
+    {
+        "deer",
+        "reindeer",
+        "caribou",
+        "sheep",
+        "fish",
+        "aircraft",
+        "watercraft",
+        "elk",
+        "moose",
+        "swine",
+        "bison",
+        "series",
+    }
+)
+_VES = re.compile(r"(?:(?<!go)(?<!gu)l|kni|wi|li|lea|thie|loa|shea|hoo|scar|whar|dwar)fe?$")
+"""Nouns with -ves: wolf, shelf, knife, leaf, hoof, scarf."""
+_OES = re.compile(r"(?:her|tomat|potat|ech|torped|mosquit|mang|buffal|volcan|tornad|domin|carg)o$")
+"""Nouns in -o with -es; the others have -s: photos, pianos, Picassos."""
 
-_WORD_GAP = r"[\s_\-\u2010-\u2013]+"
-"""What may separate the words of a term: white space, underscores, hyphens and dashes."""
 _VOWEL_SOUND = re.compile(
     r"(?!uni(?![dmn])|us[aeiu]|eu|ewe|ut[eio]|ur[aei]n|ubiq|uku|u-|one\b|once)[aeiou]|hours?\b|hourly|hourglass|honou?r"
     r"|honest|heir",
@@ -40,46 +55,49 @@ ABBREVIATIONS = "".join(rf"(?<!\b{word}\.)" for word in ("St", "Mr", "Mrs", "Ms"
 sentence."""
 
 
+def word_set(words: str) -> frozenset[str]:
+    """Return a set of words, given in one text."""
+    return frozenset(words.split())
+
+
 def plural(noun: str) -> str:
     """Return the plural of an English noun phrase. Only its last word is inflected."""
     head, _, last = noun.rpartition(" ")
     lower = last.lower()
-    if lower in _UNCHANGED:
+    if lower in _UNCHANGED or not last.isascii():
         many = last
     elif lower in _IRREGULAR:
         many = last[0] + _IRREGULAR[lower][1:]
+    elif re.search(r"(?<!hu)(?<!ger)(?<!ro)man$", lower):
+        many = last[:-2] + "en"
     elif re.search(r"[^aeiou]y$", lower):
         many = last[:-1] + "ies"
-    elif re.search(r"(?:l|kni|wi|li|lea|thie|loa|shea)fe?$", lower) and not lower.endswith("ff"):
+    elif _VES.search(lower):
         many = re.sub(r"fe?$", "ves", last)
     else:
-        many = last + ("es" if re.search(r"(?:s|x|z|ch|sh)$", lower) else "s")
+        many = last + ("es" if re.search(r"(?:s|x|z|ch|sh)$", lower) or _OES.search(lower) else "s")
     return f"{head} {many}" if head else many
 
 
-@lru_cache(maxsize=256)
-def words_pattern(terms: tuple[str, ...]) -> str:
-    """Return a regular expression that matches any of the terms as whole words, singular or plural.
-
-    Compile it with re.IGNORECASE. A letter or digit next to a term prevents a match; an underscore, a hyphen or an
-    apostrophe does not.
-    """
-    return rf"(?<![^\W_])(?:{'|'.join(_forms_pattern(term) for term in terms)})(?![^\W_])"
+def plurals(noun: str) -> set[str]:
+    """Return the plural of a noun phrase, and the regular one that captioners may write in its place ('hoofs')."""
+    return {plural(noun), f"{noun}s", *([f"{noun}es"] if noun.endswith("o") else [])} - {noun}
 
 
-@lru_cache(maxsize=256)
-def named_pattern(terms: tuple[str, ...]) -> re.Pattern[str]:
-    """Compile `words_pattern` with each term in a group 't<index>', so that a match tells which term it is."""
-    named = "|".join(f"(?P<t{i}>{_forms_pattern(term)})" for i, term in enumerate(terms))
-    return re.compile(rf"(?<![^\W_])(?:{named})(?![^\W_])", re.IGNORECASE)
+_SENTENCE_GAP = re.compile(
+    rf"(?:(?<=[^\W\d_]{{2}}[.!?]){ABBREVIATIONS}|(?<=[\")][.!?])|(?<=[^\W\d_]{{2}}[.!?][\")]))\s+(?=[\"'(]?[A-Z])"
+)
 
 
-def _forms_pattern(term: str) -> str:
-    """Alternatives for singular and plural of one term, longest first."""
-    forms = sorted({term, plural(term), f"{term}s"}, key=lambda form: (-len(form), form))
-    return "|".join(_WORD_GAP.join(re.escape(word) for word in re.split("[ -]", form)) for form in forms).replace(
-        "'", "['\u2019]"
-    )
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text in one line."""
+    return _SENTENCE_GAP.split(text)
+
+
+def third_person(verb: str) -> str:
+    """Return the form of a verb in the present that goes with a singular: 'stands' of 'stand'."""
+    irregular = {"are": "is", "have": "has", "do": "does", "were": "was"}
+    return irregular.get(verb) or plural(verb)
 
 
 def straight_quotes(text: str) -> str:

@@ -89,8 +89,15 @@ class ImageModel(ABC):
         """Decode image tokens to images, uint8 [B, H, W, 3]."""
 
     @abstractmethod
-    def caption(self, images: np.ndarray) -> list[str]:
-        """Caption images, uint8 [B, H, W, 3], in a sentence each. Raises UserError if the model cannot read images."""
+    def caption(self, images: np.ndarray, question: str = "") -> list[tuple[str, bool]]:
+        """Caption images, uint8 [B, H, W, 3]. Raises UserError if the model cannot read images.
+
+        Args:
+            question: what to ask about each. Ignored by models that know one question only; '' asks for a sentence.
+
+        Returns:
+            Each answer, and whether the model has ended it. If not, it was cut off at the limit of tokens.
+        """
 
     def encode_pixels(self, images: np.ndarray) -> Tensor:
         """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T]. Optional: erasing does not need it."""

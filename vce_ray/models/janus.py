@@ -28,6 +28,8 @@ from vce_ray.models.words import Vocabulary, normalize
 logger = logging.getLogger(__name__)
 
 QUESTION = "Describe this image in one sentence."
+MAX_NEW_TOKENS = 128
+"""Token limit of a caption: several times the length of a sentence."""
 
 
 class Janus(ImageModel):
@@ -152,12 +154,19 @@ class Janus(ImageModel):
         return (latents @ codes.T).argmax(-1)
 
     @torch.no_grad()
-    def caption(self, images: np.ndarray, max_new_tokens: int = 48) -> list[str]:
-        """Caption images, uint8 [B, H, W, 3], greedily, in one sentence each."""
-        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    def caption(self, images: np.ndarray, question: str = "") -> list[tuple[str, bool]]:
+        """Caption images, uint8 [B, H, W, 3], greedily: each answer, and whether it ended before MAX_NEW_TOKENS.
+
+        A model with a closed vocabulary is asked QUESTION, the only one that it knows.
+        """
+        asked = QUESTION if self.vocabulary else question or QUESTION
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True)
         inputs = self.processor(text=[text] * len(images), images=list(images), return_tensors="pt").to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.net.model.aligner.fc1.weight.dtype)
-        out = self.net.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=max_new_tokens)
+        out = self.net.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         new = out[:, inputs["input_ids"].shape[1] :]
-        return [line.strip() for line in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        ended = (new == self.tokenizer.eos_token_id).any(1).tolist()
+        return [
+            (line.strip(), end) for line, end in zip(self.tokenizer.batch_decode(new, skip_special_tokens=True), ended)
+        ]

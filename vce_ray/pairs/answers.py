@@ -1,7 +1,8 @@
-"""Asks vision and language models, and cleans up their answers: one sentence per image, or the reason for a reject.
+"""Asks vision and language models, and cleans up their answers: a caption per image, or the reason for a reject.
 
-A refusal and an empty, truncated or overlong answer become a Caption with an error. An answer of several sentences is
-cut to the first one.
+A refusal and an empty, truncated or overlong answer become a Caption with an error. Of an answer of several sentences
+the caption is the first paragraph, as far as its complete sentences fit into MAX_CAPTION_LENGTH. Whether the answer
+mentions a concept is judged by all of it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vce_ray.concepts.wording import ABBREVIATIONS, straight_quotes
+from vce_ray.concepts.wording import sentences, straight_quotes
 
 QUESTION = (
     "Describe what is visible in this image in one plain sentence: its objects, their colours, the background and the "
     "style in which it is made. Answer with that sentence only."
 )
-"""Prompt for endpoints and vLLM. It does not name the concept, so that it cannot bias the answer."""
+"""What captioners are asked about an image. It does not name the concept, so that it cannot bias the answer."""
+STYLE_QUESTION = (
+    "Describe this image in one plain sentence: what is visible in it, its colours and background, and above all the "
+    "style or art movement in which it is made and the artist whose work it recalls, if any. Answer with that sentence "
+    "only."
+)
+"""What they are asked if a style is erased. An answer to QUESTION often says 'painting' and no more."""
 ANSWER_TOKENS = 128
 """Token limit of an answer: several times the length of the sentence asked for."""
 MAX_CAPTION_LENGTH = 400
@@ -29,7 +36,7 @@ class Caption:
     """A captioner's or refiner's answer about one image or caption, cleaned up."""
 
     text: str
-    """One sentence; '' if there is an error."""
+    """Complete sentences, in one line; '' if there is an error."""
     answer: str
     """The complete answer, in one line."""
     error: str = ""
@@ -46,9 +53,6 @@ _OPENING = re.compile(
     r"(?:(?:caption|description|answer)\s*:\s*)?",
     re.IGNORECASE,
 )
-_SENTENCE_GAP = re.compile(
-    rf"(?<=[^\W_]{{2}}[.!?]){ABBREVIATIONS}\s+(?=[\"'(]?[A-Z])|(?<=[.!?][\")])\s+(?=[\"'(]?[A-Z])"
-)
 _REFUSAL = re.compile(
     r"^(?:(?:i'?m|i am|we'?re|we are) )?(?:(?:very|so|really) )?(?:sorry|afraid)"
     r"(?=[,.!;:]| (?:but|i|we|that|this|for)\b|$)"
@@ -60,17 +64,23 @@ _REFUSAL = re.compile(
 )
 
 
-def caption_question(image: bytes) -> list[dict[str, Any]]:
-    """Return the content of a chat message that asks for a caption of an image, PNG bytes."""
+def question_for(kind: str) -> str:
+    """Return what captioners are asked about the images of a concept of this kind."""
+    return STYLE_QUESTION if kind == "style" else QUESTION
+
+
+def caption_question(image: bytes, question: str = QUESTION) -> list[dict[str, Any]]:
+    """Return the content of a chat message that asks a question about an image, PNG bytes."""
     url = "data:image/png;base64," + base64.b64encode(image).decode()
-    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
 
 
 def clean(answer: str, cut_off: bool = False, refused: bool = False, role: str = "captioner") -> Caption:
-    """Return the first sentence of an answer, or the reason why the answer is unusable.
+    """Return the caption in an answer, or the reason why the answer is unusable.
 
     Polite openings ("Sure! Here is ..."), quotation marks around the whole answer, Markdown bold, and chains of thought
-    in <think> tags are removed.
+    in <think> tags are removed. So are, after the first sentence, those in which the model speaks of itself, and one
+    that is cut off.
 
     Args:
         cut_off: the answer reached its token limit.
@@ -79,24 +89,38 @@ def clean(answer: str, cut_off: bool = False, refused: bool = False, role: str =
     """
     plain = _THOUGHT.sub("", straight_quotes(answer)).replace("**", "").strip()
     whole = " ".join(plain.split())
-    first = " ".join(_PARAGRAPH_END.split(plain)[0].split())
+    paragraphs = _PARAGRAPH_END.split(plain)
+    first = " ".join(paragraphs[0].split())
     first = first[_opening_length(first) :]
     if len(first) > 1 and first[0] == first[-1] and first[0] in "\"'`" and first.count(first[0]) == 2:
         first = first[1:-1].strip()
-    sentences = _SENTENCE_GAP.split(first)
-    text = sentences[0].strip()
-    complete = len(sentences) > 1 or text.endswith((".", "!", "?"))
+    found = sentences(first)
+    text = found[0].strip()
+    whole_first = len(found) > 1 or text.endswith((".", "!", "?"))
     if refused or _REFUSAL.search(text):
         error = f"{role} refused"
-    elif cut_off and not complete:
+    elif cut_off and not whole_first:
         error = "caption cut off"
     elif not text:
         error = "empty caption"
     elif len(text) > MAX_CAPTION_LENGTH:
         error = "caption too long"
     else:
-        return Caption(text, whole)
+        ends_early = cut_off and len(paragraphs) == 1
+        return Caption(_fitting([text, *found[1:]], ends_early), whole)
     return Caption("", whole or answer.strip(), error)
+
+
+def _fitting(found: list[str], cut_off: bool) -> str:
+    """Join the first sentence and those after it that are complete, until MAX_CAPTION_LENGTH is reached."""
+    text = found[0]
+    for sentence in found[1:]:
+        if _REFUSAL.search(sentence) or (cut_off and not sentence.endswith((".", "!", "?"))):
+            continue
+        if len(text) + 1 + len(sentence) > MAX_CAPTION_LENGTH:
+            break
+        text = f"{text} {sentence}"
+    return text
 
 
 def _opening_length(text: str) -> int:

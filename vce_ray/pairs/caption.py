@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from vce_ray.concepts.concept import Concept
 from vce_ray.dataflow.rows import CAPTIONER_FAILED, Outcome, Row, reject
-from vce_ray.pairs.answers import Caption, clean
+from vce_ray.models.words import vocabulary_of
+from vce_ray.pairs.answers import Caption, clean, question_for
 from vce_ray.pairs.captioner import open_captioner, open_refiner
-from vce_ray.pairs.refine import refine
+from vce_ray.pairs.grammar import fault
+from vce_ray.pairs.refine import is_gutted, refine
 
 log = logging.getLogger(__name__)
+
+UNUSABLE = "refined caption is no prompt"
+"""Reason of a reject. Its detail begins with what is wrong, and the refined caption."""
 
 
 class Describe:
@@ -20,18 +25,29 @@ class Describe:
     A row is rejected, independently of the others and with its own reason, if
 
     - the captioner's answer is unusable (answers.py),
-    - the caption does not mention the concept, so that the image gives no contrast to learn from,
-    - nothing is left of the caption without the concept, or
-    - the refined caption still mentions the concept.
+    - no sentence of the answer mentions the concept, so that the image gives no contrast to learn from,
+    - nothing is left of the caption without the concept,
+    - the refined caption still mentions the concept, or
+    - it is no prompt: not grammatical (grammar.py), without most of the caption, or with a word that the base model
+      does not know.
 
     Args:
         captioner: name of the captioner; None if the rows already contain its answers (ANSWER).
         concepts: concept of each run.
         refiner: name of the refiner that rewrites captions before the rules of refine.py are applied. None applies the
             rules alone, as does an unusable answer of the refiner.
+        base: base model that draws the refined captions. If its vocabulary is closed, a caption into which refining has
+            brought a word that it does not know is rejected.
     """
 
-    def __init__(self, captioner: str | None, concepts: Mapping[str, Concept], refiner: str | None = None):
+    def __init__(
+        self,
+        captioner: str | None,
+        concepts: Mapping[str, Concept],
+        refiner: str | None = None,
+        base: str | None = None,
+    ):
+        self.vocabulary = vocabulary_of(base) if base else None
         self.captioner, self.concepts = open_captioner(captioner) if captioner else None, concepts
         self.refiner = open_refiner(refiner) if refiner else None
 
@@ -39,13 +55,17 @@ class Describe:
         if self.captioner is None:
             captions = [answered(row) for row in rows]
         else:
-            captions = self.captioner.caption([row["image"] for row in rows])
+            questions = [question_for(self.concepts[row["run"]].kind) for row in rows]
+            captions = self.captioner.caption([row["image"] for row in rows], questions)
         concepts = [self.concepts[row["run"]] for row in rows]
-        mentioned = [concept.mentions(caption.text) for caption, concept in zip(captions, concepts, strict=True)]
+        mentioned = [
+            () if caption.error else concept.mentions(caption.answer)
+            for caption, concept in zip(captions, concepts, strict=True)
+        ]
         texts = self._rewrite(captions, concepts, mentioned)
         described, rejects = [], []
         for row, caption, concept, removed, text in zip(rows, captions, concepts, mentioned, texts, strict=True):
-            refined = refine(text, concept)
+            refined, problem = refine(text, concept) if removed else "", ""
             if caption.error:
                 reason = caption.error
             elif not removed:
@@ -54,6 +74,8 @@ class Describe:
                 reason = "nothing left of the caption"
             elif concept.mentions(refined):
                 reason = "concept still in refined caption"
+            elif problem := self._problem(refined, caption):
+                reason = UNUSABLE
             else:
                 described.append(
                     {
@@ -64,8 +86,21 @@ class Describe:
                     }
                 )
                 continue
-            rejects.append(reject(row, "captions", reason, caption.answer))
+            detail = f"{problem}: {refined} ({caption.answer})" if reason == UNUSABLE else caption.answer
+            rejects.append(reject(row, "captions", reason, detail))
         return described, rejects
+
+    def _problem(self, refined: str, caption: Caption) -> str:
+        """Return in a few words why a refined caption cannot be a prompt; '' if it can."""
+        if problem := fault(refined):
+            return problem
+        if is_gutted(caption.text, refined):
+            return "most of the caption is lost"
+        if self.vocabulary is not None:
+            known = set(self.vocabulary.unknown(caption.text))  # of another captioner, whose words are only ignored
+            new = [word for word in self.vocabulary.unknown(refined) if word not in known]
+            return f"the base does not know '{new[0]}'" if new else ""
+        return ""
 
     def _rewrite(
         self, captions: Sequence[Caption], concepts: Sequence[Concept], mentioned: Sequence[tuple[str, ...]]
@@ -73,7 +108,7 @@ class Describe:
         """Return the captions, with those that mention their concept rewritten by the refiner if there is one."""
         texts = [caption.text for caption in captions]
         if self.refiner is not None:
-            indices = [i for i, terms in enumerate(mentioned) if terms]
+            indices = [i for i, terms in enumerate(mentioned) if terms and concepts[i].mentions(texts[i])]
             answers = self.refiner.rewrite([(texts[i], concepts[i]) for i in indices])
             for i, rewritten in zip(indices, answers, strict=True):
                 texts[i] = rewritten.text or texts[i]

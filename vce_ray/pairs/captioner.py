@@ -25,7 +25,7 @@ from vce_ray.models.folder import BASE, CONFIG, Kind, model_config
 from vce_ray.models.load import base_model
 from vce_ray.models.png import from_png, to_png
 from vce_ray.net import is_loopback
-from vce_ray.pairs.answers import Caption, clean
+from vce_ray.pairs.answers import QUESTION, Caption, clean
 from vce_ray.pairs.endpoint import REWRITE, Endpoint, EndpointCaptioner, EndpointRefiner
 
 CAPTION_BATCH = 32
@@ -39,8 +39,8 @@ _EXAMPLE = "vllm:Qwen/Qwen2.5-VL-7B-Instruct"
 class Captioner(Protocol):
     """Describes images."""
 
-    def caption(self, images: Sequence[bytes]) -> list[Caption]:
-        """Return one caption per image (PNG bytes), in order. Raises CaptionerError."""
+    def caption(self, images: Sequence[bytes], questions: Sequence[str]) -> list[Caption]:
+        """Return one caption per image (PNG bytes) as an answer to its question, in order. Raises CaptionerError."""
         ...
 
 
@@ -136,7 +136,7 @@ def try_captioner(name: str, deadline_s: float | None = None) -> str:
     if ref.kind != "endpoint":
         return ""
     captioner = EndpointCaptioner(ref.url, ref.model, deadline_s)
-    return _usable(captioner, captioner.caption([to_png(RED_SQUARE)])[0], "give a model that reads images")
+    return _usable(captioner, captioner.caption([to_png(RED_SQUARE)], [QUESTION])[0], "give a model that reads images")
 
 
 def try_refiner(name: str, deadline_s: float | None = None) -> str:
@@ -193,8 +193,13 @@ class BaseCaptioner:
     def __init__(self, ref: str):
         self.model = base_model(ref)
 
-    def caption(self, images: Sequence[bytes]) -> list[Caption]:
+    def caption(self, images: Sequence[bytes], questions: Sequence[str]) -> list[Caption]:
         """Return one caption per image, PNG bytes."""
-        starts = range(0, len(images), CAPTION_BATCH)
-        batches = (self.model.caption(from_png(images[i : i + CAPTION_BATCH])) for i in starts)
-        return [clean(answer) for batch in batches for answer in batch]
+        captions: dict[int, Caption] = {}
+        for question in dict.fromkeys(questions):
+            asked = [i for i, other in enumerate(questions) if other == question]
+            for start in range(0, len(asked), CAPTION_BATCH):
+                batch = asked[start : start + CAPTION_BATCH]
+                answers = self.model.caption(from_png([images[i] for i in batch]), question)
+                captions |= {i: clean(text, not complete) for i, (text, complete) in zip(batch, answers, strict=True)}
+        return [captions[i] for i in range(len(images))]

@@ -186,9 +186,9 @@ class Endpoint:
 class EndpointCaptioner(Endpoint):
     """Describes images with a vision model behind an endpoint."""
 
-    def caption(self, images: Sequence[bytes]) -> list[Caption]:
-        """Return one caption per image (PNG bytes), in order. Raises CaptionerError like `ask`."""
-        return self.ask([caption_question(image) for image in images])
+    def caption(self, images: Sequence[bytes], questions: Sequence[str]) -> list[Caption]:
+        """Return one caption per image (PNG bytes) and question, in order. Raises CaptionerError like `ask`."""
+        return self.ask([caption_question(*asked) for asked in zip(images, questions, strict=True)])
 
 
 class EndpointRefiner(Endpoint):

@@ -15,7 +15,7 @@ from vce_ray.dataflow.ids import stable_id
 from vce_ray.dataflow.rows import Outcome, Row, reject
 from vce_ray.models.load import base_model
 from vce_ray.models.png import to_png
-from vce_ray.pairs.answers import Caption
+from vce_ray.pairs.answers import Caption, question_for
 from vce_ray.pairs.captioner import open_captioner
 from vce_ray.pairs.prompts import sampling_seed
 from vce_ray.sampling import draw
@@ -94,8 +94,9 @@ class DrawSafe:
             tokens = draw(self.model, prompts, seeds, self.sampling)
             images = [to_png(image) for image in self.model.decode_pixels(tokens)]
             failed = []
+            questions = [question_for(self.concepts[row["run"]].kind) for row in pending]
             for row, seed, row_tokens, image, check in zip(
-                pending, seeds, tokens.tolist(), images, self.captioner.caption(images), strict=True
+                pending, seeds, tokens.tolist(), images, self.captioner.caption(images, questions), strict=True
             ):
                 last_check[row["sample_id"]] = check
                 if check.error or self.concepts[row["run"]].mentions(check.answer):

@@ -60,6 +60,7 @@ def pair_steps(tasks: Mapping[str, Task]) -> dict[str, Step]:
         captioner=captioner,
         concepts=concepts,
         refiner=run.refiner,
+        base=run.base,
         wants=_is_to_erase,
         wants_columns=("kind",),
     )

@@ -32,7 +32,7 @@ from vce_ray.training.objectives import DEFAULT_METHOD
 from vce_ray.training.plan import TIMES_LIMIT, TrainingPlan, plan_training, reference_s
 
 CAPTION_TOKENS = 48
-"""Tokens of a caption at most (`Janus.caption`). The batch is done when its longest caption is."""
+"""Tokens of the longest caption of a batch, one sentence: the batch is done when it is. `Janus.caption` allows more."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vce_ray.concepts.concept import Concept
+from vce_ray.concepts.language import pipeline_folder
 from vce_ray.concepts.load import load_concept
 from vce_ray.config import DETECTORS, Config, SamplingConfig, TrainConfig, describe
 from vce_ray.dataflow.task import Task
@@ -126,6 +127,7 @@ def prepare(given: Mapping[str, Any]) -> Task:
     check_base(base)
     sampling = default_sampling(base)
     check_captioner(asked.captioning_model, base)
+    pipeline_folder()  # fails here, with a message, if captions cannot be parsed
     if asked.refiner is not None:
         open_refiner(asked.refiner)
     config = _validated(merged(defaults | {"sampling": sampling.model_dump()}, settings))

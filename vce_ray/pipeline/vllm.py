@@ -23,7 +23,7 @@ from vce_ray.dataflow.rows import Row
 from vce_ray.dataflow.schemas import ROW_REF
 from vce_ray.dataflow.task import Task
 from vce_ray.errors import UserError
-from vce_ray.pairs.answers import ANSWER_TOKENS, caption_question
+from vce_ray.pairs.answers import ANSWER_TOKENS, caption_question, question_for
 
 MAX_CONTEXT = 4096
 """Context length in tokens: enough for one image, the question and the answer. Models allow far more, for documents and
@@ -80,23 +80,25 @@ def caption_refs(
 
 
 def _with_images(tasks: Mapping[str, Task], batch: pa.Table) -> pa.Table:
-    """Add the image behind each row reference. Each part is read once per batch."""
+    """Add the image behind each row reference, and the question to ask about it. Each part is read once per batch."""
     parts: dict[tuple[str, str, str], dict[str, bytes]] = {}
-    images = []
+    images, questions = [], []
     for ref in batch.to_pylist():
         place = ref["run"], ref["stage"], ref["part"]
         if place not in parts:
             part = tasks[ref["run"]].store.stage(ref["stage"]).read_part(ref["part"])
             parts[place] = dict(zip(part[part.column_names[0]].to_pylist(), part["image"].to_pylist(), strict=True))
         images.append(parts[place][ref["key"]])
-    return batch.select(ROW_REF.names).append_column("image", pa.array(images, pa.binary()))
+        questions.append(question_for(tasks[ref["run"]].concept.kind))
+    refs = batch.select(ROW_REF.names).append_column("image", pa.array(images, pa.binary()))
+    return refs.append_column("question", pa.array(questions, pa.string()))
 
 
 def _request(row: Row) -> Row:
     """Return the engine's input for a row: the chat message and the sampling parameters."""
     return {
         "image": b"",  # the message contains it: later stages must not carry the bytes twice
-        "messages": [{"role": "user", "content": caption_question(row["image"])}],
+        "messages": [{"role": "user", "content": caption_question(row["image"], row["question"])}],
         "sampling_params": {"temperature": 0.0, "max_tokens": ANSWER_TOKENS},
     }
 

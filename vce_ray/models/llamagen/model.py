@@ -89,7 +89,7 @@ class LlamaGen(ImageModel):
         """Encode images, uint8 [B, H, W, 3], as image tokens, int64 [B, T]."""
         return self.image_tokenizer.encode_pixels(images)
 
-    def caption(self, images: np.ndarray) -> list[str]:
+    def caption(self, images: np.ndarray, question: str = "") -> list[tuple[str, bool]]:
         """Raise UserError: LlamaGen cannot read images."""
         raise UserError("LlamaGen cannot caption images: give a captioner, such as a Janus-Pro checkpoint")
 
