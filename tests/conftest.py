@@ -3,6 +3,7 @@ in the next, and the runs of a fleet."""
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ BUCKET = "vce-test"
 
 STARTING = {"s3_uri", "gs_uri", "hub", "fleet", "finished", "local_ray", "fake_gpu"}
 """Fixtures that start servers or Ray: a test that uses one is an integration test."""
+
+# A test run that a shell started in the background, or nohup did, ignores these, and so would the drivers it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined: without a GPU they run on the CPU
