@@ -209,6 +209,8 @@ def test_an_unknown_name_is_answered_with_close_matches_and_the_catalogue():
         ValueError, match=f"unknown concept 'dear'. Did you mean deer.* holds: {', '.join(catalogue())}; or"
     ):
         load_concept("dear")
+    with pytest.raises(ValueError, match=r"'nudity' is for released models: give one with --base, .* emoji-world"):
+        load_concept("nudity")
     with pytest.raises(ValueError, match=r"unknown concept 'Van Gogh'. Did you mean van_gogh"):
         load_concept("Van Gogh", "some/model")
     with pytest.raises(ValueError, match=r"cannot read /nowhere/mine.yaml: No such file"):

@@ -42,12 +42,15 @@ def load_concept(name_or_path: str, base: str = EMBEDDED) -> Concept:
     if path.suffix not in (".yaml", ".yml"):
         known = catalogue(base)
         if name_or_path not in known:
+            others = f"The catalogue for {base} holds: {', '.join(known)}; or give the path of your own .yaml file"
+            if name_or_path in _names_in(CATALOGUE):
+                raise UserError(
+                    f"concept {name_or_path!r} is for released models: give one with --base, such as "
+                    f"deepseek-community/Janus-Pro-7B. {others}"
+                )
             close = difflib.get_close_matches(name_or_path.lower(), known, n=3)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise UserError(
-                f"unknown concept {quote(name_or_path)}.{hint} The catalogue for {base} holds: {', '.join(known)}; "
-                "or give the path of your own .yaml file"
-            )
+            raise UserError(f"unknown concept {quote(name_or_path)}.{hint} {others}")
         path = folder / f"{name_or_path}.yaml"
     values = {"name": path.stem, **_read_yaml(path)}
     if unknown := sorted(set(values) - set(Concept.model_fields)):
@@ -67,7 +70,11 @@ def load_concept(name_or_path: str, base: str = EMBEDDED) -> Concept:
 
 def catalogue(base: str = EMBEDDED) -> list[str]:
     """Return the names of the concepts that ship for a base model, sorted."""
-    return sorted(path.stem for path in catalogue_of(base).glob("*.yaml") if path.name != DEFAULTS_FILE)
+    return _names_in(catalogue_of(base))
+
+
+def _names_in(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.name != DEFAULTS_FILE)
 
 
 def catalogue_of(base: str) -> Path:
