@@ -57,7 +57,7 @@ def refine(caption: str, concept: Concept) -> str:
     kept = [sentence for sentence in refined if sentence and not fault(sentence)] or [max(refined, key=len, default="")]
     text = " ".join(kept)
     while match := next(iter(concept.matches(text)), None):  # words of two sentences can join into a term
-        text = _tidy(text[: match.start] + text[match.end :])
+        text = _tidy(_bare(text, match))
     return text if has_content(text) else ""
 
 

@@ -5,7 +5,6 @@ A model that does not answer with yes or no has not answered: `seen` is None, an
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from vce_ray.env import JUDGE_TOKEN
 from vce_ray.errors import CaptionerError
 from vce_ray.evaluation.detectors.base import ANSWERS, Detector, numbered
 from vce_ray.models.png import to_png
-from vce_ray.pairs.answers import Caption
+from vce_ray.pairs.answers import Caption, caption_question
 from vce_ray.pairs.captioner import RED_SQUARE, parse_captioner
 from vce_ray.pairs.endpoint import Endpoint
 from vce_ray.run_config import RunConfig
@@ -43,7 +42,10 @@ class EndpointJudge(Endpoint):
         Raises:
             CaptionerError: like `ask`.
         """
-        return [yes_or_no(answer) for answer in self.ask([_message(image, question) for image in images])]
+        return [
+            yes_or_no(answer)
+            for answer in self.ask([caption_question(image, f"{question} {ONE_WORD}") for image in images])
+        ]
 
 
 class VisionDetector(Detector):
@@ -106,7 +108,7 @@ def try_judge(name: str, deadline_s: float | None = None) -> str:
         CaptionerError: it gives no answer, refuses the token, does not have the model, or does not say yes.
     """
     judge = open_judge(name, deadline_s)
-    (answer,) = judge.ask([_message(to_png(RED_SQUARE), TEST_QUESTION)])
+    (answer,) = judge.ask([caption_question(to_png(RED_SQUARE), f"{TEST_QUESTION} {ONE_WORD}")])
     if not yes_or_no(answer):
         said = " ".join((answer.error or answer.answer).split())[:100]
         raise CaptionerError(
@@ -114,9 +116,3 @@ def try_judge(name: str, deadline_s: float | None = None) -> str:
             "give a model that reads images and answers with yes or no",
         )
     return f"{judge.model} sees a red square"
-
-
-def _message(image: bytes, question: str) -> list[dict[str, Any]]:
-    url = "data:image/png;base64," + base64.b64encode(image).decode()
-    text = f"{question} {ONE_WORD}"
-    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
