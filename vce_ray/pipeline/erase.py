@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from vce_ray.config import TrainConfig
@@ -69,18 +69,20 @@ def erase(
     failures: Failures = {}
     open_runs: dict[str, Run] = {}
     _check_shared(runs)
-    try:
-        _start(runs, open_runs, failures)
-        with open_session() if any(run.unfinished for run in open_runs.values()) else nullcontext():
+    with ExitStack() as sessions:  # outermost: Ray may end the process while it shuts down under a training
+        try:
+            _start(runs, open_runs, failures)
+            if any(run.unfinished for run in open_runs.values()):
+                sessions.enter_context(open_session())
             _erase(open_runs, failures, pairs_only)
-    except KeyboardInterrupt as error:
-        lost = _finish_all(open_runs, "stopped", str(error) or "interrupted")
-        if lost:
-            raise UserError(lost) from error
-        raise
-    except BaseException as error:
-        _finish_all(open_runs, "failed", format_error(error))
-        raise
+        except KeyboardInterrupt as error:
+            lost = _finish_all(open_runs, "stopped", str(error) or "interrupted")
+            if lost:
+                raise UserError(lost) from error
+            raise
+        except BaseException as error:
+            _finish_all(open_runs, "failed", format_error(error))
+            raise
     return {run.name: failures.get(run.name) or _metrics(run) for run in runs}
 
 
